@@ -1,0 +1,71 @@
+"""The verbs every system of the toolkit speaks: encode the image and its references, segment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+from unified.structures import (
+    FeaturePyramid,
+    ImageBatch,
+    Reference,
+    References,
+    Segmentation,
+    Target,
+)
+
+
+@runtime_checkable
+class Segmenter(Protocol):
+    """A model that segments what references refer to.
+
+    ``reference_kinds`` is the subset of {"text", "mask"} that the model understands.
+    """
+
+    reference_kinds: frozenset[str]
+
+    def preprocess(self, images: Sequence[Tensor]) -> ImageBatch:
+        """B x (3, h, w) RGB in 0..255 on any device -> a normalised batch on the model's device."""
+        ...
+
+    def encode_image(self, images: ImageBatch) -> FeaturePyramid:
+        """Features of every image; the costly step, run once per frame."""
+        ...
+
+    def encode_text(self, texts: Sequence[str]) -> tuple[Reference, ...]:
+        """B sentences -> one reference per level, batch B."""
+        ...
+
+    def encode_mask(
+        self, images: ImageBatch, features: FeaturePyramid, masks: Tensor
+    ) -> tuple[Reference, ...]:
+        """Masks (B, H, W) of the padded size on the images whose features are given."""
+        ...
+
+    def segment(
+        self,
+        features: FeaturePyramid,
+        references: Sequence[References],
+        *,
+        top_k: int = 1,
+        mask_stride: int = 4,
+    ) -> Segmentation:
+        """The ``top_k`` best queries of every image, given zero, one or two kinds of reference."""
+        ...
+
+
+class TrainableSegmenter(Segmenter, Protocol):
+    """A segmenter that can also say how wrong it is."""
+
+    def losses(
+        self,
+        features: FeaturePyramid,
+        references: Sequence[References],
+        targets: Sequence[Target],
+        *,
+        mask_stride: int = 4,
+    ) -> Mapping[str, Tensor]:
+        """Weighted scalar losses by name; their plain sum is the objective."""
+        ...

@@ -1,0 +1,247 @@
+"""The nouns of the toolkit: what travels between encoders, fusion, heads and the video loop.
+
+Letters: B batch, L levels, N tokens, C channels, H, W height and width in pixels, Q queries,
+K kept queries or supports, M instances, T frames. ``padding_mask`` is True on padding, ``mask`` is
+True on the object. Sizes are (h, w). This module imports torch and nothing of ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class ImageBatch:
+    """Normalised images padded at the right and bottom to one size.
+
+    Attributes:
+        tensor: (B, 3, H, W) normalised RGB, zero on padding; H, W multiples of the size divisor.
+        image_sizes: B x (h, w) before padding.
+        padding_mask: (B, H, W) bool, True on padding.
+    """
+
+    tensor: Tensor
+    image_sizes: tuple[Size, ...]
+    padding_mask: Tensor
+
+    def __len__(self) -> int:
+        return self.tensor.shape[0]
+
+    @property
+    def padded_size(self) -> Size:
+        return self.tensor.shape[-2], self.tensor.shape[-1]
+
+    @classmethod
+    def from_images(
+        cls, images: Sequence[Tensor], *, mean: Tensor, std: Tensor, divisor: int
+    ) -> ImageBatch:
+        """Normalises each image, then pads all to the largest size rounded up to ``divisor``.
+
+        Args:
+            images: B x (3, h, w) RGB in 0..255, any numeric dtype.
+            mean, std: (3,) on the 0..255 scale; their device is the batch's.
+            divisor: padded height and width are multiples of this.
+        """
+        sizes = tuple((int(image.shape[-2]), int(image.shape[-1])) for image in images)
+        height, width = padded_size(sizes, divisor)
+        tensor = mean.new_zeros(len(images), 3, height, width)
+        padding_mask = torch.ones(len(images), height, width, dtype=torch.bool, device=mean.device)
+        for index, (image, (h, w)) in enumerate(zip(images, sizes, strict=True)):
+            pixels = image.to(device=mean.device, dtype=mean.dtype)
+            tensor[index, :, :h, :w] = (pixels - mean[:, None, None]) / std[:, None, None]
+            padding_mask[index, :h, :w] = False
+        return cls(tensor=tensor, image_sizes=sizes, padding_mask=padding_mask)
+
+
+@dataclass(frozen=True)
+class FeaturePyramid:
+    """Image features before any reference is fused.
+
+    Attributes:
+        levels: L x (B, C, H_l, W_l), finest first (UniRef: strides 8, 16, 32, 64; SAM: one level).
+        padding_masks: L x (B, H_l, W_l) bool, True on padding.
+        image_sizes: B x (h, w) in input pixels, before padding.
+        padded_size: (H, W) of the padded input batch.
+        high_res: (B, C', H/4, W/4) un-fused features for fine masks, or None.
+    """
+
+    levels: tuple[Tensor, ...]
+    padding_masks: tuple[Tensor, ...]
+    image_sizes: tuple[Size, ...]
+    padded_size: Size
+    high_res: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.levels[0].shape[0]
+
+    def expand(self, num: int) -> FeaturePyramid:
+        """The features of one image (B = 1) repeated ``num`` times as views, without a copy."""
+        return FeaturePyramid(
+            levels=tuple(level.expand(num, -1, -1, -1) for level in self.levels),
+            padding_masks=tuple(mask.expand(num, -1, -1) for mask in self.padding_masks),
+            image_sizes=self.image_sizes * num,
+            padded_size=self.padded_size,
+            high_res=None if self.high_res is None else self.high_res.expand(num, -1, -1, -1),
+        )
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What a sentence or a mask says about one feature level.
+
+    Attributes:
+        keys: (B, N, C) tokens that image tokens are compared with.
+        values: (B, N, C) what a matching image token receives.
+        padding_mask: (B, N) bool, True on tokens to ignore.
+        summary: (B, C) pooled reference that conditions shift, scale and gate.
+    """
+
+    keys: Tensor
+    values: Tensor
+    padding_mask: Tensor
+    summary: Tensor
+
+
+References = Sequence[Reference]
+"""One reference for all levels: L entries, finest level first."""
+
+
+def join(references: Sequence[Reference]) -> Reference:
+    """Several references to one object as one: tokens concatenated, summaries averaged.
+
+    K supports of a few-shot task and the first and latest frame of a video memory are this one
+    operation. Source: UniRef++ (arXiv:2312.15715), section 3.3.
+    """
+    if len(references) == 1:
+        return references[0]
+    return Reference(
+        keys=torch.cat([reference.keys for reference in references], dim=1),
+        values=torch.cat([reference.values for reference in references], dim=1),
+        padding_mask=torch.cat([reference.padding_mask for reference in references], dim=1),
+        summary=torch.stack([reference.summary for reference in references]).mean(dim=0),
+    )
+
+
+def join_levels(references: Sequence[References]) -> tuple[Reference, ...]:
+    """``join`` at every level: K references of L levels become one of L levels."""
+    return tuple(join(level) for level in zip(*references, strict=True))
+
+
+def stack_levels(references: Sequence[References]) -> tuple[Reference, ...]:
+    """References to O different objects (each B = 1) as one batch of O, padded to equal N."""
+    return tuple(_stack(level) for level in zip(*references, strict=True))
+
+
+def _stack(references: Sequence[Reference]) -> Reference:
+    length = max(reference.keys.shape[1] for reference in references)
+
+    def padded(tokens: Tensor, value: float) -> Tensor:
+        missing = length - tokens.shape[1]
+        widths = (0, 0, 0, missing) if tokens.dim() == 3 else (0, missing)
+        return F.pad(tokens, widths, value=value) if missing else tokens
+
+    return Reference(
+        keys=torch.cat([padded(reference.keys, 0.0) for reference in references]),
+        values=torch.cat([padded(reference.values, 0.0) for reference in references]),
+        padding_mask=torch.cat([padded(reference.padding_mask, True) for reference in references]),
+        summary=torch.cat([reference.summary for reference in references]),
+    )
+
+
+@dataclass(frozen=True)
+class Support:
+    """One example image with the object marked, for few-shot prompts.
+
+    Attributes:
+        image: (H, W, 3) uint8 RGB.
+        mask: (H, W) bool, True on the object.
+    """
+
+    image: np.ndarray
+    mask: np.ndarray
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What refers to one object; any combination of the three fields, at least one.
+
+    Attributes:
+        text: a sentence.
+        mask: (H, W) bool on this very frame.
+        supports: example images with masks.
+    """
+
+    text: str | None = None
+    mask: np.ndarray | None = None
+    supports: tuple[Support, ...] = ()
+
+
+@dataclass(frozen=True)
+class Target:
+    """The instances to find in one training image.
+
+    Attributes:
+        labels: (M,) int64 class indices.
+        boxes: (M, 4) cxcywh divided by the unpadded image size, in [0, 1].
+        masks: (M, H, W) bool at input resolution, padded like the batch; None for box supervision.
+    """
+
+    labels: Tensor
+    boxes: Tensor
+    masks: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """The K best queries of each image.
+
+    Attributes:
+        mask_logits: (B, K, h, w) at ``mask_stride`` of the padded input.
+        scores: (B, K) in [0, 1].
+        boxes: (B, K, 4) cxcywh divided by the unpadded image size.
+        classes: (B, K) int64.
+    """
+
+    mask_logits: Tensor
+    scores: Tensor
+    boxes: Tensor
+    classes: Tensor
+
+
+@dataclass(frozen=True)
+class FrameResult:
+    """What the video loop says about one frame.
+
+    Attributes:
+        label_map: (H, W) uint8 at the frame's own size, pixel = object id, 0 = background.
+        scores: object id -> score in [0, 1] of every known object, present or not.
+        boxes: object id -> (x0, y0, x1, y1) in pixels of the frame, around the object's pixels in
+            the label map; None when absent.
+        areas: object id -> number of pixels in the label map.
+        logits: object id -> (H, W) float32 mask probability before merging; only if asked for.
+    """
+
+    label_map: np.ndarray
+    scores: Mapping[int, float]
+    boxes: Mapping[int, tuple[float, float, float, float] | None]
+    areas: Mapping[int, int]
+    logits: Mapping[int, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def absent(self) -> tuple[int, ...]:
+        """Ids of the known objects that have no pixel in this frame."""
+        return tuple(object_id for object_id, area in self.areas.items() if area == 0)
+
+
+def padded_size(sizes: Sequence[Size], divisor: int) -> Size:
+    """The smallest (h, w) that holds all sizes and is a multiple of ``divisor``."""
+    height, width = (max(size[axis] for size in sizes) for axis in (0, 1))
+    return -(-height // divisor) * divisor, -(-width // divisor) * divisor
