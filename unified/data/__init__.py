@@ -1,0 +1,1 @@
+"""From files on disk to training batches: formats, catalog, augmentation, mappers, loader."""

@@ -1,0 +1,135 @@
+"""Reading JSON, masks and folders with errors that name the file and what was expected in it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from unified.errors import InputError
+
+VOID = 255  # label of pixels that belong to no object and are not scored
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+
+
+def require(path: Path, what: str) -> Path:
+    """``path`` if it exists.
+
+    Raises:
+        InputError: it does not; the message says what it was expected to be.
+    """
+    if not path.exists():
+        raise InputError(f"{path} is missing: expected {what}")
+    return path
+
+
+def read_json(path: Path, what: str, keys: Iterable[str] = ()) -> Any:
+    """The content of a JSON file whose top level is an object with at least ``keys``.
+
+    Raises:
+        InputError: the file is missing, is not JSON, or lacks a key.
+    """
+    require(path, what)
+    try:
+        content = json.loads(path.read_bytes())
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path} is not valid JSON ({error}): expected {what}") from error
+    missing = [key for key in keys if not isinstance(content, dict) or key not in content]
+    if missing:
+        raise InputError(f"{path} has no {missing[0]!r} at its top level: expected {what}")
+    return content
+
+
+def read_lines(path: Path, what: str) -> list[str]:
+    """The non-empty lines of a text file, stripped."""
+    text = require(path, what).read_text(encoding="utf-8")
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def image_files(folder: Path, what: str) -> list[Path]:
+    """The images directly inside ``folder``, sorted by name.
+
+    Raises:
+        InputError: the folder is missing or holds no image.
+    """
+    names = sorted(
+        path
+        for path in require(folder, what).iterdir()
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+    )
+    if not names:
+        raise InputError(f"{folder} holds no image: expected {what}")
+    return names
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(h, w) of an image from its header, without decoding the pixels."""
+    try:
+        with Image.open(require(path, "an image")) as image:
+            width, height = image.size
+    except OSError as error:
+        raise InputError(f"{path} is not a readable image ({error})") from error
+    return height, width
+
+
+def read_image(path: Path | str) -> np.ndarray:
+    """(H, W, 3) uint8 RGB pixels.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    try:
+        with Image.open(path) as image:
+            return np.array(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise InputError(f"{path} is not a readable image ({error})") from error
+
+
+def read_label_map(path: Path | str) -> np.ndarray:
+    """(H, W) uint8 object ids of an indexed or grey PNG; 0 background, 255 void.
+
+    Raises:
+        InputError: the file is missing, damaged, or has colour channels instead of indices.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.mode == "1":
+                return np.array(image, dtype=np.uint8)
+            if image.mode not in ("P", "L"):
+                raise InputError(
+                    f"{path} has mode {image.mode}: expected one channel of object ids (an indexed "
+                    "PNG); colours cannot be turned back into ids, save it as a palette image"
+                )
+            return np.array(image)
+    except (OSError, SyntaxError) as error:
+        raise InputError(f"{path} is not a readable mask ({error})") from error
+
+
+def polygon_parts(segmentation: Any, height: int, width: int) -> np.ndarray:
+    """(H, W, P) uint8: every polygon, or the one run-length code, as a 0/1 map of its own."""
+    if isinstance(segmentation, list):
+        codes = coco_mask.frPyObjects(segmentation, height, width) if segmentation else []
+    elif isinstance(segmentation["counts"], list):
+        codes = [coco_mask.frPyObjects(segmentation, height, width)]
+    else:
+        codes = [segmentation]
+    if not codes:
+        return np.zeros((height, width, 0), dtype=np.uint8)
+    return np.asarray(coco_mask.decode(codes))
+
+
+def segmentation_mask(segmentation: Any, height: int, width: int) -> np.ndarray:
+    """(H, W) bool mask of COCO polygons, of an uncompressed or of a compressed run-length code."""
+    return polygon_parts(segmentation, height, width).any(axis=2)
+
+
+def encode_mask(mask: np.ndarray) -> dict[str, Any]:
+    """A bool mask (H, W) as a compressed run-length code whose counts are text, as in JSON."""
+    code = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": [int(side) for side in code["size"]], "counts": code["counts"].decode("ascii")}
