@@ -191,12 +191,16 @@ class Target:
     Attributes:
         labels: (M,) int64 class indices.
         boxes: (M, 4) cxcywh divided by the unpadded image size, in [0, 1].
-        masks: (M, H, W) bool at input resolution, padded like the batch; None for box supervision.
+        masks: (M, H, W) bool at input resolution, padded like the batch; the filled boxes where
+            only boxes are known.
+        color_similarity: (8, H/4, W/4) of each pixel to its neighbours; present where masks are
+            only filled boxes, which makes the losses those of box supervision.
     """
 
     labels: Tensor
     boxes: Tensor
     masks: Tensor | None = None
+    color_similarity: Tensor | None = None
 
 
 @dataclass(frozen=True)
