@@ -1,0 +1,270 @@
+"""How wrong the predictions of every decoder layer and of the encoder are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from unified.modeling.box_ops import cxcywh_to_xyxy, giou_loss
+from unified.modeling.boxinst import pairwise_loss, projection_loss
+from unified.modeling.matcher import (
+    FOCAL_ALPHA,
+    FOCAL_GAMMA,
+    Match,
+    match_hungarian,
+    match_simota,
+)
+from unified.structures import Target
+
+WEIGHTS: Mapping[str, float] = {
+    "loss_ce": 2.0,
+    "loss_bbox": 5.0,
+    "loss_giou": 2.0,
+    "loss_mask": 2.0,
+    "loss_dice": 5.0,
+    "loss_mask_cls": 1.0,
+    "loss_mask_iou": 1.0,
+    "loss_prj": 1.0,
+    "loss_pairwise": 1.0,
+}
+HARD_PIXELS = 0.4
+MAX_BOX_SUPERVISED = 64
+
+DecodeMasks = Callable[[int, int, Tensor], Tensor]
+"""(decoder layer, image, K >= 1 queries) -> mask logits (K, h, w) at the stride of the losses."""
+
+
+@dataclass(frozen=True)
+class LayerPrediction:
+    """What one decoder layer, or the encoder about its proposals, says.
+
+    Attributes:
+        logits: (B, Q, classes).
+        boxes: (B, Q, 4) cxcywh divided by the unpadded image size.
+    """
+
+    logits: Tensor
+    boxes: Tensor
+
+
+class Criterion:
+    """Weighted losses of one batch; their plain sum is the objective.
+
+    Decoder layers are matched by SimOTA and normalised by the number of matched pairs in the batch
+    of this process, at least 1. Encoder proposals are matched one to one with every label 0. Losses
+    of a batch without instances are zero, except those of the class logits, but stay connected to
+    the predictions, so that every parameter gets a gradient.
+
+    Targets with a ``color_similarity`` are supervised by their boxes only (BoxInst): projection and
+    pairwise loss take the place of the mask losses. See ``boxinst.warm_up``.
+
+    Source: Deformable DETR (arXiv:2010.04159), CondInst (arXiv:2003.05664) for the mask terms,
+    BoxInst (arXiv:2012.02310), weights of UniRef++ (arXiv:2312.15715).
+    """
+
+    def __init__(
+        self, *, weights: Mapping[str, float] | None = None, mask_aux: bool = False
+    ) -> None:
+        """``weights`` override some of ``WEIGHTS``; ``mask_aux`` adds two losses for clips."""
+        self.weights = {**WEIGHTS, **(weights or {})}
+        self.mask_aux = mask_aux
+
+    def __call__(
+        self,
+        predictions: Sequence[LayerPrediction],
+        proposals: LayerPrediction,
+        targets: Sequence[Target],
+        decode_masks: DecodeMasks,
+        *,
+        mask_stride: int = 4,
+    ) -> dict[str, Tensor]:
+        """Scalars by name: ``loss_ce`` of the last layer, ``loss_ce_0`` of the first, ``_enc``.
+
+        Args:
+            predictions: one per decoder layer, first layer first.
+            proposals: of the encoder, logits (B, N, classes).
+            targets: B, with masks of the padded size.
+            decode_masks: called for matched queries only.
+            mask_stride: of the decoded masks, relative to the target masks.
+        """
+        raw = self.raw_losses(
+            predictions, proposals, targets, decode_masks, mask_stride=mask_stride
+        )
+        return {name: value * self.weights[_base_name(name)] for name, value in raw.items()}
+
+    def raw_losses(
+        self,
+        predictions: Sequence[LayerPrediction],
+        proposals: LayerPrediction,
+        targets: Sequence[Target],
+        decode_masks: DecodeMasks,
+        *,
+        mask_stride: int = 4,
+    ) -> dict[str, Tensor]:
+        """The same before weighting."""
+        losses: dict[str, Tensor] = {}
+        for layer, prediction in enumerate(predictions):
+            matches = [
+                match_simota(logits, boxes, target)
+                for logits, boxes, target in _images(prediction, targets)
+            ]
+
+            def decode(image: int, queries: Tensor, layer: int = layer) -> Tensor:
+                return decode_masks(layer, image, queries)
+
+            terms = box_losses(prediction, targets, matches)
+            terms |= self._mask_losses(targets, matches, decode, mask_stride)
+            suffix = "" if layer == len(predictions) - 1 else f"_{layer}"
+            losses |= {name + suffix: value for name, value in terms.items()}
+
+        anything = [replace(target, labels=torch.zeros_like(target.labels)) for target in targets]
+        matches = [
+            match_hungarian(logits, boxes, target)
+            for logits, boxes, target in _images(proposals, anything)
+        ]
+        terms = box_losses(proposals, anything, matches)
+        return losses | {f"{name}_enc": value for name, value in terms.items()}
+
+    def _mask_losses(
+        self,
+        targets: Sequence[Target],
+        matches: Sequence[Match],
+        decode: Callable[[int, Tensor], Tensor],
+        stride: int,
+    ) -> dict[str, Tensor]:
+        from_boxes = targets[0].color_similarity is not None
+        if from_boxes:
+            matches = sample_matches(matches, MAX_BOX_SUPERVISED)
+        matched = [(image, match) for image, match in enumerate(matches) if len(match)]
+        if not matched:
+            # One mask decoded in vain keeps the mask branch in the graph of every process.
+            query = torch.zeros(1, dtype=torch.int64, device=targets[0].boxes.device)
+            nothing = (decode(0, query).float() * 0).sum()
+            return dict.fromkeys(self._mask_names(from_boxes), nothing)
+
+        logits = torch.cat([decode(image, match.queries) for image, match in matched]).float()
+        masks = torch.cat(
+            [_sampled_masks(targets[image], stride)[match.targets] for image, match in matched]
+        ).float()
+        if from_boxes:
+            similarity = torch.cat(
+                [_similarity(targets[image], len(match)) for image, match in matched]
+            )
+            values = [
+                projection_loss(logits, masks).mean(),
+                pairwise_loss(logits, masks, similarity),
+            ]
+        else:
+            values = [mask_focal_loss(logits, masks).mean(), mask_dice_loss(logits, masks).mean()]
+            values += mask_aux_losses(logits, masks) if self.mask_aux else ()
+        return dict(zip(self._mask_names(from_boxes), values, strict=True))
+
+    def _mask_names(self, from_boxes: bool) -> tuple[str, ...]:
+        if from_boxes:
+            return "loss_prj", "loss_pairwise"
+        aux = ("loss_mask_cls", "loss_mask_iou") if self.mask_aux else ()
+        return "loss_mask", "loss_dice", *aux
+
+
+def box_losses(
+    prediction: LayerPrediction, targets: Sequence[Target], matches: Sequence[Match]
+) -> dict[str, Tensor]:
+    """Focal class loss of all queries, L1 and GIoU loss of matched boxes, per matched pair."""
+    logits = prediction.logits.float()
+    num_pairs = max(sum(len(match) for match in matches), 1)
+    wanted = torch.zeros_like(logits)
+    for image, (target, match) in enumerate(zip(targets, matches, strict=True)):
+        wanted[image, match.queries, target.labels[match.targets]] = 1
+    boxes = _gather(prediction.boxes, [match.queries for match in matches]).float()
+    goal = _gather([target.boxes for target in targets], [match.targets for match in matches])
+    goal = goal.to(boxes)
+    return {
+        "loss_ce": focal_loss(logits, wanted).sum() / num_pairs,
+        "loss_bbox": (boxes - goal).abs().sum() / num_pairs,
+        "loss_giou": giou_loss(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(goal)).sum() / num_pairs,
+    }
+
+
+def focal_loss(logits: Tensor, wanted: Tensor) -> Tensor:
+    """Sigmoid focal loss of every element, ``wanted`` 0 or 1. Source: arXiv:1708.02002, eq. 5."""
+    probability = logits.sigmoid()
+    entropy = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+    surprise = 1 - (probability * wanted + (1 - probability) * (1 - wanted))
+    alpha = FOCAL_ALPHA * wanted + (1 - FOCAL_ALPHA) * (1 - wanted)
+    return alpha * entropy * surprise**FOCAL_GAMMA
+
+
+def mask_focal_loss(logits: Tensor, masks: Tensor) -> Tensor:
+    """Focal loss (K,) averaged over all pixels, padding included, of (K, h, w)."""
+    return focal_loss(logits, masks).mean(dim=(1, 2))
+
+
+def mask_dice_loss(logits: Tensor, masks: Tensor) -> Tensor:
+    """1 - Dice (K,) of (K, h, w), with 1 added above and below. Source: arXiv:1606.04797."""
+    scores = logits.sigmoid()
+    overlap = (scores * masks).sum(dim=(1, 2))
+    return 1 - (2 * overlap + 1) / (scores.sum(dim=(1, 2)) + masks.sum(dim=(1, 2)) + 1)
+
+
+def mask_aux_losses(logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    """Two more (K,) for clips: cross-entropy of the hardest pixels, and 1 - soft IoU.
+
+    Object and background compete by their log-odds, as objects do when a video is merged; the
+    hardest 40% of the pixels of each mask count.
+    """
+    scores = logits.sigmoid()
+    odds = torch.stack([1 - scores, scores], dim=1).clamp(1e-7, 1 - 1e-7)
+    odds = torch.log(odds / (1 - odds))  # (K, 2, h, w)
+    entropy = F.cross_entropy(odds, masks.long(), reduction="none").flatten(1)
+    hardest = entropy.topk(max(int(HARD_PIXELS * entropy.shape[1]), 1), dim=1).values
+    scores = odds.softmax(dim=1)[:, 1]
+    overlap = torch.minimum(scores, masks).sum(dim=(1, 2))
+    iou = overlap / torch.maximum(scores, masks).sum(dim=(1, 2))
+    return hardest.mean(dim=1), 1 - iou
+
+
+def sample_matches(matches: Sequence[Match], limit: int) -> list[Match]:
+    """At most ``limit`` pairs of the whole batch, drawn by torch's CPU generator."""
+    lengths = [len(match) for match in matches]
+    if sum(lengths) <= limit:
+        return list(matches)
+    keep = torch.zeros(sum(lengths), dtype=torch.bool)
+    keep[torch.randperm(len(keep))[:limit]] = True
+    kept = (part.nonzero().squeeze(1) for part in keep.split(lengths))
+    return [
+        Match(
+            queries=match.queries[index.to(match.queries.device)],
+            targets=match.targets[index.to(match.targets.device)],
+        )
+        for match, index in zip(matches, kept, strict=True)
+    ]
+
+
+def _images(
+    prediction: LayerPrediction, targets: Sequence[Target]
+) -> zip[tuple[Tensor, Tensor, Target]]:
+    return zip(prediction.logits, prediction.boxes, targets, strict=True)
+
+
+def _gather(rows: Sequence[Tensor] | Tensor, indices: Sequence[Tensor]) -> Tensor:
+    return torch.cat([row[index] for row, index in zip(rows, indices, strict=True)])
+
+
+def _sampled_masks(target: Target, stride: int) -> Tensor:
+    assert target.masks is not None
+    return target.masks[:, stride // 2 :: stride, stride // 2 :: stride]
+
+
+def _similarity(target: Target, num: int) -> Tensor:
+    assert target.color_similarity is not None
+    return target.color_similarity.expand(num, -1, -1, -1)
+
+
+def _base_name(name: str) -> str:
+    """``loss_mask_iou_3`` -> ``loss_mask_iou``."""
+    stem, _, last = name.rpartition("_")
+    return stem if last == "enc" or last.isdigit() else name
