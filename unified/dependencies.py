@@ -1,0 +1,31 @@
+"""Importing what is heavy or optional when it is needed, and saying what to do where it fails."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from types import ModuleType
+
+from unified.errors import ConfigError
+
+INSTALL = {
+    "detectron2": "python tools/install_detectron2.py",
+    "flash_attn": 'python -m pip install -e ".[flash]"',
+    "skimage": 'python -m pip install -e ".[demo]"',
+}
+INSTALL_CORE = "python -m pip install -e ."
+
+
+def require(name: str) -> ModuleType:
+    """Returns the imported module ``name``, such as "torchvision" or "detectron2.config".
+
+    Raises:
+        ConfigError: its package is missing or broken; the message says how to install it.
+    """
+    package = name.partition(".")[0]
+    try:
+        return import_module(name)
+    except Exception as error:  # a broken binary package raises whatever it likes
+        missing = isinstance(error, ModuleNotFoundError) and error.name == package
+        state = "is not installed" if missing else f"cannot be imported ({error})"
+        command = INSTALL.get(package, INSTALL_CORE)
+        raise ConfigError(f"{package} {state}: run `{command}`") from error
