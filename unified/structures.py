@@ -109,6 +109,15 @@ class Reference:
     padding_mask: Tensor
     summary: Tensor
 
+    def __getitem__(self, images: slice) -> Reference:
+        """The reference of a slice of the batch."""
+        return Reference(
+            keys=self.keys[images],
+            values=self.values[images],
+            padding_mask=self.padding_mask[images],
+            summary=self.summary[images],
+        )
+
 
 References = Sequence[Reference]
 """One reference for all levels: L entries, finest level first."""
@@ -227,17 +236,20 @@ class FrameResult:
     Attributes:
         label_map: (H, W) uint8 at the frame's own size, pixel = object id, 0 = background.
         scores: object id -> score in [0, 1] of every known object, present or not.
-        boxes: object id -> (x0, y0, x1, y1) in pixels of the frame, around the object's pixels in
-            the label map; None when absent.
-        areas: object id -> number of pixels in the label map.
-        logits: object id -> (H, W) float32 mask probability before merging; only if asked for.
+        boxes: object id -> (x0, y0, x1, y1) in pixels of the frame around the object; None when
+            absent.
+        areas: object id -> number of pixels.
+        masks: object id -> (H, W) bool, its own mask where objects do not compete for pixels;
+            empty when they do.
+        probabilities: object id -> (H, W) float32 before merging; only if asked for.
     """
 
     label_map: np.ndarray
     scores: Mapping[int, float]
     boxes: Mapping[int, tuple[float, float, float, float] | None]
     areas: Mapping[int, int]
-    logits: Mapping[int, np.ndarray] = field(default_factory=dict)
+    masks: Mapping[int, np.ndarray] = field(default_factory=dict)
+    probabilities: Mapping[int, np.ndarray] = field(default_factory=dict)
 
     @property
     def absent(self) -> tuple[int, ...]:

@@ -1,0 +1,120 @@
+"""The configuration of UniRef: its keys with their defaults, and the model built from them."""
+
+from __future__ import annotations
+
+import torch
+from detectron2.config import CfgNode
+
+from projects.uniref.model import UniRef
+from unified.errors import ConfigError
+from unified.modeling.attention import BACKENDS
+from unified.modeling.backbones import build_backbone
+from unified.modeling.detr_head import DetrHead
+from unified.modeling.fusion import FusionLayer, build_fusion
+from unified.modeling.mask_encoder import MaskEncoder
+from unified.modeling.mask_head import MaskHead
+from unified.modeling.neck import Neck
+from unified.modeling.text_encoder import TextEncoder, build_text_encoder
+from unified.modeling.transformer import DeformableTransformer
+
+ATTENTION_DTYPES = {"input": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def add_uniref_config(cfg: CfgNode) -> None:
+    """Adds ``MODEL.UNIREF``; the defaults are those of the reference's R50 video model."""
+    node = CfgNode()
+    node.BACKBONE = "resnet50"
+    node.FREEZE_AT = 2
+    node.HIDDEN_DIM = 256
+    node.NUM_CLASSES = 1
+    node.NUM_QUERIES = 300
+    node.NUM_HEADS = 8
+    node.ENCODER_LAYERS = 6
+    node.DECODER_LAYERS = 6
+    node.FEEDFORWARD_DIM = 2048
+    node.NUM_POINTS = 4
+    node.DROPOUT = 0.0
+    node.NMS_THRESHOLD = 0.7
+
+    node.FUSION = CfgNode()
+    node.FUSION.NAME = "UniFusion"  # "" builds a detector
+    node.FUSION.NUM_HEADS = 8
+    node.FUSION.HEAD_DIM = 256
+    node.FUSION.DROPOUT = 0.1
+    node.FUSION.BACKEND = "sdpa"
+    node.FUSION.ATTENTION_DTYPE = "input"
+
+    node.TEXT_ENCODER = CfgNode()
+    node.TEXT_ENCODER.NAME = "bert-base"  # "" builds a model without sentences
+    node.TEXT_ENCODER.CONTEXT_LENGTH = 77
+    node.TEXT_ENCODER.DROPOUT = 0.1
+
+    node.MASK_ENCODER = CfgNode()
+    node.MASK_ENCODER.ENABLED = True
+    node.MASK_ENCODER.WIDTH = 64
+    cfg.MODEL.UNIREF = node
+
+
+def build_uniref(cfg: CfgNode) -> UniRef:
+    """The model that ``cfg.MODEL.UNIREF`` describes, in train mode, with initial weights.
+
+    Raises:
+        ConfigError: a value is not among the known ones.
+    """
+    node = cfg.MODEL.UNIREF
+    backbone = build_backbone(node.BACKBONE, freeze_at=node.FREEZE_AT)
+    transformer = DeformableTransformer(
+        dim=node.HIDDEN_DIM,
+        num_heads=node.NUM_HEADS,
+        encoder_layers=node.ENCODER_LAYERS,
+        decoder_layers=node.DECODER_LAYERS,
+        feedforward_dim=node.FEEDFORWARD_DIM,
+        num_points=node.NUM_POINTS,
+        dropout=node.DROPOUT,
+    )
+    return UniRef(
+        backbone=backbone,
+        neck=Neck(in_dims=backbone.channels, dim=node.HIDDEN_DIM),
+        head=DetrHead(transformer, num_queries=node.NUM_QUERIES, num_classes=node.NUM_CLASSES),
+        mask_head=MaskHead(dim=node.HIDDEN_DIM, high_res_dim=backbone.channels["res2"]),
+        fusion=_build_fusion(node),
+        text_encoder=_build_text_encoder(node),
+        mask_encoder=(
+            MaskEncoder(dim=node.HIDDEN_DIM, width=node.MASK_ENCODER.WIDTH)
+            if node.MASK_ENCODER.ENABLED
+            else None
+        ),
+        nms_threshold=node.NMS_THRESHOLD,
+    )
+
+
+def _build_fusion(node: CfgNode) -> FusionLayer | None:
+    if not node.FUSION.NAME:
+        return None
+    if node.FUSION.BACKEND not in BACKENDS:
+        raise ConfigError(f"FUSION.BACKEND is {node.FUSION.BACKEND!r}: choose one of {BACKENDS}")
+    if node.FUSION.ATTENTION_DTYPE not in ATTENTION_DTYPES:
+        raise ConfigError(
+            f"FUSION.ATTENTION_DTYPE is {node.FUSION.ATTENTION_DTYPE!r}: choose one of "
+            f"{tuple(ATTENTION_DTYPES)}"
+        )
+    return build_fusion(
+        node.FUSION.NAME,
+        dim=node.HIDDEN_DIM,
+        num_heads=node.FUSION.NUM_HEADS,
+        head_dim=node.FUSION.HEAD_DIM,
+        dropout=node.FUSION.DROPOUT,
+        backend=node.FUSION.BACKEND,
+        attention_dtype=ATTENTION_DTYPES[node.FUSION.ATTENTION_DTYPE],
+    )
+
+
+def _build_text_encoder(node: CfgNode) -> TextEncoder | None:
+    if not node.TEXT_ENCODER.NAME:
+        return None
+    return build_text_encoder(
+        node.TEXT_ENCODER.NAME,
+        hidden_dim=node.HIDDEN_DIM,
+        context_length=node.TEXT_ENCODER.CONTEXT_LENGTH,
+        dropout=node.TEXT_ENCODER.DROPOUT,
+    )

@@ -1,0 +1,203 @@
+"""UniRef: one model that segments what a sentence or a mask refers to.
+
+The parts come from ``unified.modeling``; this file only says how they work together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from unified.errors import ConfigError
+from unified.modeling.detr_head import DetrHead, Queries
+from unified.modeling.fusion import FusionLayer
+from unified.modeling.layers import masked_mean
+from unified.modeling.mask_encoder import MaskEncoder
+from unified.modeling.mask_head import MaskHead
+from unified.modeling.neck import Neck
+from unified.modeling.selection import select_queries
+from unified.modeling.text_encoder import TextEncoder
+from unified.structures import (
+    FeaturePyramid,
+    ImageBatch,
+    Reference,
+    References,
+    Segmentation,
+)
+
+
+class UniRef(nn.Module):
+    """Encode the image, encode its references, fuse, segment.
+
+    Source: UniRef++ (arXiv:2312.15715), section 3.
+    """
+
+    def __init__(
+        self,
+        *,
+        backbone: nn.Module,
+        neck: Neck,
+        head: DetrHead,
+        mask_head: MaskHead,
+        fusion: FusionLayer | None = None,
+        text_encoder: TextEncoder | None = None,
+        mask_encoder: MaskEncoder | None = None,
+        pixel_mean: Sequence[float] = (123.675, 116.28, 103.53),
+        pixel_std: Sequence[float] = (58.395, 57.12, 57.375),
+        size_divisor: int = 32,
+        nms_threshold: float = 0.7,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.neck = neck
+        self.head = head
+        self.mask_head = mask_head
+        self.fusion = fusion
+        self.text_encoder = text_encoder
+        self.mask_encoder = mask_encoder
+        self.size_divisor, self.nms_threshold = size_divisor, nms_threshold
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std), persistent=False)
+
+    @property
+    def reference_kinds(self) -> frozenset[str]:
+        """The subset of {"text", "mask"} that this model understands."""
+        kinds = {"text": self.text_encoder, "mask": self.mask_encoder}
+        return frozenset(name for name, encoder in kinds.items() if encoder is not None)
+
+    def preprocess(self, images: Sequence[Tensor]) -> ImageBatch:
+        """B x (3, h, w) RGB in 0..255 -> a normalised, padded batch on the model's device."""
+        return ImageBatch.from_images(
+            images, mean=self.pixel_mean, std=self.pixel_std, divisor=self.size_divisor
+        )
+
+    def encode_image(self, images: ImageBatch) -> FeaturePyramid:
+        """Backbone features at strides 8 to 64, and the raw stride-4 map for masks."""
+        stages = self.backbone(images.tensor)
+        levels, padding_masks = self.neck(stages, images.padding_mask)
+        return FeaturePyramid(
+            levels=levels,
+            padding_masks=padding_masks,
+            image_sizes=images.image_sizes,
+            padded_size=images.padded_size,
+            high_res=stages["res2"],
+        )
+
+    def encode_text(self, texts: Sequence[str]) -> tuple[Reference, ...]:
+        """B sentences -> the same words as reference at every level."""
+        if self.text_encoder is None:
+            raise ConfigError("this model has no text encoder: it cannot follow a sentence")
+        words = self.text_encoder(texts)
+        reference = Reference(
+            keys=words.words,
+            values=words.words,
+            padding_mask=words.padding_mask,
+            summary=words.sentence,
+        )
+        return (reference,) * len(self.neck.input_proj)
+
+    def encode_mask(
+        self, images: ImageBatch, features: FeaturePyramid, masks: Tensor
+    ) -> tuple[Reference, ...]:
+        """Masks (B, H, W) of the padded size -> keys from the features, values from the masks."""
+        if self.mask_encoder is None:
+            raise ConfigError("this model has no mask encoder: it cannot follow a mask")
+        values = self.mask_encoder(images.tensor, masks, features.levels)
+        references = []
+        for level, value, padding in zip(
+            features.levels, values, features.padding_masks, strict=True
+        ):
+            keys = level.flatten(2).transpose(1, 2)  # (B, H_l * W_l, C)
+            padding_mask = padding.flatten(1)
+            references.append(
+                Reference(
+                    keys=keys,
+                    values=value.flatten(2).transpose(1, 2),
+                    padding_mask=padding_mask,
+                    summary=masked_mean(keys, padding_mask),
+                )
+            )
+        return tuple(references)
+
+    def fuse(
+        self, features: FeaturePyramid, references: Sequence[References]
+    ) -> tuple[Tensor, ...]:
+        """Feature levels L x (B, C, H_l, W_l) after every reference was injected."""
+        if not references:
+            return features.levels
+        if self.fusion is None:
+            raise ConfigError("this model has no fusion layer: it only detects")
+        levels = []
+        for index, level in enumerate(features.levels):
+            tokens = level.flatten(2).transpose(1, 2)  # (B, H_l * W_l, C)
+            fused = self.fusion(tokens, [reference[index] for reference in references])
+            levels.append(fused.transpose(1, 2).unflatten(2, level.shape[-2:]))
+        return tuple(levels)
+
+    def segment(
+        self,
+        features: FeaturePyramid,
+        references: Sequence[References],
+        *,
+        top_k: int = 1,
+        mask_stride: int = 4,
+    ) -> Segmentation:
+        """The best queries of every image and the masks of those only.
+
+        Args:
+            features: of B images.
+            references: one entry per kind, each with L levels of batch B; empty for detection.
+            top_k: queries kept; above 1 after non-maximum suppression.
+            mask_stride: 4, or 1 for masks at the padded input size.
+        """
+        queries = self.head(self.fuse(features, references), features.padding_masks)
+        last = self.head.num_layers - 1
+        logits, boxes = self.head.logits(queries, last), queries.references[-1]
+        picked = [
+            select_queries(*image, top_k, self.nms_threshold)
+            for image in zip(logits, boxes, strict=True)
+        ]
+        num = min(len(index) for index, _, _ in picked)
+        index, scores, classes = (
+            torch.stack([part[:num] for part in parts]) for parts in zip(*picked, strict=True)
+        )
+        shared = self.mask_head.features(queries.memory, features.high_res)
+        return Segmentation(
+            mask_logits=self.decode_masks(
+                queries, shared, features.image_sizes, last, index, mask_stride=mask_stride
+            ),
+            scores=scores,
+            boxes=boxes.gather(1, index[..., None].expand(-1, -1, 4)),
+            classes=classes,
+        )
+
+    def decode_masks(
+        self,
+        queries: Queries,
+        shared: Tensor,
+        image_sizes: Sequence[tuple[int, int]],
+        layer: int,
+        index: Tensor,
+        *,
+        mask_stride: int,
+    ) -> Tensor:
+        """Mask logits of chosen queries of one decoder layer.
+
+        Args:
+            shared: (B, 8, H/4, W/4) from ``mask_head.features``.
+            image_sizes: B x (h, w) before padding.
+            index: (B, K) queries.
+
+        Returns:
+            (B, K, H / mask_stride, W / mask_stride).
+        """
+
+        def take(x: Tensor) -> Tensor:
+            return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
+
+        size = shared.new_tensor([(w, h) for h, w in image_sizes])[:, None]  # (B, 1, 2)
+        points = take(queries.references[layer])[..., :2] * size
+        hidden = take(queries.hidden[layer])
+        return self.mask_head(shared, hidden, points, mask_stride=mask_stride)

@@ -1,0 +1,285 @@
+"""Reading, renaming, loading and writing weights files; nothing that can run code is unpickled."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from unified.errors import CheckpointError
+from unified.files import atomic_path
+
+Weights = dict[str, Tensor]
+
+# Entries of a foreign file that our models do not use travel under this prefix, so that exporting
+# gives back every entry.
+FOREIGN_PREFIX = "foreign."
+
+
+@dataclass(frozen=True)
+class KeyTable:
+    """How the keys of a foreign layout correspond to ours, one rule a line, first match wins.
+
+    Attributes:
+        rules: (foreign, ours) patterns; ``*`` stands for any text and appears equally often on
+            both sides.
+        aliases: (alias, original) foreign patterns of entries stored twice.
+        unused: foreign patterns of entries that our models do not need.
+    """
+
+    rules: Sequence[tuple[str, str]]
+    aliases: Sequence[tuple[str, str]] = ()
+    unused: Sequence[str] = ()
+
+    def to_native(self, weights: Mapping[str, Tensor]) -> tuple[Weights, Conversion]:
+        """Our layout of a foreign state dict.
+
+        Raises:
+            CheckpointError: an alias differs from its original, or two keys become one.
+        """
+        native: Weights = {}
+        report = Conversion()
+        for key, tensor in weights.items():
+            original = _translate(key, self.aliases)
+            if original is not None:
+                if original in weights and not torch.equal(weights[original], tensor):
+                    raise CheckpointError(
+                        f"{key} should be the same as {original} but differs: the file was not "
+                        "written by the reference implementation"
+                    )
+                report.aliases.append(key)
+                continue
+            renamed = _translate(key, self.rules)
+            if renamed is None:
+                known = any(_regex(pattern).fullmatch(key) for pattern in self.unused)
+                (report.unused if known else report.unexpected).append(key)
+                renamed = FOREIGN_PREFIX + key
+            if renamed in native:
+                raise CheckpointError(f"two entries of the file both become {renamed}")
+            native[renamed] = tensor
+        return native, report
+
+    def to_foreign(self, weights: Mapping[str, Tensor]) -> Weights:
+        """The foreign layout of our state dict, aliases included.
+
+        Raises:
+            CheckpointError: an entry has no place in the foreign layout.
+        """
+        inverse = [(ours, theirs) for theirs, ours in self.rules]
+        copies = [(original, alias) for alias, original in self.aliases]
+        foreign: Weights = {}
+        for key, tensor in weights.items():
+            if key.startswith(FOREIGN_PREFIX):
+                foreign[key.removeprefix(FOREIGN_PREFIX)] = tensor
+                continue
+            renamed = _translate(key, inverse)
+            if renamed is None:
+                raise CheckpointError(
+                    f"{key} has no counterpart in the official layout: only models with the parts "
+                    "of the reference can be exported"
+                )
+            foreign[renamed] = tensor
+            alias = _translate(renamed, copies)
+            if alias is not None:
+                foreign[alias] = tensor
+        return foreign
+
+    def is_foreign(self, weights: Iterable[str]) -> bool:
+        """True when the keys look like the foreign layout rather than ours."""
+        keys = list(weights)
+        inverse = [(ours, theirs) for theirs, ours in self.rules]
+        foreign = sum(_translate(key, self.rules) is not None for key in keys)
+        native = sum(_translate(key, inverse) is not None for key in keys)
+        return foreign > native
+
+
+@dataclass
+class Conversion:
+    """What happened to the entries that were not simply renamed (foreign keys)."""
+
+    aliases: list[str] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+
+
+def _regex(pattern: str) -> re.Pattern[str]:
+    return re.compile(re.escape(pattern).replace(r"\*", "(.+)"))
+
+
+def _translate(key: str, rules: Iterable[tuple[str, str]]) -> str | None:
+    for source, destination in rules:
+        match = _regex(source).fullmatch(key)
+        if match:
+            parts = iter(match.groups())
+            return re.sub(r"\*", lambda _, parts=parts: next(parts), destination)
+    return None
+
+
+def read_weights(path: str | Path) -> Weights:
+    """State dict of a .safetensors, .pth/.pt/.bin or Detectron2 .pkl file, on the CPU.
+
+    A training checkpoint is opened to its "model" entry.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, holds no tensors or would run code.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"weights file {path} does not exist")
+    reader = _READERS.get(path.suffix, _read_torch)
+    try:
+        content = reader(path)
+    except CheckpointError:
+        raise
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} is damaged, or holds Python objects that could run code and are not read: "
+            f"expected a dict of tensors ({_first_line(error)})"
+        ) from error
+    except Exception as error:  # the readers raise many kinds for a damaged file
+        raise CheckpointError(
+            f"{path} cannot be read as a weights file, it may be truncated: {_first_line(error)}"
+        ) from error
+    for name in ("model", "state_dict"):
+        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
+            content = content[name]
+    weights = (
+        {key: torch.as_tensor(value) for key, value in content.items() if _is_array(value)}
+        if isinstance(content, Mapping)
+        else {}
+    )
+    if not weights:
+        raise CheckpointError(f"{path} holds no tensors: expected a dict of weights by name")
+    return weights
+
+
+def _is_array(value: object) -> bool:
+    return isinstance(value, Tensor) or type(value).__module__ == "numpy"
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+
+
+def _read_torch(path: Path) -> object:
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _read_safetensors(path: Path) -> object:
+    from safetensors.torch import load_file
+
+    return load_file(path)
+
+
+def _read_pickle(path: Path) -> object:
+    from unified.unpickle import safe_load_pkl
+
+    return safe_load_pkl(path)
+
+
+_READERS: dict[str, Callable[[Path], object]] = {
+    ".safetensors": _read_safetensors,
+    ".pkl": _read_pickle,
+}
+
+
+def write_weights(
+    path: str | Path, weights: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Writes .safetensors, or for other suffixes ``{"model": weights}`` as torch does; atomic."""
+    path = Path(path)
+    with atomic_path(path) as temporary:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import save_file
+
+            save_file(
+                {key: tensor.contiguous().clone() for key, tensor in weights.items()},
+                temporary,
+                dict(metadata or {}),
+            )
+        else:
+            torch.save({"model": dict(weights), **(metadata or {})}, temporary)
+
+
+def file_sha256(path: str | Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """Outcome of loading a state dict, by our keys."""
+
+    loaded: int
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    mismatched: tuple[str, ...]
+
+
+def load_weights(
+    model: nn.Module,
+    weights: Mapping[str, Tensor],
+    *,
+    table: KeyTable | None = None,
+    optional: Sequence[str] = (),
+    reinitialise: Sequence[str] = (),
+    source: str = "the weights",
+) -> LoadReport:
+    """Copies ``weights`` of our layout, or of the foreign one of ``table``, into ``model``.
+
+    Args:
+        optional: prefixes of our keys that may be missing (parts with weights of their own).
+        reinitialise: prefixes of our keys that keep the model's values when the shapes differ
+            (class predictors of another label set).
+        source: what to call the weights in errors.
+
+    Raises:
+        CheckpointError: anything else is missing, unexpected or of another shape.
+    """
+    if table is not None and table.is_foreign(weights):
+        weights, conversion = table.to_native(weights)
+        foreign = conversion.unexpected
+    else:
+        foreign = []
+    own = model.state_dict()
+    given = {k: v for k, v in weights.items() if not k.startswith(FOREIGN_PREFIX)}
+    missing = tuple(k for k in own if k not in given and not k.startswith(tuple(optional)))
+    unexpected = (*foreign, *(k for k in given if k not in own))
+    different = [k for k in own if k in given and own[k].shape != given[k].shape]
+    mismatched = tuple(k for k in different if not k.startswith(tuple(reinitialise)))
+    if missing or unexpected or mismatched:
+        raise CheckpointError(_explain(source, own, given, missing, unexpected, mismatched))
+    usable = {k: v for k, v in given.items() if k not in different}
+    model.load_state_dict(usable, strict=False)
+    return LoadReport(len(usable), missing, unexpected, tuple(different))
+
+
+def _explain(
+    source: str,
+    own: Mapping[str, Tensor],
+    given: Mapping[str, Tensor],
+    missing: Sequence[str],
+    unexpected: Sequence[str],
+    mismatched: Sequence[str],
+) -> str:
+    fitting = sum(key in given for key in own) - len(mismatched)
+    lines = [f"{source} belong to another model: {fitting} of its {len(own)} entries fit"]
+    for title, keys in (("missing", missing), ("unexpected", unexpected)):
+        if keys:
+            lines.append(f"{len(keys)} {title} ({', '.join(keys[:3])}{', ...' * (len(keys) > 3)})")
+    for key in mismatched[:1]:
+        lines.append(
+            f"{len(mismatched)} of another shape ({key}: expected {tuple(own[key].shape)}, "
+            f"got {tuple(given[key].shape)})"
+        )
+    return "; ".join(lines) + ". Choose the config that these weights were trained with."

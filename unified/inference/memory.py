@@ -1,0 +1,85 @@
+"""What the video loop remembers of each object: two frames, however long the video is."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from unified.structures import Reference, References, join_levels, stack_levels
+
+
+@dataclass(frozen=True)
+class Track:
+    """References to one object, each L levels of batch 1.
+
+    Attributes:
+        text: its sentence, for the whole video.
+        first: the frame (or the supports) that defined it.
+        latest: the last frame on which it was seen; ``first`` itself until then.
+    """
+
+    text: References | None = None
+    first: References | None = None
+    latest: References | None = None
+
+    @property
+    def references(self) -> tuple[References, ...]:
+        """The kinds of reference there are, text before masks."""
+        kinds = [] if self.text is None else [self.text]
+        if self.first is not None and self.latest is not None:
+            # Attending to the same tokens twice gives what attending once gives.
+            frames = [self.first] if self.latest is self.first else [self.first, self.latest]
+            kinds.append(join_levels(frames))
+        return tuple(kinds)
+
+    @property
+    def layout(self) -> tuple[bool, bool, bool]:
+        """Objects of one layout can share a batch without much padding."""
+        return self.text is not None, self.first is not None, self.latest is not self.first
+
+
+class VideoMemory:
+    """Two slots per object, first and latest. Source: UniRef++ (arXiv:2312.15715), section 3.5."""
+
+    def __init__(self) -> None:
+        self._tracks: dict[int, Track] = {}
+
+    @property
+    def object_ids(self) -> tuple[int, ...]:
+        """Known objects, ascending."""
+        return tuple(sorted(self._tracks))
+
+    def add(
+        self, object_id: int, *, text: References | None = None, mask: References | None = None
+    ) -> None:
+        """Makes an object known, or corrects a known one: what is given replaces what was."""
+        track = self._tracks.get(object_id, Track())
+        if text is not None:
+            track = replace(track, text=text)
+        if mask is not None:
+            track = replace(track, first=mask, latest=mask)
+        self._tracks[object_id] = track
+
+    def update(self, object_id: int, mask: References) -> None:
+        """The object was seen again; an object known by text alone is now defined by its mask."""
+        track = self._tracks[object_id]
+        first = mask if track.first is None else track.first
+        self._tracks[object_id] = replace(track, first=first, latest=mask)
+
+    def forget(self, object_id: int) -> None:
+        """Drops an object; unknown ids are fine."""
+        self._tracks.pop(object_id, None)
+
+    def batches(
+        self, object_ids: Sequence[int], size: int
+    ) -> Iterator[tuple[tuple[int, ...], tuple[tuple[Reference, ...], ...]]]:
+        """Groups of at most ``size`` ids with one reference per kind, batched over the group."""
+        groups: dict[tuple[bool, bool, bool], list[int]] = defaultdict(list)
+        for object_id in object_ids:
+            groups[self._tracks[object_id].layout].append(object_id)
+        for ids in groups.values():
+            for start in range(0, len(ids), size):
+                chunk = tuple(ids[start : start + size])
+                kinds = zip(*(self._tracks[i].references for i in chunk), strict=True)
+                yield chunk, tuple(stack_levels(kind) for kind in kinds)

@@ -1,0 +1,417 @@
+"""Segments what prompts refer to, in an image or along a video, with any ``Segmenter``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from unified.errors import InputError
+from unified.inference.memory import VideoMemory
+from unified.masks import MAX_OBJECT_ID, binary_masks, mask_box, mask_probabilities, merge
+from unified.segmenter import Segmenter
+from unified.structures import (
+    FeaturePyramid,
+    FrameResult,
+    ImageBatch,
+    Prompt,
+    References,
+    Size,
+    Support,
+    join_levels,
+)
+
+MASK_STRIDE = 4
+
+MergeRule = Literal["soft", "separate"]
+
+
+@dataclass(frozen=True)
+class EncodedFrame:
+    """One frame (B = 1) after the costly step."""
+
+    images: ImageBatch
+    features: FeaturePyramid
+
+
+class FrameEncoder:
+    """Resizes, normalises and encodes frames, masks and sentences for a model.
+
+    Args:
+        model: in eval mode.
+        short_side: the shorter image side is resized to this many pixels.
+        max_size: the longer side is never larger than this.
+        precision: "float32", or "bfloat16"/"float16" autocast.
+    """
+
+    def __init__(
+        self, model: Segmenter, *, short_side: int, max_size: int, precision: str = "float32"
+    ) -> None:
+        self.model = model
+        self.short_side, self.max_size = short_side, max_size
+        self.precision = precision
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Context in which the model runs."""
+        if self.precision == "float32":
+            return nullcontext()
+        device = next(iter(self.model.parameters())).device  # type: ignore[attr-defined]
+        return torch.autocast(device.type, dtype=getattr(torch, self.precision))
+
+    def image(self, image: np.ndarray) -> EncodedFrame:
+        """(H, W, 3) uint8 RGB -> features at the model's input size.
+
+        Raises:
+            InputError: another shape or dtype.
+        """
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
+            raise InputError(
+                f"expected an RGB image (H, W, 3) of uint8, got {image.shape} of {image.dtype}: "
+                "convert grey or RGBA images first"
+            )
+        resized = resize_image(image, resized_size(image.shape[:2], self.short_side, self.max_size))
+        pixels = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
+        with torch.inference_mode(), self.autocast():
+            images = self.model.preprocess([pixels])
+            return EncodedFrame(images, self.model.encode_image(images))
+
+    def text(self, text: str) -> References:
+        """References of one sentence.
+
+        Raises:
+            InputError: the model does not understand text, or nothing is left of the sentence.
+        """
+        self._require("text")
+        with torch.inference_mode(), self.autocast():
+            return self.model.encode_text([text])
+
+    def masks(self, frame: EncodedFrame, masks: Sequence[np.ndarray]) -> list[References]:
+        """References of O masks (H, W) bool on one frame, at any resolution, each of batch 1."""
+        self._require("mask")
+        size, (height, width) = frame.images.image_sizes[0], frame.images.padded_size
+        resized = torch.zeros(len(masks), height, width, dtype=torch.bool)
+        for index, mask in enumerate(masks):
+            source = torch.from_numpy(np.ascontiguousarray(mask)).float()[None, None]
+            resized[index, : size[0], : size[1]] = F.interpolate(source, size=size)[0, 0] > 0.5
+        num = len(masks)
+        images = ImageBatch(
+            tensor=frame.images.tensor.expand(num, -1, -1, -1),
+            image_sizes=frame.images.image_sizes * num,
+            padding_mask=frame.images.padding_mask.expand(num, -1, -1),
+        )
+        with torch.inference_mode(), self.autocast():
+            levels = self.model.encode_mask(
+                images, frame.features.expand(num), resized.to(images.tensor.device)
+            )
+        return [tuple(level[index : index + 1] for level in levels) for index in range(num)]
+
+    def supports(self, supports: Sequence[Support]) -> References:
+        """K example images with masks as one reference."""
+        references = []
+        for support in supports:
+            check_mask(support.mask, support.image.shape[:2])
+            references.extend(self.masks(self.image(support.image), [support.mask]))
+        return join_levels(references)
+
+    def _require(self, kind: str) -> None:
+        if kind not in self.model.reference_kinds:
+            known = " and ".join(sorted(self.model.reference_kinds)) or "no"
+            raise InputError(f"this model follows {known} references, not {kind}: load another")
+
+
+class ImagePredictor:
+    """Segments prompts on one image at a time; the image is encoded once."""
+
+    def __init__(
+        self,
+        model: Segmenter,
+        *,
+        short_side: int = 800,
+        max_size: int = 1333,
+        precision: str = "float32",
+    ) -> None:
+        """The sizes are those of ``FrameEncoder``; the defaults are the reference's."""
+        self._encoder = FrameEncoder(
+            model, short_side=short_side, max_size=max_size, precision=precision
+        )
+        self._frame: EncodedFrame | None = None
+        self._size: Size = (0, 0)
+
+    def set_image(self, image: np.ndarray) -> None:
+        """Encodes (H, W, 3) uint8 RGB for the following prompts."""
+        self._frame = self._encoder.image(image)
+        self._size = (image.shape[0], image.shape[1])
+
+    def predict(self, prompt: Prompt) -> tuple[np.ndarray, float]:
+        """The mask (H, W) bool at the image's size and its score in [0, 1].
+
+        The binary mask of the model's input is resized, as the reference's evaluation does.
+
+        Raises:
+            InputError: no image is set, or the prompt is empty or does not fit.
+        """
+        logits, score, size = self._segment(prompt)
+        mask = binary_masks(logits, stride=MASK_STRIDE, image_size=size, original_size=self._size)
+        return mask[0].cpu().numpy(), score
+
+    def predict_prob(self, prompt: Prompt) -> tuple[np.ndarray, float]:
+        """As ``predict``, with the probability (H, W) float32 of every pixel."""
+        logits, score, size = self._segment(prompt)
+        probability = mask_probabilities(
+            logits, stride=MASK_STRIDE, image_size=size, original_size=self._size
+        )
+        return probability[0].cpu().numpy(), score
+
+    def _segment(self, prompt: Prompt) -> tuple[Tensor, float, Size]:
+        if self._frame is None:
+            raise InputError("no image to segment: call set_image first")
+        check_prompt(prompt, self._size)
+        references: list[References] = []
+        if prompt.text is not None:
+            references.append(self._encoder.text(prompt.text))
+        visual = _visual_reference(self._encoder, self._frame, prompt)
+        if visual is not None:
+            references.append(visual)
+        with torch.inference_mode(), self._encoder.autocast():
+            result = self._encoder.model.segment(
+                self._frame.features, references, top_k=1, mask_stride=MASK_STRIDE
+            )
+        size = self._frame.images.image_sizes[0]
+        return result.mask_logits[0].float(), float(result.scores[0, 0]), size
+
+
+class VideoPredictor:
+    """Segments prompted objects frame by frame in memory that does not grow with the video.
+
+    Each frame is encoded once for all objects, objects are batched, and the mask of only the best
+    query is decoded. Source: UniRef++ (arXiv:2312.15715), section 3.5.
+
+    Args:
+        model: in eval mode.
+        score_threshold: an object whose best score is lower is absent on that frame.
+        merge_rule: "soft" lets objects compete for pixels (soft aggregation); "separate" keeps
+            every object's own mask (``FrameResult.masks``), as one expression at a time would.
+        use_memory: False segments every frame from the sentence alone.
+        mask_stride: stride of mask logits, 4, or 1 as the reference does for masks alone.
+        objects_per_pass: largest number of objects batched.
+        keep_probabilities: return (H, W) float probabilities of every object.
+    """
+
+    def __init__(
+        self,
+        model: Segmenter,
+        *,
+        score_threshold: float = 0.3,
+        merge_rule: MergeRule = "soft",
+        use_memory: bool = True,
+        mask_stride: int = MASK_STRIDE,
+        short_side: int = 480,
+        max_size: int = 1333,
+        precision: str = "float32",
+        objects_per_pass: int = 8,
+        keep_probabilities: bool = False,
+    ) -> None:
+        self._encoder = FrameEncoder(
+            model, short_side=short_side, max_size=max_size, precision=precision
+        )
+        self.score_threshold, self.merge_rule = score_threshold, merge_rule
+        self.use_memory, self.mask_stride = use_memory, mask_stride
+        self.objects_per_pass, self.keep_probabilities = objects_per_pass, keep_probabilities
+        self._waiting: dict[int, Prompt] = {}
+        self._memory = VideoMemory()
+
+    @property
+    def object_ids(self) -> tuple[int, ...]:
+        """Known objects, ascending."""
+        return tuple(sorted({*self._memory.object_ids, *self._waiting}))
+
+    def reset(self) -> None:
+        """Forgets every object; the next frame starts a new video."""
+        self._waiting.clear()
+        self._memory = VideoMemory()
+
+    def add(self, object_id: int, prompt: Prompt) -> None:
+        """Makes an object known from the next frame on, or corrects a known one there."""
+        if not 1 <= object_id <= MAX_OBJECT_ID:
+            raise InputError(f"object ids go from 1 to {MAX_OBJECT_ID}, got {object_id}")
+        self._waiting[object_id] = prompt
+
+    def forget(self, object_id: int) -> None:
+        """Stops following an object; unknown ids are fine."""
+        self._waiting.pop(object_id, None)
+        self._memory.forget(object_id)
+
+    def run(
+        self,
+        frames: Iterable[np.ndarray],
+        prompts: Mapping[int, Mapping[int, Prompt]],
+    ) -> Iterator[FrameResult]:
+        """Results of the frames as they are consumed.
+
+        Args:
+            frames: any iterable of (H, W, 3) uint8 RGB, read one at a time.
+            prompts: frame index -> object id -> prompt.
+        """
+        for index, frame in enumerate(frames):
+            yield self.step(frame, prompts.get(index, {}))
+
+    def step(
+        self,
+        frame: np.ndarray,
+        prompts: Mapping[int, Prompt] | None = None,
+        *,
+        output_size: Size | None = None,
+    ) -> FrameResult:
+        """Segments the next frame.
+
+        Args:
+            frame: (H, W, 3) uint8 RGB.
+            prompts: object id -> prompt for objects that start or are corrected on this frame; a
+                mask is taken over as it is and defines the object.
+            output_size: (h, w) of the result, the frame's own by default.
+
+        Raises:
+            InputError: frame or prompt does not fit.
+        """
+        height, width = frame.shape[:2]
+        size = output_size or (height, width)
+        for object_id, prompt in (prompts or {}).items():
+            check_prompt(prompt, (height, width))
+            self.add(object_id, prompt)
+        for prompt in self._waiting.values():
+            check_prompt(prompt, (height, width))
+        if not self.object_ids:
+            return FrameResult(np.zeros(size, np.uint8), scores={}, boxes={}, areas={})
+        encoded = self._encoder.image(frame)
+        given = self._take_prompts(encoded)
+        scores, probabilities = self._predict(encoded, given, size)
+        return self._finish(encoded, given, scores, probabilities, size)
+
+    def _take_prompts(self, frame: EncodedFrame) -> dict[int, np.ndarray]:
+        """Moves waiting prompts into memory; returns the masks given on this frame."""
+        given: dict[int, np.ndarray] = {}
+        for object_id, prompt in self._waiting.items():
+            text = None if prompt.text is None else self._encoder.text(prompt.text)
+            visual = _visual_reference(self._encoder, frame, prompt)
+            self._memory.add(object_id, text=text, mask=visual)
+            if prompt.mask is not None:
+                given[object_id] = np.asarray(prompt.mask, bool)
+        self._waiting.clear()
+        return given
+
+    def _predict(
+        self, frame: EncodedFrame, given: Mapping[int, np.ndarray], size: Size
+    ) -> tuple[dict[int, float], Tensor]:
+        """Score and probability map (O, H, W) of every known object, ascending by id."""
+        ids = self._memory.object_ids
+        scores = {object_id: 1.0 for object_id in ids}
+        maps: dict[int, Tensor] = {}
+        for object_id, mask in given.items():
+            source = torch.from_numpy(np.ascontiguousarray(mask)).float()[None, None]
+            maps[object_id] = F.interpolate(
+                source, size=size, mode="bilinear", align_corners=False
+            )[0, 0]
+        unknown = [object_id for object_id in ids if object_id not in given]
+        image_size = frame.images.image_sizes[0]
+        for chunk, references in self._memory.batches(unknown, self.objects_per_pass):
+            with torch.inference_mode(), self._encoder.autocast():
+                result = self._encoder.model.segment(
+                    frame.features.expand(len(chunk)), references, mask_stride=self.mask_stride
+                )
+                probabilities = mask_probabilities(
+                    result.mask_logits[:, 0].float(),
+                    stride=self.mask_stride,
+                    image_size=image_size,
+                    original_size=size,
+                )
+            for row, object_id in enumerate(chunk):
+                scores[object_id] = float(result.scores[row, 0])
+                present = scores[object_id] >= self.score_threshold
+                maps[object_id] = probabilities[row] * present
+        device = frame.images.tensor.device
+        return scores, torch.stack([maps[object_id].to(device) for object_id in ids])
+
+    def _finish(
+        self,
+        frame: EncodedFrame,
+        given: Mapping[int, np.ndarray],
+        scores: Mapping[int, float],
+        probabilities: Tensor,
+        size: Size,
+    ) -> FrameResult:
+        """Merges the objects, remembers the visible ones and describes the frame."""
+        ids = self._memory.object_ids
+        label_map = merge(probabilities, ids).cpu().numpy()
+        if self.merge_rule == "separate":
+            masks = dict(zip(ids, (probabilities > 0.5).cpu().numpy(), strict=True))
+        else:
+            masks = {object_id: label_map == object_id for object_id in ids}
+        if self.use_memory and "mask" in self._encoder.model.reference_kinds:
+            seen = [i for i in ids if i not in given and masks[i].any()]
+            for start in range(0, len(seen), self.objects_per_pass):
+                chunk = seen[start : start + self.objects_per_pass]
+                references = self._encoder.masks(frame, [masks[i] for i in chunk])
+                for object_id, reference in zip(chunk, references, strict=True):
+                    self._memory.update(object_id, reference)
+        kept = probabilities.cpu().numpy() if self.keep_probabilities else ()
+        return FrameResult(
+            label_map=label_map,
+            scores=dict(scores),
+            boxes={i: mask_box(mask) for i, mask in masks.items()},
+            areas={i: int(mask.sum()) for i, mask in masks.items()},
+            masks=masks if self.merge_rule == "separate" else {},
+            probabilities=dict(zip(ids, kept, strict=True)) if self.keep_probabilities else {},
+        )
+
+
+def _visual_reference(
+    encoder: FrameEncoder, frame: EncodedFrame, prompt: Prompt
+) -> References | None:
+    """Supports and the mask on this frame as one reference, or None."""
+    references: list[References] = []
+    if prompt.supports:
+        references.append(encoder.supports(prompt.supports))
+    if prompt.mask is not None:
+        references.extend(encoder.masks(frame, [np.asarray(prompt.mask, bool)]))
+    return join_levels(references) if references else None
+
+
+def check_prompt(prompt: Prompt, size: Size) -> None:
+    """Raises InputError unless the prompt says something and its mask fits the frame."""
+    if prompt.text is None and prompt.mask is None and not prompt.supports:
+        raise InputError("the prompt is empty: give a text, a mask or example images with masks")
+    if prompt.mask is not None:
+        check_mask(prompt.mask, size)
+
+
+def check_mask(mask: np.ndarray, size: Sequence[int]) -> None:
+    """Raises InputError unless the mask is a non-empty (H, W) map of the given size."""
+    if mask.shape != tuple(size):
+        raise InputError(
+            f"expected a mask of the image's size {tuple(size)}, got {mask.shape}: resize it with "
+            "nearest-neighbour interpolation"
+        )
+    if not mask.any():
+        raise InputError("the mask is empty: mark at least one pixel of the object")
+
+
+def resized_size(size: Sequence[int], short_side: int, max_size: int) -> Size:
+    """(h, w) after scaling the shorter side to ``short_side``, the longer at most ``max_size``."""
+    scale = min(short_side / min(size), max_size / max(size))
+    height, width = (max(1, int(side * scale + 0.5)) for side in size)
+    return height, width
+
+
+def resize_image(image: np.ndarray, size: Size) -> np.ndarray:
+    """(H, W, 3) uint8 to ``size`` with the antialiased bilinear filter of the training data."""
+    if image.shape[:2] == size:
+        return image
+    from PIL import Image
+
+    return np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR))

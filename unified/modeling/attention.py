@@ -1,0 +1,135 @@
+"""Scaled dot-product attention behind three interchangeable backends."""
+
+from __future__ import annotations
+
+import math
+from importlib.util import find_spec
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from unified.errors import ConfigError
+
+Backend = Literal["sdpa", "flash", "eager"]
+BACKENDS: tuple[Backend, ...] = ("sdpa", "flash", "eager")
+
+# One block of scores (heads x rows x keys) of this many entries stays in the CPU's second cache.
+_CPU_BLOCK_ENTRIES = 1 << 20
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    padding_mask: Tensor | None = None,
+    *,
+    backend: Backend = "sdpa",
+    dropout: float = 0.0,
+) -> Tensor:
+    """softmax(query key^T / sqrt(D)) value over unpadded keys, in the dtype of ``query``.
+
+    Args:
+        query: (B, heads, N, D).
+        key, value: (B, heads, M, D).
+        padding_mask: (B, M) True = ignore; every row keeps at least one key.
+        backend: "sdpa" (torch), "flash" (the flash-attn package on half-precision CUDA tensors)
+            or "eager" (the formula; in half precision rounded where flash attention rounds).
+        dropout: probability of dropping an attention weight; 0 outside training.
+
+    Returns:
+        (B, heads, N, D).
+
+    Raises:
+        ConfigError: the backend is unknown or "flash" without the package.
+    """
+    if padding_mask is not None and not bool(padding_mask.any()):
+        padding_mask = None
+    if backend == "eager":
+        return _eager(query, key, value, padding_mask, dropout)
+    if backend == "flash":
+        return _flash(query, key, value, padding_mask, dropout)
+    if backend != "sdpa":
+        raise ConfigError(f"attention backend {backend!r} is unknown: choose one of {BACKENDS}")
+    if query.device.type == "cpu" and query.dtype == torch.bfloat16 and not query.requires_grad:
+        return _blockwise_cpu(query, key, value, padding_mask)
+    mask = None if padding_mask is None else ~padding_mask[:, None, None]
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+
+
+def _eager(
+    query: Tensor, key: Tensor, value: Tensor, padding_mask: Tensor | None, dropout: float
+) -> Tensor:
+    """The formula in float32; half-precision inputs get flash attention's two roundings.
+
+    Flash attention keeps scores and sums in float32 and rounds the unnormalised probabilities and
+    the output. Source: FlashAttention-2 (arXiv:2307.08691), algorithm 1.
+    """
+    dtype = query.dtype
+    scores = query.float() @ key.float().transpose(-1, -2) / math.sqrt(query.shape[-1])
+    if padding_mask is not None:
+        scores = scores.masked_fill(padding_mask[:, None, None], -math.inf)
+    weights = (scores - scores.amax(dim=-1, keepdim=True)).exp()
+    total = weights.sum(dim=-1, keepdim=True)
+    kept = F.dropout(weights.to(dtype).float(), dropout)
+    return (kept @ value.float() / total).to(dtype)
+
+
+def _flash(
+    query: Tensor, key: Tensor, value: Tensor, padding_mask: Tensor | None, dropout: float
+) -> Tensor:
+    if find_spec("flash_attn") is None:
+        raise ConfigError(
+            "attention backend 'flash' needs the package flash-attn: install the extra with "
+            "`pip install 'unified-refseg[flash]'` or choose the backend 'sdpa'"
+        )
+    if query.dtype not in (torch.float16, torch.bfloat16) or query.device.type == "cpu":
+        return attend(query, key, value, padding_mask, backend="sdpa", dropout=dropout)
+    from flash_attn import flash_attn_func, flash_attn_varlen_kvpacked_func
+
+    q, k, v = (x.transpose(1, 2).contiguous() for x in (query, key, value))  # (B, N, heads, D)
+    if padding_mask is None:
+        return flash_attn_func(q, k, v, dropout).transpose(1, 2)
+    batch, num_queries, num_heads, dim = q.shape
+    keep = ~padding_mask
+    lengths = keep.sum(dim=1)
+    starts = F.pad(lengths.cumsum(0), (1, 0)).int()
+    steps = torch.arange(0, (batch + 1) * num_queries, num_queries, device=q.device).int()
+    out = flash_attn_varlen_kvpacked_func(
+        q.reshape(-1, num_heads, dim),
+        torch.stack((k[keep], v[keep]), dim=1),
+        steps,
+        starts,
+        num_queries,
+        int(lengths.max()),
+        dropout,
+    )
+    return out.view(batch, num_queries, num_heads, dim).transpose(1, 2)
+
+
+def _blockwise_cpu(
+    query: Tensor, key: Tensor, value: Tensor, padding_mask: Tensor | None
+) -> Tensor:
+    """bfloat16 attention by blocks of rows, with plain matrix products.
+
+    On CPUs with bfloat16 instructions those are several times faster than float32 ones, which
+    torch's fused CPU attention does not exploit.
+    """
+    output = torch.empty_like(query)
+    scaled = query * (1 / math.sqrt(query.shape[-1]))
+    bias = None
+    if padding_mask is not None:
+        bias = torch.zeros(padding_mask.shape, dtype=query.dtype).masked_fill_(
+            padding_mask, -math.inf
+        )[:, None, None]
+    rows = max(32, _CPU_BLOCK_ENTRIES // key.shape[2])
+    for image in range(query.shape[0]):
+        for head in range(query.shape[1]):
+            keys, values = key[image, head].t(), value[image, head]
+            for start in range(0, query.shape[2], rows):
+                scores = scaled[image, head, start : start + rows] @ keys
+                if bias is not None:
+                    scores += bias[image, 0]
+                output[image, head, start : start + rows] = scores.softmax(dim=-1) @ values
+    return output

@@ -1,0 +1,129 @@
+"""Multi-scale deformable attention in plain torch, without a compiled extension."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Shapes = Sequence[tuple[int, int]]
+
+
+class MultiScaleDeformableAttention(nn.Module):
+    """Every query reads ``num_points`` sampled tokens per head and level.
+
+    Source: Deformable DETR (arXiv:2010.04159), equation 3.
+    """
+
+    def __init__(
+        self, *, dim: int, num_heads: int = 8, num_levels: int = 4, num_points: int = 4
+    ) -> None:
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"dim {dim} is not divisible by num_heads {num_heads}")
+        self.num_heads, self.num_levels, self.num_points = num_heads, num_levels, num_points
+        num_samples = num_heads * num_levels * num_points
+        self.sampling_offsets = nn.Linear(dim, num_samples * 2)
+        self.attention_weights = nn.Linear(dim, num_samples)
+        self.value_proj = nn.Linear(dim, dim)
+        self.output_proj = nn.Linear(dim, dim)
+        self._reset_parameters()
+
+    def _reset_parameters(self) -> None:
+        nn.init.zeros_(self.sampling_offsets.weight)
+        angle = torch.arange(self.num_heads) * (2 * math.pi / self.num_heads)
+        direction = torch.stack((angle.cos(), angle.sin()), dim=-1)
+        direction = direction / direction.abs().amax(dim=-1, keepdim=True)
+        radius = torch.arange(1, self.num_points + 1, dtype=torch.float32)
+        offsets = direction[:, None, None] * radius[:, None]  # (heads, 1, points, 2)
+        offsets = offsets.expand(-1, self.num_levels, -1, -1)
+        with torch.no_grad():
+            self.sampling_offsets.bias.copy_(offsets.reshape(-1))
+        nn.init.zeros_(self.attention_weights.weight)
+        nn.init.zeros_(self.attention_weights.bias)
+        for layer in (self.value_proj, self.output_proj):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(
+        self,
+        query: Tensor,
+        reference: Tensor,
+        tokens: Tensor,
+        shapes: Shapes,
+        padding_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Attention output before the residual.
+
+        Args:
+            query: (B, Q, C), position code included.
+            reference: (B, Q, L, 2) points or (B, Q, L, 4) cxcywh boxes, in [0, 1] of the padded
+                level; offsets are relative to one pixel, or to half the box side over the points.
+            tokens: (B, N, C) all levels, finest first.
+            shapes: L x (h, w) with sum(h * w) = N.
+            padding_mask: (B, N) True = padding; the values of padded tokens are zero.
+
+        Returns:
+            (B, Q, C).
+        """
+        batch, num_queries, dim = query.shape
+        value = self.value_proj(tokens)
+        if padding_mask is not None:
+            value = value.masked_fill(padding_mask[..., None], 0.0)
+        value = value.view(batch, -1, self.num_heads, dim // self.num_heads)
+        layout = (batch, num_queries, self.num_heads, self.num_levels, self.num_points)
+        offsets = self.sampling_offsets(query).view(*layout, 2)
+        weights = self.attention_weights(query).view(*layout[:3], -1).softmax(-1).view(layout)
+        if reference.shape[-1] == 2:
+            size = torch.tensor([(w, h) for h, w in shapes], device=query.device)
+            offsets = offsets / size[:, None]
+        else:
+            offsets = offsets / self.num_points * reference[:, :, None, :, None, 2:] * 0.5
+        locations = reference[:, :, None, :, None, :2] + offsets
+        return self.output_proj(sample_and_sum(value, shapes, locations, weights))
+
+
+def sample_and_sum(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
+    """Weighted sum of bilinear samples, zero outside the level, for all heads and levels at once.
+
+    A bilinear sample is a weighted sum of four tokens, so the whole operation is one bag of
+    4 * L * P weighted table rows per query and head, which torch sums without storing the samples.
+    On CPUs that is several times faster than one ``grid_sample`` per level.
+
+    Args:
+        value: (B, N, heads, D).
+        shapes: L x (h, w).
+        locations: (B, Q, heads, L, P, 2) as (x, y), 0..1 over the padded level.
+        weights: (B, Q, heads, L, P).
+
+    Returns:
+        (B, Q, heads * D) in the dtype of ``value``.
+    """
+    batch, num_tokens, num_heads, dim = value.shape
+    num_queries = locations.shape[1]
+    device = value.device
+    image = torch.arange(batch, device=device).view(-1, 1, 1, 1) * num_tokens
+    head = torch.arange(num_heads, device=device).view(1, 1, -1, 1)
+    rows, factors, start = [], [], 0
+    for level, (height, width) in enumerate(shapes):
+        x = locations[..., level, :, 0].float() * width - 0.5  # (B, Q, heads, P)
+        y = locations[..., level, :, 1].float() * height - 0.5
+        left, top = x.detach().floor(), y.detach().floor()
+        for column, across in ((left, 1 - (x - left)), (left + 1, x - left)):
+            for row, down in ((top, 1 - (y - top)), (top + 1, y - top)):
+                inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+                token = row.clamp(0, height - 1) * width + column.clamp(0, width - 1)
+                rows.append((image + start + token.long()) * num_heads + head)
+                factors.append(across * down * inside * weights[..., level, :])
+        start += height * width
+    num_bags = batch * num_queries * num_heads
+    summed = F.embedding_bag(
+        torch.stack(rows, dim=-1).view(num_bags, -1),
+        value.reshape(-1, dim).float(),
+        per_sample_weights=torch.stack(factors, dim=-1).view(num_bags, -1).float(),
+        mode="sum",
+    )
+    return summed.view(batch, num_queries, num_heads * dim).to(value.dtype)

@@ -1,0 +1,102 @@
+"""From fused feature levels to decoder queries, boxes and class logits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from unified.modeling.layers import MLP, inverse_sigmoid
+from unified.modeling.transformer import DeformableTransformer
+
+
+@dataclass(frozen=True)
+class Queries:
+    """What the decoder knows; D decoder layers.
+
+    Attributes:
+        hidden: D x (B, Q, C).
+        references: D + 1 boxes (B, Q, 4) cxcywh in [0, 1]; entry l is what layer l starts from,
+            entry l + 1 what it makes of it. Gradients reach one layer back (look forward twice).
+        memory: L x (B, C, h, w) encoder output.
+        proposal_logits: (B, N, num_classes) of every token.
+        proposal_boxes: (B, N, 4) unactivated; infinite where no proposal is allowed.
+        selected: (B, Q) token of each query.
+    """
+
+    hidden: tuple[Tensor, ...]
+    references: tuple[Tensor, ...]
+    memory: tuple[Tensor, ...]
+    proposal_logits: Tensor
+    proposal_boxes: Tensor
+    selected: Tensor
+
+
+class DetrHead(nn.Module):
+    """Two-stage Deformable DETR with mixed query selection and look-forward-twice refinement.
+
+    Source: DINO (arXiv:2203.03605), sections 3.4 and 3.5, as set in UniRef++ (arXiv:2312.15715).
+    The predictors' last entry serves the encoder proposals.
+    """
+
+    def __init__(
+        self, transformer: DeformableTransformer, *, num_queries: int, num_classes: int
+    ) -> None:
+        super().__init__()
+        dim = transformer.dim
+        num_predictors = len(transformer.decoder.layers) + 1
+        self.transformer = transformer
+        self.query_embed = nn.Embedding(num_queries, dim)
+        self.class_embed = nn.ModuleList(nn.Linear(dim, num_classes) for _ in range(num_predictors))
+        self.bbox_embed = nn.ModuleList(MLP(dim, dim, 4, 3) for _ in range(num_predictors))
+        for classifier, regressor in zip(self.class_embed, self.bbox_embed, strict=True):
+            nn.init.constant_(classifier.bias, -math.log((1 - 0.01) / 0.01))
+            nn.init.zeros_(regressor.layers[-1].weight)
+            nn.init.zeros_(regressor.layers[-1].bias)
+
+    @property
+    def num_layers(self) -> int:
+        """Number of decoder layers."""
+        return len(self.transformer.decoder.layers)
+
+    def forward(self, levels: Sequence[Tensor], padding_masks: Sequence[Tensor]) -> Queries:
+        """L x (B, C, h, w) and L x (B, h, w) True on padding -> decoded queries."""
+        transformer = self.transformer
+        memory, layout = transformer.encode(levels, padding_masks)
+        features, anchors = transformer.propose(memory, layout)
+        proposal_logits = self.class_embed[-1](features)
+        proposal_boxes = self.bbox_embed[-1](features) + anchors
+        num_queries = min(self.query_embed.num_embeddings, anchors.shape[1])
+        selected = proposal_logits[..., 0].topk(num_queries, dim=1).indices
+        boxes = proposal_boxes.gather(1, selected[..., None].expand(-1, -1, 4)).detach()
+
+        position = transformer.query_position(boxes)
+        hidden = self.query_embed.weight[:num_queries].expand(len(boxes), -1, -1)
+        valid = torch.cat((layout.valid_ratios, layout.valid_ratios), dim=-1)  # (B, L, 4)
+        hiddens, references = [], [boxes.sigmoid()]
+        for index, layer in enumerate(transformer.decoder.layers):
+            start = references[-1].detach()
+            hidden = layer(hidden, position, start[:, :, None] * valid[:, None], memory, layout)
+            delta = self.bbox_embed[index](hidden)
+            references.append((delta + inverse_sigmoid(start)).sigmoid())
+            hiddens.append(hidden)
+        return Queries(
+            hidden=tuple(hiddens),
+            references=tuple(references),
+            memory=layout.split(memory),
+            proposal_logits=proposal_logits,
+            proposal_boxes=proposal_boxes,
+            selected=selected,
+        )
+
+    def logits(self, queries: Queries, layer: int) -> Tensor:
+        """Class logits (B, Q, num_classes) of one decoder layer."""
+        return self.class_embed[layer](queries.hidden[layer])
+
+    def boxes(self, queries: Queries, layer: int) -> Tensor:
+        """Boxes (B, Q, 4) of one decoder layer with gradients through the layer before it."""
+        delta = self.bbox_embed[layer](queries.hidden[layer])
+        return (delta + inverse_sigmoid(queries.references[layer])).sigmoid()

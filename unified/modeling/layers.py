@@ -1,0 +1,98 @@
+"""Small layers and position codes that several modules share."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class MLP(nn.Module):
+    """Linear layers with ReLU between them."""
+
+    def __init__(self, in_dim: int, hidden_dim: int, out_dim: int, num_layers: int) -> None:
+        super().__init__()
+        dims = [in_dim, *[hidden_dim] * (num_layers - 1), out_dim]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(dims, dims[1:], strict=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in_dim) -> (..., out_dim)."""
+        for layer in self.layers[:-1]:
+            x = F.relu(layer(x))
+        return self.layers[-1](x)
+
+
+def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
+    """Logit of ``x`` clamped to [0, 1], finite at both ends."""
+    x = x.clamp(0, 1)
+    return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
+
+
+def masked_mean(tokens: Tensor, padding_mask: Tensor) -> Tensor:
+    """Mean over unpadded tokens: (B, N, C), (B, N) True = padding -> (B, C)."""
+    keep = (~padding_mask).to(tokens.dtype)[..., None]
+    return (tokens * keep).sum(dim=1) / keep.sum(dim=1).clamp(min=1)
+
+
+def resize_padding_mask(padding_mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """Nearest-neighbour resize of (B, H, W) bool to (B, *size)."""
+    return F.interpolate(padding_mask[:, None].float(), size=size)[:, 0].bool()
+
+
+def _sine_code(position: Tensor, num_channels: int, temperature: float) -> Tensor:
+    """(..., ) angles -> (..., num_channels), sin and cos interleaved."""
+    index = torch.arange(num_channels, dtype=torch.float32, device=position.device)
+    wavelength = temperature ** (2 * (index // 2) / num_channels)
+    angle = position[..., None] / wavelength
+    return torch.stack((angle[..., 0::2].sin(), angle[..., 1::2].cos()), dim=-1).flatten(-2)
+
+
+def sine_position(padding_mask: Tensor, num_channels: int, temperature: float = 10000.0) -> Tensor:
+    """Position code of every pixel, y half first, normalised over the unpadded extent.
+
+    Source: DETR (arXiv:2005.12872) section A.4 with the half-pixel offset of Deformable DETR.
+
+    Args:
+        padding_mask: (B, H, W) True on padding.
+        num_channels: even; half for y and half for x.
+
+    Returns:
+        (B, num_channels, H, W) float32.
+    """
+    valid = (~padding_mask).float()
+    codes = []
+    for dim in (1, 2):
+        count = valid.cumsum(dim)
+        last = count.select(dim, -1).unsqueeze(dim)
+        angle = (count - 0.5) / (last + 1e-6) * (2 * math.pi)
+        codes.append(_sine_code(angle, num_channels // 2, temperature))
+    return torch.cat(codes, dim=-1).permute(0, 3, 1, 2)  # (B, C, H, W)
+
+
+def box_position(boxes: Tensor, num_channels: int, temperature: float = 10000.0) -> Tensor:
+    """Sine code of boxes: (..., 4) in [0, 1] -> (..., 4 * num_channels)."""
+    return _sine_code(boxes * (2 * math.pi), num_channels, temperature).flatten(-2)
+
+
+def aligned_bilinear(logits: Tensor, factor: int) -> Tensor:
+    """Upsamples by ``factor`` so that the centre of coarse pixel i lands on ``factor * (i + 1/2)``.
+
+    Source: CondInst (arXiv:2003.05664), its released upsampling rule.
+
+    Args:
+        logits: (B, K, h, w).
+
+    Returns:
+        (B, K, factor * h, factor * w).
+    """
+    if factor == 1:
+        return logits
+    height, width = logits.shape[-2:]
+    grown = F.pad(logits, (0, 1, 0, 1), mode="replicate")
+    size = (factor * height + 1, factor * width + 1)
+    fine = F.interpolate(grown, size=size, mode="bilinear", align_corners=True)
+    shift = factor // 2
+    fine = F.pad(fine, (shift, 0, shift, 0), mode="replicate")
+    return fine[..., : factor * height, : factor * width]

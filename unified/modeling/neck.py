@@ -1,0 +1,48 @@
+"""Projects backbone stages to the channel count of the transformer and adds one coarser level."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from unified.modeling.layers import resize_padding_mask
+
+STAGES = ("res3", "res4", "res5")
+
+
+class Neck(nn.Module):
+    """1x1 convolutions on strides 8, 16, 32 and a 3x3 stride-2 one on the raw last stage.
+
+    Source: Deformable DETR (arXiv:2010.04159), figure 4.
+    """
+
+    def __init__(self, *, in_dims: Mapping[str, int], dim: int) -> None:
+        super().__init__()
+        last = in_dims[STAGES[-1]]
+        convs = [nn.Conv2d(in_dims[name], dim, 1) for name in STAGES]
+        convs.append(nn.Conv2d(last, dim, 3, stride=2, padding=1))
+        for conv in convs:
+            nn.init.xavier_uniform_(conv.weight)
+            nn.init.zeros_(conv.bias)
+        self.input_proj = nn.ModuleList(
+            nn.Sequential(conv, nn.GroupNorm(32, dim)) for conv in convs
+        )
+
+    def forward(
+        self, stages: Mapping[str, Tensor], padding_mask: Tensor
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Levels and their padding masks.
+
+        Args:
+            stages: backbone outputs with keys res3, res4, res5, (B, C_i, h, w).
+            padding_mask: (B, H, W) of the input, True on padding.
+
+        Returns:
+            4 x (B, dim, H_l, W_l) and 4 x (B, H_l, W_l); the last mask is resized from the first.
+        """
+        inputs = [*(stages[name] for name in STAGES), stages[STAGES[-1]]]
+        levels = tuple(project(x) for project, x in zip(self.input_proj, inputs, strict=True))
+        masks = [resize_padding_mask(padding_mask, level.shape[-2:]) for level in levels[:-1]]
+        masks.append(resize_padding_mask(masks[0], levels[-1].shape[-2:]))
+        return levels, tuple(masks)
