@@ -154,14 +154,12 @@ class Criterion:
             similarity = torch.cat(
                 [_similarity(targets[image], len(match)) for image, match in matched]
             )
-            values = [
-                projection_loss(logits, masks).mean(),
-                pairwise_loss(logits, masks, similarity),
-            ]
+            values = [projection_loss(logits, masks), pairwise_loss(logits, masks, similarity)]
         else:
-            values = [mask_focal_loss(logits, masks).mean(), mask_dice_loss(logits, masks).mean()]
+            values = [mask_focal_loss(logits, masks), mask_dice_loss(logits, masks)]
             values += mask_aux_losses(logits, masks) if self.mask_aux else ()
-        return dict(zip(self._mask_names(from_boxes), values, strict=True))
+        means = (value.mean() for value in values)  # over pairs; scalars stay as they are
+        return dict(zip(self._mask_names(from_boxes), means, strict=True))
 
     def _mask_names(self, from_boxes: bool) -> tuple[str, ...]:
         if from_boxes:
