@@ -1,0 +1,110 @@
+"""Backbones whose blocks come from timm: ResNet, ConvNeXt, EfficientNet-Lite0.
+
+timm is imported when one is built; no weights are downloaded.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unified.errors import ConfigError
+from unified.modeling.backbones.base import Backbone, freeze_batch_norms
+
+
+def _create(name: str, drop_path: float) -> Any:
+    try:
+        import timm
+    except (ImportError, OSError, RuntimeError) as error:  # a broken torchvision raises any
+        raise ConfigError(
+            f"backbone {name} needs timm and torchvision, which cannot be imported ({error}): "
+            "pip install timm torchvision"
+        ) from error
+    return timm.create_model(name, pretrained=False, num_classes=0, drop_path_rate=drop_path)
+
+
+def build_resnet(
+    *, depth: int, drop_path: float = 0.0, freeze_at: int = 2, checkpoint: bool = False
+) -> Backbone:
+    """ResNet with stride in the 3x3 convolutions and frozen batch norms.
+
+    Source: He et al. (arXiv:1512.03385); Detectron2 ``build_resnet_backbone`` with
+    STRIDE_IN_1X1 False and norm FrozenBN.
+    """
+    net = _create(f"resnet{depth}", drop_path)
+    freeze_batch_norms(net)
+    return Backbone(
+        stem=nn.Sequential(
+            OrderedDict(conv1=net.conv1, bn1=net.bn1, act1=net.act1, maxpool=net.maxpool)
+        ),
+        stages=[net.layer1, net.layer2, net.layer3, net.layer4],
+        channels=[256, 512, 1024, 2048],
+        freeze_at=freeze_at,
+        checkpoint=checkpoint,
+    )
+
+
+class ChannelNorm(nn.LayerNorm):
+    """Layer norm over the channels of a channels-first map."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        x = F.layer_norm(
+            x.permute(0, 2, 3, 1), self.normalized_shape, self.weight, self.bias, self.eps
+        )
+        return x.permute(0, 3, 1, 2)
+
+
+def build_convnext(
+    *, size: str, drop_path: float = 0.4, freeze_at: int = 0, checkpoint: bool = False
+) -> Backbone:
+    """ConvNeXt with a layer norm per output.
+
+    Source: Liu et al. (arXiv:2201.03545); the output norms and the rate of stochastic depth are
+    those of ``object_detection`` in facebookresearch/ConvNeXt.
+    """
+    net = _create(f"convnext_{size}", drop_path)
+    stages = [
+        nn.Sequential(OrderedDict(downsample=stage.downsample, blocks=stage.blocks))
+        for stage in net.stages
+    ]
+    channels = [info["num_chs"] for info in net.feature_info]
+    return Backbone(
+        stem=net.stem,
+        stages=stages,
+        norms=[ChannelNorm(dim, eps=1e-6) for dim in channels],
+        channels=channels,
+        divisor=32,  # its unpadded strided convolutions would drop the last rows and columns
+        freeze_at=freeze_at,
+        checkpoint=checkpoint,
+    )
+
+
+def build_efficientnet_lite0(
+    *, drop_path: float = 0.0, freeze_at: int = 0, checkpoint: bool = False
+) -> Backbone:
+    """EfficientNet-Lite0 without its classification head, frozen batch norms.
+
+    Images are normalised with mean 127 and standard deviation 128 on the 0..255 scale, and
+    convolutions pad at the right and bottom first, both as TensorFlow trained it.
+
+    Source: Liu, "Higher accuracy on vision models with EfficientNet-Lite" (TensorFlow blog).
+    """
+    net = _create("tf_efficientnet_lite0", drop_path)
+    freeze_batch_norms(net)
+    groups = list(net.blocks)  # seven, at strides 2, 4, 8, 16, 16, 32, 32
+    return Backbone(
+        stem=nn.Sequential(OrderedDict(conv_stem=net.conv_stem, bn1=net.bn1)),
+        stages=[
+            nn.Sequential(*groups[0], *groups[1]),
+            groups[2],
+            nn.Sequential(*groups[3], *groups[4]),
+            nn.Sequential(*groups[5], *groups[6]),
+        ],
+        channels=[24, 40, 112, 320],
+        freeze_at=freeze_at,
+        checkpoint=checkpoint,
+    )
