@@ -35,7 +35,7 @@ $(READY): requirements.txt requirements-dev.txt requirements-assets.txt setup.py
 	@echo "[5/6] this project"
 	@$(PY) -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation -e .
 	@echo "[6/6] trying the imports"
-	@$(PY) -c 'import torch, torchvision, timm, transformers, cv2, av, scipy, pycocotools.mask, detectron2.engine, unified'
+	@$(PY) -W ignore -c 'import torch, torchvision, timm, transformers, cv2, av, scipy, pycocotools.mask, detectron2.engine, unified'
 	@echo '$(CURDIR)' > $(READY)
 
 test: $(READY)
