@@ -1,0 +1,1 @@
+"""Numbers for masks on disk and for models: protocols, scoring, submissions, evaluators."""
