@@ -113,7 +113,7 @@ def match(entry: Scored, area: AreaRange, limit: int) -> Matches:
     crowd = np.asarray(entry.crowd, dtype=bool)
     truth_ignored = crowd | (truth_areas < area.low) | (truth_areas > area.high)
     truths = np.argsort(truth_ignored, kind="stable")  # those that count come first
-    overlaps = np.asarray(entry.overlaps, dtype=float).reshape(-1, len(truth_areas))
+    overlaps = np.asarray(entry.overlaps, float).reshape(len(entry.scores), len(truth_areas))
     overlaps = overlaps[order][:, truths]
     truth_ignored, crowd = truth_ignored[truths], crowd[truths]
     outside = np.asarray(entry.detection_areas, dtype=float)[order]
