@@ -1,0 +1,87 @@
+"""Images in as users have them (any orientation, depth and colour mode), overlays out."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+
+from unified.errors import InputError
+from unified.files import atomic_path
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"})
+JPEG_QUALITY = 92
+
+
+def find_images(source: str | os.PathLike[str]) -> list[Path]:
+    """The images that a file, a folder or a glob pattern names, in natural order (2 before 10).
+
+    Raises:
+        InputError: nothing is there, or a folder or pattern holds no image.
+    """
+    path = Path(source)
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        found = [entry for entry in path.iterdir() if _is_image(entry)]
+    elif glob.has_magic(str(source)):
+        found = [Path(name) for name in glob.glob(str(source)) if _is_image(Path(name))]
+    else:
+        raise InputError(f"input {source} does not exist: give an image, a folder or a pattern")
+    if not found:
+        suffixes = " ".join(sorted(IMAGE_SUFFIXES))
+        raise InputError(f"input {source} holds no image, expected files that end in {suffixes}")
+    return sorted(found, key=_natural_key)
+
+
+def _is_image(path: Path) -> bool:
+    visible = not path.name.startswith(".")
+    return visible and path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+
+
+def _natural_key(path: Path) -> tuple[list[tuple[int, str]], str]:
+    parts = re.split(r"(\d+)", path.name)
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts], str(path)
+
+
+def read_image(path: str | os.PathLike[str]) -> np.ndarray:
+    """An image file as (H, W, 3) uint8 RGB, upright by its EXIF tag.
+
+    Grey images become three equal channels, 16-bit ones keep their upper 8 bits, transparent ones
+    are laid on white.
+
+    Raises:
+        InputError: the file is missing, damaged or of a kind that has no 8-bit equivalent.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as image:
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode == "F":
+                raise InputError(f"image {path} holds floating-point pixels: save it with 8 bits")
+            if upright.mode.startswith("I"):
+                # 16-bit grey, which Pillow hands out as int32 or uint16.
+                grey = (np.asarray(upright) >> 8).clip(0, 255).astype(np.uint8)
+                return np.repeat(grey[..., None], 3, axis=2)
+            if "A" in upright.mode or "transparency" in upright.info:
+                white = Image.new("RGBA", upright.size, "white")
+                upright = Image.alpha_composite(white, upright.convert("RGBA"))
+            return np.array(upright.convert("RGB"))
+    except InputError:
+        raise
+    except FileNotFoundError:
+        raise InputError(f"image {path} does not exist: check the path") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"image {path} cannot be read: {error}") from error
+
+
+def write_image(path: str | os.PathLike[str], image: np.ndarray) -> None:
+    """Writes (H, W, 3) uint8 RGB in the format of the suffix, at once or not at all."""
+    from PIL import Image
+
+    with atomic_path(path) as temporary:
+        Image.fromarray(image).save(temporary, quality=JPEG_QUALITY)

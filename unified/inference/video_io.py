@@ -1,0 +1,328 @@
+"""Frames in one at a time from any clip; an H.264 clip out that plays even when cut off.
+
+PyAV and OpenCV are imported where they are used.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Generator, Iterator
+from fractions import Fraction
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from unified.errors import ConfigError, InputError
+from unified.files import atomic_path
+from unified.inference.image_io import IMAGE_SUFFIXES, find_images, read_image
+from unified.structures import Size
+
+DEFAULT_FPS = 24.0
+KEYFRAME_SECONDS = 2
+BT709 = 1  # the number of this standard in ITU-T H.273, for matrix, primaries and transfer
+
+
+class Frame(NamedTuple):
+    """One frame of a clip: its number in the source, counted from 0, and (H, W, 3) uint8 RGB."""
+
+    number: int
+    image: np.ndarray
+
+
+class FrameReader:
+    """The frames ``start, start + stride, ...`` before ``end`` of a clip, decoded one at a time.
+
+    The first frame is decoded on construction, so that a clip without any is refused at once. All
+    frames have the size of the first. Iterate once; close, or use as a context manager.
+
+    Args:
+        source: a video file; a folder or glob pattern of images; one image; or a camera number.
+        start: number of the first frame in the source.
+        end: number of the frame after the last one; None for all.
+        stride: every how many frames.
+
+    Raises:
+        InputError: nothing to read, or the first frame is damaged. While iterating: a later frame
+            is damaged or of another size.
+
+    Attributes:
+        fps: frames per second of the frames that are read; 24 / stride for images.
+        size: (H, W) of every frame.
+        num_frames: how many frames to expect, None when the source does not say. For files that
+            give no exact number it is an estimate.
+    """
+
+    def __init__(
+        self,
+        source: str | os.PathLike[str],
+        *,
+        start: int = 0,
+        end: int | None = None,
+        stride: int = 1,
+    ) -> None:
+        if start < 0 or stride < 1 or (end is not None and end <= start):
+            raise InputError(
+                f"frames {start} to {end} in steps of {stride} are none: give 0 <= start < end and "
+                "a stride of at least 1"
+            )
+        self._source = source
+        opened = _open(str(source))
+        self._exact_total = opened.total if opened.exact else None
+        last = end if opened.total is None else min(opened.total, end or opened.total)
+        self._wanted = range(start, np.iinfo(np.int64).max if end is None else end, stride)
+        self.num_frames = None if last is None else len(range(start, last, stride))
+        self.fps = opened.fps / stride
+        self._frames = opened.read(self._wanted)
+        try:
+            self._first = next(self._frames, None)
+            if self._first is None:
+                known = "" if opened.total is None else f", it has {opened.total}"
+                raise InputError(f"clip {source} has no frame from number {start} on{known}")
+        except BaseException:
+            self.close()
+            raise
+        self.size: Size = self._first.image.shape[:2]
+
+    def __contains__(self, index: int) -> bool:
+        """Whether frame ``index`` of the source can come; the end of some sources is unknown."""
+        return index in self._wanted and (self._exact_total is None or index < self._exact_total)
+
+    def __iter__(self) -> Iterator[Frame]:
+        frame, self._first = self._first, None
+        while frame is not None:
+            if frame.image.shape[:2] != self.size:
+                found = frame.image.shape[:2]
+                raise InputError(
+                    f"frame {frame.number} of {self._source} is {found[1]}x{found[0]} pixels, those "
+                    f"before are {self.size[1]}x{self.size[0]}: a clip needs frames of one size"
+                )
+            yield frame
+            frame = next(self._frames, None)
+
+    def close(self) -> None:
+        self._frames.close()
+
+    def __enter__(self) -> FrameReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class _Images:
+    """A folder or pattern of images; the frame number is the position in natural order."""
+
+    fps = DEFAULT_FPS
+    exact = True
+
+    def __init__(self, source: str) -> None:
+        self._paths = find_images(source)
+        self.total: int | None = len(self._paths)
+
+    def read(self, wanted: range) -> Generator[Frame, None, None]:
+        for index in wanted:
+            if index >= len(self._paths):
+                return
+            yield Frame(index, read_image(self._paths[index]))
+
+
+class _VideoFile:
+    """Anything that FFmpeg reads; variable frame rates are read frame by frame."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        with self._container() as container:
+            stream = container.streams.video[0]
+            self.fps = float(stream.average_rate or stream.guessed_rate or DEFAULT_FPS)
+            self.exact = stream.frames > 0
+            self.total: int | None = stream.frames or None
+            if not self.exact and container.duration:
+                self.total = max(1, round(container.duration / 1e6 * self.fps))
+
+    def _container(self) -> Any:
+        av = _import_av()
+        try:
+            container = av.open(self._path)
+        except (av.FFmpegError, OSError) as error:
+            raise InputError(
+                f"clip {self._path} cannot be read as a video: {_reason(error)}"
+            ) from error
+        if not container.streams.video:
+            container.close()
+            raise InputError(f"clip {self._path} has no video stream")
+        return container
+
+    def read(self, wanted: range) -> Generator[Frame, None, None]:
+        av = _import_av()
+        index = 0
+        with self._container() as container:
+            container.streams.video[0].thread_type = "AUTO"
+            try:
+                # Decoding from the beginning keeps frame numbers exact, which seeking does not.
+                for index, picture in enumerate(container.decode(video=0)):
+                    if index >= wanted.stop:
+                        return
+                    if index in wanted:
+                        yield Frame(index, _upright(picture))
+            except av.FFmpegError as error:
+                raise InputError(
+                    f"clip {self._path} cannot be decoded after frame {index}: {_reason(error)}"
+                ) from error
+
+
+class _Camera:
+    """A camera that the operating system knows by number; endless."""
+
+    total: int | None = None
+    exact = False
+
+    def __init__(self, number: int) -> None:
+        try:
+            import cv2
+        except ImportError as error:
+            raise ConfigError(f"cameras need OpenCV ({error}): install the extra [demo]") from error
+        self._number, self._cv2 = number, cv2
+        self._capture = cv2.VideoCapture(number)
+        if not self._capture.isOpened():
+            raise InputError(f"camera {number} cannot be opened: check that it is there and free")
+        self.fps = float(self._capture.get(cv2.CAP_PROP_FPS) or DEFAULT_FPS)
+
+    def read(self, wanted: range) -> Generator[Frame, None, None]:
+        try:
+            for index in range(wanted.stop):
+                ok, picture = self._capture.read()
+                if not ok:
+                    return
+                if index in wanted:
+                    yield Frame(index, self._cv2.cvtColor(picture, self._cv2.COLOR_BGR2RGB))
+        finally:
+            self._capture.release()
+
+
+def _open(source: str) -> _Images | _VideoFile | _Camera:
+    path = Path(source)
+    if not path.exists():
+        if source.isdecimal():
+            return _Camera(int(source))
+        if not glob.has_magic(source):
+            raise InputError(
+                f"input {source} does not exist: give a video, a folder or pattern of images, or a "
+                "camera number"
+            )
+    if path.is_file() and path.suffix.lower() not in IMAGE_SUFFIXES:
+        return _VideoFile(source)
+    return _Images(source)
+
+
+def _upright(picture: Any) -> np.ndarray:
+    """A decoded frame as (H, W, 3) uint8 RGB, turned as a phone's rotation tag says."""
+    image = picture.to_ndarray(format="rgb24")
+    quarter_turns = round(picture.rotation / 90) % 4  # counterclockwise
+    return np.ascontiguousarray(np.rot90(image, quarter_turns)) if quarter_turns else image
+
+
+class VideoWriter:
+    """An H.264 clip in an .mp4 file that browsers play.
+
+    While it is written the file is fragmented, one fragment per frame: whatever ends the process,
+    the frames written so far play (but for the last one, which leaves with its successor). Closing rewrites it as an ordinary file whose index comes first.
+    Odd sizes are padded by repeating the last row or column, because 4:2:0 needs even ones.
+
+    Args:
+        path: the final name; an existing file is replaced at once.
+        fps: frames per second.
+        size: (H, W) of every frame.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, fps: float, size: Size) -> None:
+        av = _import_av()
+        self._path = Path(path)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._padding = ((0, size[0] % 2), (0, size[1] % 2), (0, 0))
+        self._container = av.open(
+            os.fspath(path),
+            "w",
+            format="mp4",
+            options={
+                "movflags": "frag_every_frame+empty_moov+default_base_moof",
+                "flush_packets": "1",
+            },
+        )
+        rate = Fraction(fps).limit_denominator(1001)
+        # Without look-ahead, so that every frame is in the file as soon as it was given.
+        stream = self._container.add_stream(
+            "libx264", rate=rate, options={"crf": "20", "preset": "veryfast", "tune": "zerolatency"}
+        )
+        stream.height, stream.width = size[0] + size[0] % 2, size[1] + size[1] % 2
+        stream.pix_fmt = "yuv420p"
+        stream.gop_size = max(1, round(KEYFRAME_SECONDS * fps))
+        # Untagged colours are guessed by players from the size of the picture.
+        context = stream.codec_context
+        context.colorspace = context.color_primaries = context.color_trc = BT709
+        self._stream = stream
+        self._num_frames = 0
+
+    def write(self, image: np.ndarray) -> None:
+        """Appends (H, W, 3) uint8 RGB."""
+        import av
+
+        picture = av.VideoFrame.from_ndarray(
+            np.ascontiguousarray(np.pad(image, self._padding, mode="edge")), format="rgb24"
+        ).reformat(format="yuv420p", dst_colorspace="ITU709")
+        picture.pts = self._num_frames
+        self._num_frames += 1
+        self._container.mux(self._stream.encode(picture))
+
+    def close(self) -> None:
+        """Ends the clip and puts its index first."""
+        self._container.mux(self._stream.encode(None))
+        self._container.close()
+        if self._num_frames:
+            _put_index_first(self._path)
+
+    def __enter__(self) -> VideoWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            self.close()
+        except OSError:
+            # On a full disk the first error is the one to tell; the fragments stay playable.
+            if error is None:
+                raise
+
+
+def _put_index_first(path: Path) -> None:
+    """Rewrites an .mp4 without encoding it again, so that players can seek and start at once."""
+    av = _import_av()
+    with atomic_path(path) as temporary, av.open(os.fspath(path)) as source:
+        options = {"movflags": "faststart"}
+        with av.open(os.fspath(temporary), "w", format="mp4", options=options) as target:
+            stream = target.add_stream_from_template(source.streams.video[0])
+            for packet in source.demux(video=0):
+                if packet.dts is not None:
+                    packet.stream = stream
+                    target.mux(packet)
+
+
+def _import_av() -> ModuleType:
+    try:
+        import av
+    except ImportError as error:
+        raise ConfigError(f"videos need PyAV ({error}): install the extra [demo]") from error
+    return av
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)
