@@ -1,0 +1,37 @@
+"""Downloads published weights by name, checks them, and prints where they are."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from unified.errors import UnifiedError
+from unified.weights import WEIGHTS, download
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="see --list")
+    parser.add_argument("--list", action="store_true", help="name all weights, their licence, home")
+    options = parser.parse_args(arguments)
+    if not options.list and not options.names:
+        parser.error("name one or more weights, or use --list")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
+    if options.list:
+        for name, entry in WEIGHTS.items():
+            print(f"{name:26}{entry.licence:14}{entry.home}")
+    try:
+        for name in options.names:
+            print(f"{name}: {download(name)}")
+    except (UnifiedError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
