@@ -126,7 +126,7 @@ def polygon_parts(segmentation: Any, height: int, width: int) -> np.ndarray:
 
 def segmentation_mask(segmentation: Any, height: int, width: int) -> np.ndarray:
     """(H, W) bool mask of COCO polygons, of an uncompressed or of a compressed run-length code."""
-    return polygon_parts(segmentation, height, width).any(axis=2)
+    return np.any(polygon_parts(segmentation, height, width), axis=2)
 
 
 def encode_mask(mask: np.ndarray) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""A small made world and its writers: every released dataset format, deterministic by seed."""
