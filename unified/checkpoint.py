@@ -7,6 +7,7 @@ import pickle
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -93,10 +94,16 @@ class KeyTable:
     def is_foreign(self, weights: Iterable[str]) -> bool:
         """True when the keys look like the foreign layout rather than ours."""
         keys = list(weights)
-        inverse = [(ours, theirs) for theirs, ours in self.rules]
-        foreign = sum(_translate(key, self.rules) is not None for key in keys)
-        native = sum(_translate(key, inverse) is not None for key in keys)
-        return foreign > native
+        return sum(map(self.knows_foreign, keys)) > sum(map(self.knows_native, keys))
+
+    def knows_foreign(self, key: str) -> bool:
+        """True when a rule or ``unused`` covers a foreign key."""
+        patterns = (*(theirs for theirs, _ in self.rules), *self.unused)
+        return any(_regex(pattern).fullmatch(key) for pattern in patterns)
+
+    def knows_native(self, key: str) -> bool:
+        """True when a rule makes this key of ours."""
+        return any(_regex(ours).fullmatch(key) for _, ours in self.rules)
 
 
 @dataclass
@@ -108,6 +115,7 @@ class Conversion:
     unexpected: list[str] = field(default_factory=list)
 
 
+@cache
 def _regex(pattern: str) -> re.Pattern[str]:
     return re.compile(re.escape(pattern).replace(r"\*", "(.+)"))
 

@@ -18,7 +18,7 @@ from unified.modeling.mask_encoder import MaskEncoder
 from unified.modeling.mask_head import MaskHead
 from unified.modeling.neck import Neck
 from unified.modeling.selection import select_queries
-from unified.modeling.text_encoder import TextEncoder
+from unified.modeling.text_encoder import TextEncoder, TextFeatures
 from unified.structures import (
     FeaturePyramid,
     ImageBatch,
@@ -89,12 +89,15 @@ class UniRef(nn.Module):
         """B sentences -> the same words as reference at every level."""
         if self.text_encoder is None:
             raise ConfigError("this model has no text encoder: it cannot follow a sentence")
-        words = self.text_encoder(texts)
+        return self.text_reference(self.text_encoder(texts))
+
+    def text_reference(self, text: TextFeatures) -> tuple[Reference, ...]:
+        """Encoded sentences as a reference: keys and values are the words, at every level."""
         reference = Reference(
-            keys=words.words,
-            values=words.words,
-            padding_mask=words.padding_mask,
-            summary=words.sentence,
+            keys=text.words,
+            values=text.words,
+            padding_mask=text.padding_mask,
+            summary=text.sentence,
         )
         return (reference,) * len(self.neck.input_proj)
 

@@ -217,24 +217,24 @@ class VideoPredictor:
         objects_per_pass: int = 8,
         keep_probabilities: bool = False,
     ) -> None:
-        self._encoder = FrameEncoder(
+        self.encoder = FrameEncoder(
             model, short_side=short_side, max_size=max_size, precision=precision
         )
         self.score_threshold, self.merge_rule = score_threshold, merge_rule
         self.use_memory, self.mask_stride = use_memory, mask_stride
         self.objects_per_pass, self.keep_probabilities = objects_per_pass, keep_probabilities
         self._waiting: dict[int, Prompt] = {}
-        self._memory = VideoMemory()
+        self.memory = VideoMemory()
 
     @property
     def object_ids(self) -> tuple[int, ...]:
         """Known objects, ascending."""
-        return tuple(sorted({*self._memory.object_ids, *self._waiting}))
+        return tuple(sorted({*self.memory.object_ids, *self._waiting}))
 
     def reset(self) -> None:
         """Forgets every object; the next frame starts a new video."""
         self._waiting.clear()
-        self._memory = VideoMemory()
+        self.memory = VideoMemory()
 
     def add(self, object_id: int, prompt: Prompt) -> None:
         """Makes an object known from the next frame on, or corrects a known one there."""
@@ -245,7 +245,7 @@ class VideoPredictor:
     def forget(self, object_id: int) -> None:
         """Stops following an object; unknown ids are fine."""
         self._waiting.pop(object_id, None)
-        self._memory.forget(object_id)
+        self.memory.forget(object_id)
 
     def run(
         self,
@@ -288,7 +288,7 @@ class VideoPredictor:
             check_prompt(prompt, (height, width))
         if not self.object_ids:
             return FrameResult(np.zeros(size, np.uint8), scores={}, boxes={}, areas={})
-        encoded = self._encoder.image(frame)
+        encoded = self.encoder.image(frame)
         given = self._take_prompts(encoded)
         scores, probabilities = self._predict(encoded, given, size)
         return self._finish(encoded, given, scores, probabilities, size)
@@ -297,9 +297,9 @@ class VideoPredictor:
         """Moves waiting prompts into memory; returns the masks given on this frame."""
         given: dict[int, np.ndarray] = {}
         for object_id, prompt in self._waiting.items():
-            text = None if prompt.text is None else self._encoder.text(prompt.text)
-            visual = _visual_reference(self._encoder, frame, prompt)
-            self._memory.add(object_id, text=text, mask=visual)
+            text = None if prompt.text is None else self.encoder.text(prompt.text)
+            visual = _visual_reference(self.encoder, frame, prompt)
+            self.memory.add(object_id, text=text, mask=visual)
             if prompt.mask is not None:
                 given[object_id] = np.asarray(prompt.mask, bool)
         self._waiting.clear()
@@ -309,8 +309,8 @@ class VideoPredictor:
         self, frame: EncodedFrame, given: Mapping[int, np.ndarray], size: Size
     ) -> tuple[dict[int, float], Tensor]:
         """Score and probability map (O, H, W) of every known object, ascending by id."""
-        ids = self._memory.object_ids
-        scores = {object_id: 1.0 for object_id in ids}
+        ids = self.memory.object_ids
+        scores = dict.fromkeys(ids, 1.0)
         maps: dict[int, Tensor] = {}
         for object_id, mask in given.items():
             source = torch.from_numpy(np.ascontiguousarray(mask)).float()[None, None]
@@ -319,9 +319,9 @@ class VideoPredictor:
             )[0, 0]
         unknown = [object_id for object_id in ids if object_id not in given]
         image_size = frame.images.image_sizes[0]
-        for chunk, references in self._memory.batches(unknown, self.objects_per_pass):
-            with torch.inference_mode(), self._encoder.autocast():
-                result = self._encoder.model.segment(
+        for chunk, references in self.memory.batches(unknown, self.objects_per_pass):
+            with torch.inference_mode(), self.encoder.autocast():
+                result = self.encoder.model.segment(
                     frame.features.expand(len(chunk)), references, mask_stride=self.mask_stride
                 )
                 probabilities = mask_probabilities(
@@ -346,19 +346,19 @@ class VideoPredictor:
         size: Size,
     ) -> FrameResult:
         """Merges the objects, remembers the visible ones and describes the frame."""
-        ids = self._memory.object_ids
+        ids = self.memory.object_ids
         label_map = merge(probabilities, ids).cpu().numpy()
         if self.merge_rule == "separate":
             masks = dict(zip(ids, (probabilities > 0.5).cpu().numpy(), strict=True))
         else:
             masks = {object_id: label_map == object_id for object_id in ids}
-        if self.use_memory and "mask" in self._encoder.model.reference_kinds:
+        if self.use_memory and "mask" in self.encoder.model.reference_kinds:
             seen = [i for i in ids if i not in given and masks[i].any()]
             for start in range(0, len(seen), self.objects_per_pass):
                 chunk = seen[start : start + self.objects_per_pass]
-                references = self._encoder.masks(frame, [masks[i] for i in chunk])
+                references = self.encoder.masks(frame, [masks[i] for i in chunk])
                 for object_id, reference in zip(chunk, references, strict=True):
-                    self._memory.update(object_id, reference)
+                    self.memory.update(object_id, reference)
         kept = probabilities.cpu().numpy() if self.keep_probabilities else ()
         return FrameResult(
             label_map=label_map,

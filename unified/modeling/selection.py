@@ -5,11 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-
-def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
-    """(..., 4) centre and size -> corners."""
-    centre, size = boxes[..., :2], boxes[..., 2:]
-    return torch.cat((centre - size / 2, centre + size / 2), dim=-1)
+from unified.modeling.box_ops import cxcywh_to_xyxy, pairwise_iou
 
 
 def non_maximum_suppression(boxes: Tensor, scores: Tensor, classes: Tensor, limit: float) -> Tensor:
@@ -23,11 +19,7 @@ def non_maximum_suppression(boxes: Tensor, scores: Tensor, classes: Tensor, limi
     """
     order = scores.argsort(descending=True, stable=True)
     boxes, classes = boxes[order], classes[order]
-    top_left = torch.maximum(boxes[:, None, :2], boxes[None, :, :2])
-    bottom_right = torch.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
-    overlap = (bottom_right - top_left).clamp(min=0).prod(dim=-1)
-    area = (boxes[:, 2:] - boxes[:, :2]).prod(dim=-1)
-    iou = overlap / (area[:, None] + area[None] - overlap)
+    iou = pairwise_iou(boxes, boxes)
     conflicts = ((iou > limit) & (classes[:, None] == classes[None])).cpu().numpy()
     alive = [True] * len(order)
     for better in range(len(order)):

@@ -1,0 +1,87 @@
+"""Comparing arrays with recorded ones, within what the recording's own rounding allows."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from unified.errors import InputError
+
+# Labels of argmax maps and thresholded masks flip where two values are equal up to rounding.
+FLIPPED_SHARE = 2e-4
+
+NOISE_FACTOR = 10.0
+RELATIVE_FLOOR = 2e-5
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One recorded array against ours.
+
+    Attributes:
+        name: of the recorded array.
+        error: largest absolute difference, or the number of differing entries of integer arrays.
+        allowed: largest ``error`` that passes.
+        note: what was left out of the comparison, and why.
+    """
+
+    name: str
+    error: float
+    allowed: float
+    note: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """False also for an error that is not a number."""
+        return self.error <= self.allowed
+
+    def __str__(self) -> str:
+        verdict = "pass" if self.passed else "FAIL"
+        note = f"  ({self.note})" if self.note else ""
+        return (
+            f"{verdict}  {self.name:32s} error {self.error:.3e}  allowed {self.allowed:.3e}{note}"
+        )
+
+
+class NoiseFloor:
+    """Measured rounding of recorded arrays: {file: {array: [max |f32 - f64|, max |value|]}}."""
+
+    def __init__(self, table: dict[str, dict[str, list[float]]]) -> None:
+        self._table = table
+
+    @classmethod
+    def beside(cls, path: Path) -> NoiseFloor:
+        """From ``noise.json`` in the folder of a recorded file, empty when there is none."""
+        file = path.parent / "noise.json"
+        return cls(json.loads(file.read_text()) if file.is_file() else {})
+
+    def allowed(self, file: str, name: str, expected: np.ndarray) -> float:
+        """Ten times the noise or 2e-5 of the largest magnitude, whichever is larger."""
+        finite = expected[np.isfinite(expected)]
+        largest = float(np.abs(finite).max()) if finite.size else 0.0
+        noise = self._table.get(file, {}).get(name, [0.0])[0]
+        return max(NOISE_FACTOR * noise, RELATIVE_FLOOR * largest)
+
+
+def compare(
+    name: str, expected: np.ndarray, actual: np.ndarray, allowed: float, note: str = ""
+) -> Comparison:
+    """Floats by their largest difference; integers and booleans by the number of differing entries.
+
+    Raises:
+        InputError: the shapes differ.
+    """
+    if expected.shape != actual.shape:
+        raise InputError(f"{name}: recorded shape {expected.shape}, ours {actual.shape}")
+    if expected.dtype.kind == "f":
+        same = expected == actual  # also equal infinities
+        with np.errstate(invalid="ignore"):
+            difference = np.abs(expected.astype(np.float64) - actual.astype(np.float64))
+        error = float(np.where(same, 0.0, difference).max(initial=0.0))
+        return Comparison(name, error, allowed, note)
+    differing = int((expected != actual).sum())
+    tolerated = int(FLIPPED_SHARE * expected.size) if expected.ndim >= 2 else 0
+    return Comparison(name, differing, tolerated, note)
