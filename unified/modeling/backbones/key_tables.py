@@ -19,7 +19,7 @@ RESNET = KeyTable(
     unused=("stem.fc.*",),
 )
 
-# Swin-Transformer-Object-Detection; classification files carry the last three.
+# Swin-Transformer-Object-Detection; classification files carry one last norm and a head.
 SWIN = KeyTable(
     rules=(
         ("patch_embed.*", "stem.*"),
@@ -27,7 +27,7 @@ SWIN = KeyTable(
         *((f"layers.{i}.downsample.*", f"{_STAGES[i + 1]}.downsample.*") for i in range(3)),
         *((f"norm{i}.*", f"norms.{stage}.*") for i, stage in enumerate(_STAGES)),
     ),
-    unused=("norm.*", "head.*", "*.attn_mask"),
+    unused=("norm.*", "head.*"),
 )
 
 # facebookresearch/ConvNeXt with the output norms of its detection code.

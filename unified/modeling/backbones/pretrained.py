@@ -19,11 +19,14 @@ PACKAGED = {
     )
 }
 
+# Buffers of classification files that depend on the training run or the image size.
+NO_WEIGHTS = ("num_batches_tracked", "attn_mask")
+
 
 def load_pretrained(backbone: Backbone, source: str | Path) -> LoadReport:
     """Fills ``backbone`` with ImageNet weights of its official layout or of ours.
 
-    Classifier entries and batch norm counters are left out; the norms of the outputs, which
+    Classifier entries, counters and stored masks are left out; the norms of the outputs, which
     classification files lack, keep their initial values.
 
     Args:
@@ -37,9 +40,7 @@ def load_pretrained(backbone: Backbone, source: str | Path) -> LoadReport:
     """
     path = packaged_weights(str(source)) if str(source) in PACKAGED else Path(source)
     weights = {
-        key: tensor
-        for key, tensor in read_weights(path).items()
-        if not key.endswith("num_batches_tracked")
+        key: tensor for key, tensor in read_weights(path).items() if not key.endswith(NO_WEIGHTS)
     }
     return load_weights(
         backbone,
