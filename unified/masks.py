@@ -72,8 +72,10 @@ def _crop(mask_logits: Tensor, stride: int, image_size: Size) -> Tensor:
 
 
 def _resize(masks: Tensor, size: Size, *, mode: str) -> Tensor:
-    if masks.shape[-2:] == size or masks.shape[0] == 0:
-        return masks.reshape(masks.shape[0], *size)
+    if masks.shape[-2:] == size:
+        return masks
+    if masks.shape[0] == 0:
+        return masks.new_zeros(0, *size)
     align_corners = False if mode == "bilinear" else None
     return F.interpolate(masks[None], size=size, mode=mode, align_corners=align_corners)[0]
 
@@ -272,7 +274,9 @@ def _draw_legend(canvas: np.ndarray, captions: Mapping[int, str], visible: set[i
     font = _font(text_height)
     line, pad, rim = round(text_height * 1.45), round(text_height * 0.5), max(1, text_height // 12)
     rows = list(captions.items())
-    room = max(1, round(height * 0.6) // line)
+    room = round(height * 0.6) // line
+    if room < 1:
+        return canvas
     if len(rows) > room:
         rows = [*rows[: room - 1], (0, f"and {len(rows) - room + 1} more")]
     limit = round(width * 0.7) - text_height - 3 * pad

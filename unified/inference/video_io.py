@@ -10,12 +10,13 @@ import os
 from collections.abc import Generator, Iterator
 from fractions import Fraction
 from pathlib import Path
-from types import ModuleType, TracebackType
+from types import TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from unified.errors import ConfigError, InputError
+from unified.dependencies import require
+from unified.errors import InputError
 from unified.files import atomic_path
 from unified.inference.image_io import IMAGE_SUFFIXES, find_images, read_image
 from unified.structures import Size
@@ -96,8 +97,8 @@ class FrameReader:
             if frame.image.shape[:2] != self.size:
                 found = frame.image.shape[:2]
                 raise InputError(
-                    f"frame {frame.number} of {self._source} is {found[1]}x{found[0]} pixels, those "
-                    f"before are {self.size[1]}x{self.size[0]}: a clip needs frames of one size"
+                    f"frame {frame.number} of {self._source} is {found[1]}x{found[0]} pixels, the "
+                    f"first is {self.size[1]}x{self.size[0]}: a clip needs frames of one size"
                 )
             yield frame
             frame = next(self._frames, None)
@@ -143,7 +144,7 @@ class _VideoFile:
                 self.total = max(1, round(container.duration / 1e6 * self.fps))
 
     def _container(self) -> Any:
-        av = _import_av()
+        av = require("av")
         try:
             container = av.open(self._path)
         except (av.FFmpegError, OSError) as error:
@@ -156,7 +157,7 @@ class _VideoFile:
         return container
 
     def read(self, wanted: range) -> Generator[Frame, None, None]:
-        av = _import_av()
+        av = require("av")
         index = 0
         with self._container() as container:
             container.streams.video[0].thread_type = "AUTO"
@@ -180,11 +181,8 @@ class _Camera:
     exact = False
 
     def __init__(self, number: int) -> None:
-        try:
-            import cv2
-        except ImportError as error:
-            raise ConfigError(f"cameras need OpenCV ({error}): install the extra [demo]") from error
-        self._number, self._cv2 = number, cv2
+        cv2 = require("cv2")
+        self._cv2 = cv2
         self._capture = cv2.VideoCapture(number)
         if not self._capture.isOpened():
             raise InputError(f"camera {number} cannot be opened: check that it is there and free")
@@ -228,8 +226,9 @@ class VideoWriter:
     """An H.264 clip in an .mp4 file that browsers play.
 
     While it is written the file is fragmented, one fragment per frame: whatever ends the process,
-    the frames written so far play (but for the last one, which leaves with its successor). Closing rewrites it as an ordinary file whose index comes first.
-    Odd sizes are padded by repeating the last row or column, because 4:2:0 needs even ones.
+    the frames written so far play (but for the last one, which leaves with its successor). Closing
+    rewrites it as an ordinary file whose index comes first. Odd sizes are padded by repeating the
+    last row or column, because 4:2:0 needs even ones.
 
     Args:
         path: the final name; an existing file is replaced at once.
@@ -241,7 +240,7 @@ class VideoWriter:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, fps: float, size: Size) -> None:
-        av = _import_av()
+        av = require("av")
         self._path = Path(path)
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._padding = ((0, size[0] % 2), (0, size[1] % 2), (0, 0))
@@ -270,8 +269,7 @@ class VideoWriter:
 
     def write(self, image: np.ndarray) -> None:
         """Appends (H, W, 3) uint8 RGB."""
-        import av
-
+        av = require("av")
         picture = av.VideoFrame.from_ndarray(
             np.ascontiguousarray(np.pad(image, self._padding, mode="edge")), format="rgb24"
         ).reformat(format="yuv420p", dst_colorspace="ITU709")
@@ -305,7 +303,7 @@ class VideoWriter:
 
 def _put_index_first(path: Path) -> None:
     """Rewrites an .mp4 without encoding it again, so that players can seek and start at once."""
-    av = _import_av()
+    av = require("av")
     with atomic_path(path) as temporary, av.open(os.fspath(path)) as source:
         options = {"movflags": "faststart"}
         with av.open(os.fspath(temporary), "w", format="mp4", options=options) as target:
@@ -314,14 +312,6 @@ def _put_index_first(path: Path) -> None:
                 if packet.dts is not None:
                     packet.stream = stream
                     target.mux(packet)
-
-
-def _import_av() -> ModuleType:
-    try:
-        import av
-    except ImportError as error:
-        raise ConfigError(f"videos need PyAV ({error}): install the extra [demo]") from error
-    return av
 
 
 def _reason(error: OSError) -> str:
