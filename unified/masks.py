@@ -74,8 +74,6 @@ def _crop(mask_logits: Tensor, stride: int, image_size: Size) -> Tensor:
 def _resize(masks: Tensor, size: Size, *, mode: str) -> Tensor:
     if masks.shape[-2:] == size:
         return masks
-    if masks.shape[0] == 0:
-        return masks.new_zeros(0, *size)
     align_corners = False if mode == "bilinear" else None
     return F.interpolate(masks[None], size=size, mode=mode, align_corners=align_corners)[0]
 

@@ -77,13 +77,6 @@ def test_probabilities_are_resized_bilinearly_binary_masks_by_nearest() -> None:
     assert binary_masks(pair.flip(-1), **three).tolist() == [[[False, False, True]]]
 
 
-def test_no_objects_keep_their_shape() -> None:
-    none = mask_probabilities(
-        torch.zeros(0, 2, 2), stride=4, image_size=(8, 8), original_size=(5, 7)
-    )
-    assert none.shape == (0, 5, 7)
-
-
 def test_the_highest_score_wins_a_shared_pixel() -> None:
     left, right = np.array([[True, True, False]]), np.array([[False, True, True]])
     assert merge_by_score([left, right], [0.9, 0.4]).tolist() == [[1, 1, 2]]

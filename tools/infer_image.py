@@ -1,0 +1,121 @@
+"""Segment objects in images, from sentences or from example images with masks.
+
+python tools/infer_image.py --input photo.jpg --text "the cat" --text "the cup" --output out
+python tools/infer_image.py --input photos/ --support a.jpg:a.png b.jpg:b.png --output out
+
+Objects: every --text is one object; every --support is one object, shown in one or more examples,
+each image.jpg:mask.png. They get the ids 1, 2, ... in the order given. OUTPUT receives
+masks/<stem>.png (indexed, pixel = id, the highest score wins), overlay/<stem>.jpg and results.json.
+Files of an earlier run in OUTPUT are replaced.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tqdm import tqdm
+
+from unified.errors import UnifiedError
+from unified.inference import cli
+from unified.inference.image_io import find_images, read_image
+from unified.inference.output import (
+    RESULTS,
+    ResultsFile,
+    check_writable,
+    prepare_folder,
+    write_image_result,
+)
+from unified.inference.predictor import ImagePredictor
+from unified.masks import MASK_THRESHOLD
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    """Reads the command line."""
+    about = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=about)
+    parser.add_argument("--input", required=True, help="image, folder or pattern of images")
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder to fill")
+    prompt = parser.add_mutually_exclusive_group()
+    prompt.add_argument(
+        "--text", action="append", default=[], metavar="SENTENCE", help="an object; repeatable"
+    )
+    prompt.add_argument(
+        "--support",
+        action="append",
+        nargs="+",
+        default=[],
+        metavar="IMAGE:MASK",
+        help="an object, shown in the given examples; repeat the option for another object",
+    )
+    parser.add_argument(
+        "--separate",
+        action="store_true",
+        help="objects do not compete: masks/<stem>/<k>.png, 0 or 255, k = 0, 1, ... as given",
+    )
+    cli.add_model_arguments(parser)
+    return parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Segments one image after the other into the output folder."""
+    check_writable(options.output)
+    paths = find_images(options.input)
+    cli.check_stems(paths)
+    prompts, objects = cli.image_prompts(options.text, options.support)
+    read_image(paths[0])  # before the model is loaded, which takes longer
+    model = cli.load_model(options)
+    settings = model.info.inference
+    size = cli.input_size(options, settings["image_short_side"], settings["max_size"])
+    predictor = ImagePredictor(model, precision=settings["precision"], **size)
+    header = {
+        "tool": "infer_image",
+        "input": options.input,
+        "objects": objects,
+        "merge_rule": "separate" if options.separate else "score",
+        "thresholds": {"mask": MASK_THRESHOLD},
+        "model_input": size,
+        **cli.describe_model(model),
+    }
+    captions = {entry["id"]: entry["text"] or "like the examples" for entry in objects}
+    with ExitStack() as stack, tqdm(paths, unit="image") as progress:
+        results: ResultsFile | None = None
+        for path in progress:
+            image = read_image(path)
+            predictor.set_image(image)
+            masks, scores = zip(*(predictor.predict(prompt) for prompt in prompts), strict=True)
+            if results is None:
+                # Only now, so that a prompt which the model cannot follow leaves no file.
+                prepare_folder(options.output, [options.input])
+                results = ResultsFile(options.output / RESULTS, header, "images")
+                stack.enter_context(results)
+            rows = write_image_result(
+                options.output, path.stem, image, masks, scores, captions, options.separate
+            )
+            results.add({"image": str(path), "size": image.shape[:2], "objects": rows})
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns 0, 2 after bad input, 130 when stopped by Ctrl-C."""
+    options = parse_arguments(arguments)
+    try:
+        run(options)
+    except UnifiedError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: cannot write {options.output}: {error.strerror or error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"stopped: the finished images are in {options.output}", file=sys.stderr)
+        return 130
+    print(f"done: see {options.output}/overlay, masks and results.json")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
