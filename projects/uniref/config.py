@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from pathlib import Path
+
 import torch
 from detectron2.config import CfgNode
 
+from projects.uniref.checkpoint import find_uniref_keys
 from projects.uniref.model import UniRef
 from unified.errors import ConfigError
 from unified.modeling.attention import BACKENDS
-from unified.modeling.backbones import build_backbone
+from unified.modeling.backbones import build_backbone, load_pretrained
 from unified.modeling.detr_head import DetrHead
 from unified.modeling.fusion import FusionLayer, build_fusion
 from unified.modeling.mask_encoder import MaskEncoder
@@ -16,14 +20,19 @@ from unified.modeling.mask_head import MaskHead
 from unified.modeling.neck import Neck
 from unified.modeling.text_encoder import TextEncoder, build_text_encoder
 from unified.modeling.transformer import DeformableTransformer
+from unified.weights import WEIGHTS, resolve
+
+# Part of what ``unified.engine`` expects of a system: the key table of a weights file.
+key_table = find_uniref_keys
 
 ATTENTION_DTYPES = {"input": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def add_uniref_config(cfg: CfgNode) -> None:
+def add_config(cfg: CfgNode) -> None:
     """Adds ``MODEL.UNIREF``; the defaults are those of the reference's R50 video model."""
     node = CfgNode()
     node.BACKBONE = "resnet50"
+    node.BACKBONE_WEIGHTS = ""  # name in the weights registry or a file
     node.FREEZE_AT = 2
     node.HIDDEN_DIM = 256
     node.NUM_CLASSES = 1
@@ -46,6 +55,7 @@ def add_uniref_config(cfg: CfgNode) -> None:
 
     node.TEXT_ENCODER = CfgNode()
     node.TEXT_ENCODER.NAME = "bert-base"  # "" builds a model without sentences
+    node.TEXT_ENCODER.WEIGHTS = ""  # name in the weights registry or a folder
     node.TEXT_ENCODER.CONTEXT_LENGTH = 77
     node.TEXT_ENCODER.DROPOUT = 0.1
 
@@ -55,7 +65,7 @@ def add_uniref_config(cfg: CfgNode) -> None:
     cfg.MODEL.UNIREF = node
 
 
-def build_uniref(cfg: CfgNode) -> UniRef:
+def build(cfg: CfgNode) -> UniRef:
     """The model that ``cfg.MODEL.UNIREF`` describes, in train mode, with initial weights.
 
     Raises:
@@ -86,6 +96,46 @@ def build_uniref(cfg: CfgNode) -> UniRef:
         ),
         nms_threshold=node.NMS_THRESHOLD,
     )
+
+
+def load_parts(model: UniRef, cfg: CfgNode, given: Collection[str]) -> tuple[str, ...]:
+    """Loads the backbone and text weights that the config names and a checkpoint does not hold.
+
+    Args:
+        given: our keys of the checkpoint that is loaded next.
+
+    Returns:
+        Prefixes of our keys that need not be in the checkpoint.
+
+    Raises:
+        CheckpointError: the named weights are not there or do not fit.
+    """
+    node = cfg.MODEL.UNIREF
+    loaded = []
+    if node.BACKBONE_WEIGHTS and not _holds(given, "backbone."):
+        load_pretrained(model.backbone, _file(node.BACKBONE_WEIGHTS))
+        loaded.append("backbone.")
+    text = model.text_encoder
+    if text is not None and node.TEXT_ENCODER.WEIGHTS and not _holds(given, _TEXT_MODEL):
+        source = build_text_encoder(
+            node.TEXT_ENCODER.NAME,
+            hidden_dim=node.HIDDEN_DIM,
+            weights=_file(node.TEXT_ENCODER.WEIGHTS),
+        )
+        text.bert, text.tokenizer = source.bert, source.tokenizer
+        loaded.append(_TEXT_MODEL)
+    return tuple(loaded)
+
+
+_TEXT_MODEL = "text_encoder.bert."
+
+
+def _holds(keys: Collection[str], prefix: str) -> bool:
+    return any(key.startswith(prefix) for key in keys)
+
+
+def _file(name: str) -> Path:
+    return resolve(name) if name in WEIGHTS else Path(name)
 
 
 def _build_fusion(node: CfgNode) -> FusionLayer | None:

@@ -1,0 +1,262 @@
+"""Replays recorded training steps of the reference: losses, matches and gradients."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from projects.uniref.checkpoint import uniref_keys
+from projects.uniref.model import UniRef
+from projects.uniref.parity import Arrays, load_recorded_weights, read_arrays
+from unified.errors import InputError
+from unified.masks import mask_box
+from unified.modeling.box_ops import xyxy_to_cxcywh
+from unified.modeling.boxinst import box_masks, color_similarity, warm_up
+from unified.modeling.criterion import Criterion, base_name
+from unified.modeling.detr_head import Queries
+from unified.modeling.matcher import Match, match_hungarian, match_simota
+from unified.modeling.query_losses import layer_predictions, proposal_prediction, query_losses
+from unified.parity import Comparison, NoiseFloor, compare
+from unified.structures import ImageBatch, References, Size, Target
+
+LOSS_TOLERANCE = 1e-5
+GRADIENT_TOLERANCE = 1e-3
+# A gradient below this share of the total norm is rounding, e.g. that of biases before a norm.
+GRADIENT_FLOOR = 1e-4
+
+
+def is_train_file(arrays: Arrays) -> bool:
+    """True for a recorded training step."""
+    return "out/total" in arrays
+
+
+def is_box_supervised(arrays: Arrays) -> bool:
+    """True for a step of the detector that is pre-trained on boxes: 365 classes, no references."""
+    return "out/loss/loss_prj" in arrays
+
+
+def check_train_file(
+    path: Path, model: UniRef, manifest: Mapping[str, list] | None = None
+) -> list[Comparison]:
+    """Replays one recorded training step and compares every recorded output.
+
+    Losses may differ by 1e-5 of their value and gradient norms by 1e-3; matches are exact.
+
+    Args:
+        model: of the parts that the recording has; its weights are replaced.
+
+    Raises:
+        InputError: the file holds an output that the replay does not make.
+    """
+    arrays = read_arrays(path)
+    load_recorded_weights(model, arrays, manifest)
+    noise = NoiseFloor.beside(path)
+    model.train()
+    with without_dropout(model):
+        ours = replay_step(model, arrays)
+    results = []
+    for key, expected in arrays.items():
+        if not key.startswith("out/"):
+            continue
+        name = key.removeprefix("out/")
+        if name not in ours:
+            raise InputError(f"{path.name}: no replay for the recorded array {name}")
+        actual = np.asarray(ours[name])
+        if name.startswith(("loss/", "rawloss/", "total")):
+            results.append(_compare_relative(name, expected, actual, LOSS_TOLERANCE))
+        elif name.startswith("grad"):
+            floor = _floor(name, arrays)
+            results.append(_compare_relative(name, expected, actual, GRADIENT_TOLERANCE, floor))
+        else:
+            allowed = noise.allowed(path.stem, name, expected)
+            results.append(compare(name, expected, actual, allowed))
+    return results
+
+
+@contextmanager
+def without_dropout(model: nn.Module) -> Iterator[None]:
+    """Train mode as recorded: every dropout keeps everything, batch norms learn."""
+    modules = [module for module in model.modules() if isinstance(module, nn.Dropout)]
+    rates = [module.p for module in modules]
+    for module in modules:
+        module.p = 0.0
+    try:
+        yield
+    finally:
+        for module, rate in zip(modules, rates, strict=True):
+            module.p = rate
+
+
+def replay_step(model: UniRef, arrays: Arrays) -> dict[str, np.ndarray]:
+    """Our value for every recorded output of a training step."""
+    batch = model.preprocess(_tensors(arrays, "image"))
+    features = model.encode_image(batch)
+    references = _references(model, arrays)
+    targets = _targets(arrays, batch)
+    full = "in/ref_image0" in arrays and "in/input_ids" not in arrays
+    criterion = Criterion(mask_aux="out/loss/loss_mask_cls" in arrays)
+    queries = model.head(model.fuse(features, references), features.padding_masks)
+    losses = query_losses(
+        head=model.head,
+        mask_head=model.mask_head,
+        criterion=criterion,
+        queries=queries,
+        features=features,
+        targets=targets,
+        mask_stride=1 if full else 4,
+    )
+    num_counted = sum(name.startswith("loss_pairwise") for name in losses)
+    counter = arrays["out/after/criterion._iter"]
+    losses = warm_up(losses, int(counter.item()) - num_counted)
+    total = torch.stack(list(losses.values())).sum()
+    model.zero_grad()
+    total.backward()
+
+    ours: dict[str, Tensor | np.ndarray] = {"total": total, "after/criterion._iter": counter}
+    for name, value in losses.items():
+        ours[f"loss/{name}"] = value
+        ours[f"rawloss/{name}"] = value / criterion.weights[base_name(name)]
+    for image, target in enumerate(targets):
+        assert target.masks is not None
+        ours[f"tgt_boxes_b{image}"] = target.boxes
+        ours[f"tgt_masks_shape_b{image}"] = np.array(target.masks.shape)
+        if target.color_similarity is not None:
+            ours[f"color_sim_b{image}"] = target.color_similarity
+    ours |= _matches(model, queries, targets)
+    ours |= _gradients(model, arrays)
+    official = uniref_keys(model.backbone.name).to_foreign(model.state_dict())
+    ours |= {f"after/{key}": tensor for key, tensor in official.items()}
+    return {
+        name: value.detach().cpu().numpy() if isinstance(value, Tensor) else value
+        for name, value in ours.items()
+    }
+
+
+def _references(model: UniRef, arrays: Arrays) -> list[References]:
+    """The sentence and the one reference frame or support of each image."""
+    references: list[References] = []
+    if "in/input_ids" in arrays:
+        assert model.text_encoder is not None
+        ids, mask = (torch.from_numpy(arrays[f"in/{n}"]) for n in ("input_ids", "attention_mask"))
+        references.append(model.text_reference(model.text_encoder.encode_ids(ids, mask)))
+    for images, masks in (("ref_image", "ref_masks"), ("support", "support_masks")):
+        if f"in/{images}0" in arrays:
+            batch = model.preprocess(_tensors(arrays, images))
+            marked = [_padded(mask, batch.padded_size) for mask in _tensors(arrays, masks)]
+            features = model.encode_image(batch)
+            references.append(model.encode_mask(batch, features, torch.cat(marked)))
+    return references
+
+
+def _tensors(arrays: Arrays, name: str) -> list[Tensor]:
+    """in/name0, in/name1: one per image of the batch."""
+    return [torch.from_numpy(arrays[f"in/{name}{image}"]) for image in range(2)]
+
+
+def _padded(masks: Tensor, size: Size) -> Tensor:
+    """(M, h, w) -> (M, H, W)."""
+    return F.pad(masks, (0, size[1] - masks.shape[2], 0, size[0] - masks.shape[1]))
+
+
+def _targets(arrays: Arrays, batch: ImageBatch) -> list[Target]:
+    make = _boxed_target if is_box_supervised(arrays) else _masked_target
+    return [
+        make(arrays, image, size, batch.padded_size) for image, size in enumerate(batch.image_sizes)
+    ]
+
+
+def _masked_target(arrays: Arrays, image: int, size: Size, padded_size: Size) -> Target:
+    masks = arrays[f"in/masks{image}"]
+    boxes = torch.tensor([mask_box(mask) for mask in masks])
+    return Target(
+        labels=torch.zeros(len(masks), dtype=torch.int64),
+        boxes=_normalised(boxes, size),
+        masks=_padded(torch.from_numpy(masks), padded_size),
+    )
+
+
+def _boxed_target(arrays: Arrays, image: int, size: Size, padded_size: Size) -> Target:
+    boxes = torch.from_numpy(arrays[f"in/boxes{image}"])
+    pixels = torch.from_numpy(arrays[f"in/image{image}"])
+    return Target(
+        labels=torch.from_numpy(arrays["in/labels"][image]),
+        boxes=_normalised(boxes, size),
+        masks=box_masks(boxes, padded_size),
+        color_similarity=color_similarity(pixels, padded_size, int(arrays["in/height"][image])),
+    )
+
+
+def _normalised(corners: Tensor, size: Size) -> Tensor:
+    height, width = size
+    return xyxy_to_cxcywh(corners) / torch.tensor([width, height, width, height])
+
+
+def _matches(model: UniRef, queries: Queries, targets: Sequence[Target]) -> dict[str, np.ndarray]:
+    ours = {}
+    predictions = layer_predictions(model.head, queries)
+    proposals = proposal_prediction(queries)
+    for image, target in enumerate(targets):
+        for layer, prediction in enumerate(predictions):
+            match = match_simota(prediction.logits[image], prediction.boxes[image], target)
+            ours[f"match_l{layer}_b{image}"] = _pairs(match)
+        anything = Target(labels=torch.zeros_like(target.labels), boxes=target.boxes)
+        match = match_hungarian(proposals.logits[image], proposals.boxes[image], anything)
+        ours[f"match_enc_b{image}"] = _pairs(match)
+    last = predictions[-1]
+    return {
+        **ours,
+        "pred_logits": last.logits.detach().numpy(),
+        "pred_boxes": last.boxes.detach().numpy(),
+    }
+
+
+def _pairs(match: Match) -> np.ndarray:
+    return torch.stack([match.queries, match.targets]).numpy()
+
+
+def _gradients(model: UniRef, arrays: Arrays) -> dict[str, np.ndarray]:
+    """Norms in the recorded order, -1 for none, their total, and the recorded slices."""
+    keys, recorded = json.loads(str(arrays["gradkeys"])), arrays["out/gradnorm"]
+    parameters = uniref_keys(model.backbone.name).to_foreign(dict(model.named_parameters()))
+    # In double: float32 sums over millions of entries lose the fifth digit.
+    norms = np.full(len(keys), -1.0)
+    for index, key in enumerate(keys):
+        frozen = key.startswith("text_encoder.") and recorded[index] < 0
+        gradient = parameters[key].grad
+        if gradient is not None and not frozen:
+            norms[index] = float(gradient.double().norm())
+    ours = {"gradnorm": norms, "gradnorm_total": np.sqrt((norms.clip(min=0) ** 2).sum())}
+    for name in arrays:
+        if name.startswith("out/grad/"):
+            gradient = parameters[name.removeprefix("out/grad/")].grad
+            assert gradient is not None
+            ours[name.removeprefix("out/")] = gradient.flatten(1)[::8, ::16].numpy()
+    return ours
+
+
+def _floor(name: str, arrays: Arrays) -> float:
+    if name.startswith("grad/"):
+        return float(np.abs(arrays[f"out/{name}"]).max())
+    return GRADIENT_FLOOR * float(arrays["out/gradnorm_total"])
+
+
+def _compare_relative(
+    name: str, expected: np.ndarray, actual: np.ndarray, allowed: float, floor: float = 0.0
+) -> Comparison:
+    """The largest difference as a share of the recorded value, or of ``floor`` where it is less."""
+    if expected.shape != actual.shape:
+        raise InputError(f"{name}: recorded shape {expected.shape}, ours {actual.shape}")
+    # -1 stands for no gradient, which is as good as a zero one.
+    expected, actual = (
+        x.astype(np.float64).clip(min=0) if name == "gradnorm" else x.astype(np.float64)
+        for x in (expected, actual)
+    )
+    share = np.abs(expected - actual) / np.maximum(np.abs(expected), max(floor, 1e-30))
+    return Comparison(name, float(share.max()), allowed)

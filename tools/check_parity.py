@@ -1,0 +1,93 @@
+"""Replays recorded runs of the reference implementation and compares every recorded array.
+
+    python tools/check_parity.py golden_det.npz golden_video_vos.npz [--manifest manifest_r50.json]
+
+The weights are made from the key names of the official layout and loaded through the rename table,
+as an official checkpoint would be. One line per array: largest error, allowed error, verdict.
+Allowed is ten times the recorded float32 noise (noise.json beside the file), or 2e-5 of the array's
+largest magnitude if that is more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from pathlib import Path
+
+from projects.uniref.parity import check_file, kind_of, read_arrays
+from unified.engine.config import load_config, system
+from unified.engine.models import CONFIGS
+from unified.errors import InputError, UnifiedError
+
+
+def main() -> int:
+    """Exit code 0 if every array of every file is within its allowance, 1 if not, 2 on errors."""
+    args = parse_args()
+    failures = 0
+    try:
+        manifest = None if args.manifest is None else read_manifest(args.manifest)
+        for path in args.files:
+            failures += check(path, manifest, args)
+    except UnifiedError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{failures} arrays failed" if failures else "all arrays passed")
+    return 1 if failures else 0
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE.npz")
+    parser.add_argument("--manifest", type=Path, help="{official key: [shape, dtype]} as JSON")
+    parser.add_argument(
+        "--config-file", type=Path, help="model; by default from the manifest or the file's name"
+    )
+    parser.add_argument("--opts", nargs="+", default=[], help="KEY VALUE pairs for the config")
+    return parser.parse_args()
+
+
+def read_manifest(path: Path) -> dict[str, list]:
+    """Keys with shape and dtype.
+
+    Raises:
+        InputError: the file is missing or of another form.
+    """
+    try:
+        manifest = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"manifest {path} cannot be read as JSON: {error}") from error
+    if not isinstance(manifest, dict) or not all(
+        isinstance(entry, list) and len(entry) == 2 for entry in manifest.values()
+    ):
+        raise InputError(f"manifest {path} is not of the form {{key: [shape, dtype]}}")
+    return manifest
+
+
+def check(path: Path, manifest: dict[str, list] | None, args: argparse.Namespace) -> int:
+    """Prints the comparison of one file; returns the number of failures."""
+    arrays = read_arrays(path)
+    config = args.config_file or choose_config(path, arrays, manifest)
+    print(f"{path.name}: {kind_of(arrays)}, {config.stem}")
+    cfg = load_config(config, args.opts)
+    results = check_file(path, system("UniRef").build(cfg), manifest)
+    for result in results:
+        print(f"  {result}")
+    return sum(not result.passed for result in results)
+
+
+def choose_config(path: Path, arrays: dict, manifest: dict[str, list] | None) -> Path:
+    """Swin-L if the manifest or the name says so; the detector for box-supervised training."""
+    keys = manifest or {}
+    swin = "swin" in path.stem or any(".layers.0.blocks.0.attn" in key for key in keys)
+    detector = "in/boxes0" in arrays or bool(keys) and not any("fusion" in key for key in keys)
+    stage = "pretrain_objects365" if detector else "video_joint"
+    return CONFIGS / f"{stage}_{'swin_l' if swin else 'r50'}.yaml"
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Configuration, model building and training on top of Detectron2."""

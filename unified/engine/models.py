@@ -1,0 +1,165 @@
+"""Models by name, ready to use."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from detectron2.config import CfgNode
+from torch import nn
+
+from unified.checkpoint import Weights, file_sha256, load_weights, read_weights
+from unified.devices import pick_device
+from unified.engine.config import load_config, system
+from unified.errors import CheckpointError, ConfigError
+from unified.weights import WEIGHTS, resolve
+
+logger = logging.getLogger(__name__)
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """A model that users can name.
+
+    Attributes:
+        config: file under ``configs/``.
+        weights: name in the weights registry, or None while there are none.
+    """
+
+    config: str
+    weights: str | None
+
+
+MODELS = {
+    "uniref-lite": ModelEntry("lite/uniref_lite.yaml", None),
+    "uniref-r50": ModelEntry("video_joint_r50.yaml", "uniref_video_r50"),
+    "uniref-r50-image": ModelEntry("image_joint_r50.yaml", "uniref_image_r50"),
+    "uniref-r50-objects365": ModelEntry("pretrain_objects365_r50.yaml", "uniref_objects365_r50"),
+    "uniref-swin-l": ModelEntry("video_joint_swin_l.yaml", "uniref_video_swin_l"),
+    "uniref-swin-l-image": ModelEntry("image_joint_swin_l.yaml", "uniref_image_swin_l"),
+    "uniref-swin-l-objects365": ModelEntry(
+        "pretrain_objects365_swin_l.yaml", "uniref_objects365_swin_l"
+    ),
+}
+DEFAULT_MODEL = "uniref-lite"
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """Where a loaded model comes from.
+
+    Attributes:
+        name: as the user named it.
+        config: file of the configuration, or None for a ``CfgNode``.
+        weights: file of the weights, or None when they are untrained.
+        sha256: of that file.
+        inference: the ``INFERENCE`` node of the configuration as a dict.
+    """
+
+    name: str
+    config: str | None
+    weights: str | None
+    sha256: str | None
+    inference: dict[str, object]
+
+
+def models() -> tuple[str, ...]:
+    """Names that ``load`` takes."""
+    return tuple(MODELS)
+
+
+def load(
+    name_or_config: str | Path | CfgNode = DEFAULT_MODEL,
+    weights: str | Path | None = None,
+    device: str = "auto",
+    options: Sequence[str] = (),
+) -> nn.Module:
+    """A model in eval mode with its weights, ready for the predictors.
+
+    Args:
+        name_or_config: a name of ``models()``, a yaml file, or a configuration.
+        weights: a weights file (ours or the official layout) or a name of the weights registry.
+            Without it, those of the named model or of ``MODEL.WEIGHTS``; if there are none, a
+            warning says that the model is untrained.
+        device: "auto", "cpu" or any name that torch knows.
+        options: ``KEY VALUE`` pairs that override the configuration.
+
+    Returns:
+        The model; its attribute ``info`` is a ``ModelInfo``.
+
+    Raises:
+        ConfigError: name, configuration or device are wrong.
+        CheckpointError: the weights are not there or belong to another model.
+    """
+    cfg, name, file, registered = _configuration(name_or_config, options)
+    target = pick_device(device)
+    wanted = weights or registered or cfg.MODEL.WEIGHTS or None
+    path = None if wanted is None else _weights_file(wanted)
+    model = system(cfg.MODEL.META_ARCHITECTURE).build(cfg)
+    load_checkpoint(model, cfg, path)
+    if path is None:
+        logger.warning(
+            "%s has no trained weights yet: what it segments is random. Give --weights FILE", name
+        )
+    model.info = ModelInfo(
+        name=name,
+        config=None if file is None else str(file),
+        weights=None if path is None else str(path),
+        sha256=None if path is None else file_sha256(path),
+        inference={key.lower(): value for key, value in cfg.INFERENCE.items()},
+    )
+    return model.to(target).eval()
+
+
+def load_checkpoint(model: nn.Module, cfg: CfgNode, path: Path | None) -> None:
+    """Loads a weights file of either layout, and the parts that the config takes from elsewhere.
+
+    Raises:
+        CheckpointError: the weights belong to another model.
+    """
+    builder = system(cfg.MODEL.META_ARCHITECTURE)
+    content: Weights = {}
+    if path is not None:
+        content = read_weights(path)
+        table = builder.key_table(content)
+        if table.is_foreign(content):
+            content, report = table.to_native(content)
+            if report.unexpected:
+                raise CheckpointError(
+                    f"{path} holds {len(report.unexpected)} entries that no such model has, "
+                    f"first {report.unexpected[0]}"
+                )
+    elsewhere = builder.load_parts(model, cfg, content)
+    if path is not None:
+        load_weights(model, content, optional=elsewhere, source=str(path))
+
+
+def _configuration(
+    name_or_config: str | Path | CfgNode, options: Sequence[str]
+) -> tuple[CfgNode, str, Path | None, str | None]:
+    """Config, name, file and registered weights."""
+    if isinstance(name_or_config, CfgNode):
+        return name_or_config, name_or_config.MODEL.META_ARCHITECTURE, None, None
+    name = str(name_or_config)
+    entry = MODELS.get(name)
+    if entry is None and Path(name).suffix not in (".yaml", ".yml"):
+        raise ConfigError(
+            f"model {name!r} is unknown: choose one of {', '.join(MODELS)} or give a yaml file"
+        )
+    file = Path(name) if entry is None else CONFIGS / entry.config
+    return load_config(file, options), name, file, entry.weights if entry else None
+
+
+def _weights_file(wanted: str | Path) -> Path:
+    if str(wanted) in WEIGHTS:
+        return resolve(str(wanted))
+    path = Path(wanted)
+    if not path.is_file():
+        raise CheckpointError(
+            f"weights {path} do not exist: give a file, or one of {', '.join(WEIGHTS)}"
+        )
+    return path
