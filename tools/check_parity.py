@@ -83,7 +83,7 @@ def choose_config(path: Path, arrays: dict, manifest: dict[str, list] | None) ->
     """Swin-L if the manifest or the name says so; the detector for box-supervised training."""
     keys = manifest or {}
     swin = "swin" in path.stem or any(".layers.0.blocks.0.attn" in key for key in keys)
-    detector = "in/boxes0" in arrays or bool(keys) and not any("fusion" in key for key in keys)
+    detector = "in/boxes0" in arrays or (bool(keys) and not any("fusion" in key for key in keys))
     stage = "pretrain_objects365" if detector else "video_joint"
     return CONFIGS / f"{stage}_{'swin_l' if swin else 'r50'}.yaml"
 
