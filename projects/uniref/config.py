@@ -13,6 +13,7 @@ from projects.uniref.model import UniRef
 from unified.errors import ConfigError
 from unified.modeling.attention import BACKENDS
 from unified.modeling.backbones import build_backbone, load_pretrained
+from unified.modeling.criterion import Criterion
 from unified.modeling.detr_head import DetrHead
 from unified.modeling.fusion import FusionLayer, build_fusion
 from unified.modeling.mask_encoder import MaskEncoder
@@ -62,6 +63,7 @@ def add_config(cfg: CfgNode) -> None:
     node.MASK_ENCODER = CfgNode()
     node.MASK_ENCODER.ENABLED = True
     node.MASK_ENCODER.WIDTH = 64
+    node.MASK_AUX_LOSS = False
     cfg.MODEL.UNIREF = node
 
 
@@ -95,6 +97,7 @@ def build(cfg: CfgNode) -> UniRef:
             else None
         ),
         nms_threshold=node.NMS_THRESHOLD,
+        criterion=Criterion(mask_aux=node.MASK_AUX_LOSS),
     )
 
 

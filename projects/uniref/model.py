@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from unified.errors import ConfigError
+from unified.modeling.criterion import Criterion, LayerPrediction
 from unified.modeling.detr_head import DetrHead, Queries
 from unified.modeling.fusion import FusionLayer
 from unified.modeling.layers import masked_mean
@@ -25,6 +26,7 @@ from unified.structures import (
     Reference,
     References,
     Segmentation,
+    Target,
 )
 
 
@@ -48,6 +50,7 @@ class UniRef(nn.Module):
         pixel_std: Sequence[float] = (58.395, 57.12, 57.375),
         size_divisor: int = 32,
         nms_threshold: float = 0.7,
+        criterion: Criterion | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -58,6 +61,7 @@ class UniRef(nn.Module):
         self.text_encoder = text_encoder
         self.mask_encoder = mask_encoder
         self.size_divisor, self.nms_threshold = size_divisor, nms_threshold
+        self.criterion = Criterion() if criterion is None else criterion
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std), persistent=False)
 
@@ -174,6 +178,44 @@ class UniRef(nn.Module):
             scores=scores,
             boxes=boxes.gather(1, index[..., None].expand(-1, -1, 4)),
             classes=classes,
+        )
+
+    def losses(
+        self,
+        features: FeaturePyramid,
+        references: Sequence[References],
+        targets: Sequence[Target],
+        *,
+        mask_stride: int = 4,
+    ) -> dict[str, Tensor]:
+        """Weighted losses of all decoder layers and the proposals; their sum is the objective.
+
+        Args:
+            features, references: as for ``segment``.
+            targets: B, masks at the padded input size.
+            mask_stride: stride at which masks are compared, 4 or 1.
+        """
+        queries = self.head(self.fuse(features, references), features.padding_masks)
+        shared = self.mask_head.features(queries.memory, features.high_res)
+
+        def decode(layer: int, image: int, index: Tensor) -> Tensor:
+            height, width = features.image_sizes[image]
+            start = queries.references[layer][image, index, :2]
+            points = start * shared.new_tensor([width, height])
+            hidden = queries.hidden[layer][image, index]
+            return self.mask_head(
+                shared[image : image + 1], hidden[None], points[None], mask_stride=mask_stride
+            )[0]
+
+        return self.criterion(
+            [
+                LayerPrediction(self.head.logits(queries, layer), self.head.boxes(queries, layer))
+                for layer in range(self.head.num_layers)
+            ],
+            LayerPrediction(queries.proposal_logits, queries.proposal_boxes.sigmoid()),
+            targets,
+            decode,
+            mask_stride=mask_stride,
         )
 
     def decode_masks(
