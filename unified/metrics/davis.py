@@ -7,14 +7,13 @@ Segmentation, CVPR 2016, section 5; numbers agree with davis2017-evaluation ac7c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import find_objects
 from scipy.optimize import linear_sum_assignment
 
 from unified.errors import InputError
@@ -94,7 +93,7 @@ def frame_scores(
     void: NDArray | None = None,
 ) -> NDArray[np.float64]:
     """Returns (O, 2) J and F of every object of one frame, each worked out in its own window."""
-    truth_windows, prediction_windows = _windows(truth), _windows(prediction)
+    truth_windows, prediction_windows = (_windows(m, object_ids) for m in (truth, prediction))
     pairs = [
         _pair_scores(truth, i, truth_windows.get(i), prediction, i, prediction_windows.get(i), void)
         for i in object_ids
@@ -121,7 +120,8 @@ def proposal_scores(
             f"expected at most {MAX_PROPOSALS} proposals in a sequence, got id {num_proposals}: "
             "keep the best proposals and number them from 1"
         )
-    truth_windows, windows = _windows(truth), _windows(prediction)
+    truth_windows = _windows(truth, object_ids)
+    windows = _windows(prediction, range(1, num_proposals + 1))
     # No pixel is VOID here, so row 0 compares with an empty mask.
     return np.array(
         [
@@ -157,6 +157,12 @@ def match_proposals(scores: NDArray[np.float64]) -> list[tuple[int, int]]:
     """
     rows, columns = linear_sum_assignment(-scores.mean(axis=(0, 3)))
     return list(zip(rows.tolist(), columns.tolist(), strict=True))
+
+
+def present_ids(label_map: NDArray[np.uint8]) -> list[int]:
+    """Returns the pixel values of an (H, W) label map in rising order, 0 and 255 among them."""
+    counts = cv2.calcHist([np.ascontiguousarray(label_map)], [0], None, [256], [0, 256])
+    return np.flatnonzero(counts).tolist()
 
 
 def num_objects(first_truth: NDArray[np.uint8]) -> int:
@@ -209,9 +215,14 @@ def _without_void(
     return truth & keep, prediction & keep
 
 
-def _windows(label_map: NDArray[np.uint8]) -> dict[int, Window]:
-    found = find_objects(label_map)
-    return {i: window for i, window in enumerate(found, start=1) if window is not None}
+def _windows(label_map: NDArray[np.uint8], ids: Iterable[int]) -> dict[int, Window]:
+    """The box of pixels around each id that has any."""
+    windows = {}
+    for i in ids:
+        x, y, width, height = cv2.boundingRect((label_map == i).view(np.uint8))
+        if width:
+            windows[i] = (slice(y, y + height), slice(x, x + width))
+    return windows
 
 
 def _pair_scores(

@@ -21,6 +21,7 @@ from unified.metrics.davis import (
     frame_scores,
     match_proposals,
     num_objects,
+    present_ids,
     proposal_scores,
 )
 
@@ -45,19 +46,15 @@ def davis_semi_supervised(frames: Iterable[FramePair]) -> dict[int, Track]:
     """Scores objects 1..n, n the largest id of frame 0, without the first and the last frame.
 
     An id below n that never exists scores 1; void pixels of the ground truth are background.
+    Predicted ids above n are ignored here; whoever reads the files refuses them.
 
     Raises:
-        InputError: a prediction holds an id above n.
+        InputError: fewer than 3 frames.
     """
     scores: list[NDArray[np.float64]] = []
     objects = 0
-    for index, (truth, prediction) in enumerate(frames):
+    for truth, prediction in frames:
         objects = objects if scores else num_objects(truth)
-        if prediction.max() > objects:
-            raise InputError(
-                f"frame {index} of the prediction holds id {prediction.max()}, the sequence has "
-                f"objects 1 to {objects}: use the ids of the first ground-truth mask"
-            )
         truth = np.where(truth == VOID, np.uint8(0), truth)
         scores.append(frame_scores(truth, prediction, range(1, objects + 1)))
     if len(scores) < 3:
@@ -97,7 +94,7 @@ def visible_objects(
     """
     scores: dict[int, list[NDArray[np.float64]]] = {}
     for truth, prediction in _without_ends(frames) if skip_first_last else frames:
-        fresh = [int(i) for i in np.unique(truth) if i not in (0, VOID) and i not in scores]
+        fresh = [i for i in present_ids(truth) if i not in (0, VOID) and i not in scores]
         scores.update({i: [] for i in fresh})
         ids = [i for i in scores if not (skip_prompt and i in fresh)]
         for i, score in zip(ids, frame_scores(truth, prediction, ids), strict=True):

@@ -1,0 +1,290 @@
+"""Which files of a video benchmark belong together: one ``Clip`` per thing to score."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unified.data.formats.files import read_json, segmentation_mask
+from unified.errors import InputError
+from unified.evaluation.reading import (
+    annotation_root,
+    check_sequences,
+    frame_names,
+    read_binary,
+    read_ids,
+    subfolders,
+)
+from unified.evaluation.report import Problems, Request
+from unified.metrics.video import Span
+
+LVOS_STEP = 5  # every fifth frame is annotated, file names count from 1
+ANNOTATORS = "anno_"  # folders of the Ref-DAVIS expression sets
+
+
+class LoadTruth(Protocol):
+    """Gives the (H, W) uint8 ground truth of a frame by its name."""
+
+    def __call__(self, frame: str) -> NDArray[np.uint8]: ...
+
+
+@dataclass(frozen=True)
+class LabelMaps:
+    """Ground truth in ``folder/<frame>.png``: all objects, or one mask of the objects ``ids``."""
+
+    folder: Path
+    ids: tuple[int, ...] | None = None
+
+    def __call__(self, frame: str) -> NDArray[np.uint8]:
+        label_map = read_ids(self.folder / f"{frame}.png")
+        return label_map if self.ids is None else np.isin(label_map, self.ids).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class BinaryMasks:
+    """Ground truth in ``folder/<frame>.png`` of a single object."""
+
+    folder: Path
+
+    def __call__(self, frame: str) -> NDArray[np.uint8]:
+        return read_binary(self.folder / f"{frame}.png")
+
+
+@dataclass(frozen=True)
+class MaskCodes:
+    """Ground truth as run-length codes: the union of objects, each with one code per frame."""
+
+    objects: Sequence[Sequence[Mapping[str, Any] | None]]
+    index: Mapping[str, int]
+    shape: tuple[int, int]
+
+    def __call__(self, frame: str) -> NDArray[np.uint8]:
+        codes = [codes[self.index[frame]] for codes in self.objects]
+        masks = [segmentation_mask(code, *self.shape) for code in codes if code is not None]
+        return np.any([np.zeros(self.shape, bool), *masks], axis=0).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One thing to score: a sequence, one object of it, or one expression about it.
+
+    Attributes:
+        sequence: name of the video.
+        item: object folder, expression or annotator; "" for the sequence itself.
+        frames: names of the annotated frames in order.
+        truth: loads the ground truth of a frame.
+        prediction: folder with ``<frame>.png``.
+        binary: the prediction is the mask of one object, not a label map.
+        check_ids: predicted ids must be those of the ground truth.
+        unscored: frames whose prediction does not matter and is not read.
+        spans: LVOS, object id -> its frames.
+        classes: YouTube-VOS, object id -> its class.
+    """
+
+    sequence: str
+    item: str
+    frames: tuple[str, ...]
+    truth: LoadTruth
+    prediction: Path
+    binary: bool = False
+    check_ids: bool = True
+    unscored: frozenset[str] = frozenset()
+    spans: Mapping[int, Span] | None = None
+    classes: Mapping[int, str] | None = None
+
+
+MakeClips = Callable[[Request, Problems], list[Clip]]
+
+
+def sequences(
+    request: Request, problems: Problems, *, skip_ends: bool = False, check_ids: bool = True
+) -> list[Clip]:
+    """``<sequence>/<frame>.png`` label maps on both sides."""
+    truth, prediction = annotation_root(request.truth), annotation_root(request.prediction)
+    clips = []
+    for name in _wanted(request, subfolders(truth), prediction, problems):
+        frames = tuple(frame_names(truth / name))
+        unscored = frozenset((frames[0], frames[-1])) if skip_ends else frozenset()
+        maps = LabelMaps(truth / name)
+        clip = Clip(name, "", frames, maps, prediction / name, unscored=unscored)
+        clips.append(replace(clip, check_ids=check_ids))
+    return clips
+
+
+def object_folders(request: Request, problems: Problems) -> list[Clip]:
+    """SA-V: ``<sequence>/<object>/<frame>.png``, one binary mask per object, both ends skipped."""
+    truth, prediction = annotation_root(request.truth), annotation_root(request.prediction)
+    clips = []
+    for name in _wanted(request, subfolders(truth), prediction, problems):
+        objects = subfolders(truth / name)
+        if not objects:
+            raise InputError(f"{truth / name} has no object folder such as 000: is this SA-V?")
+        for item in objects:
+            folder = truth / name / item
+            frames = tuple(frame_names(folder))
+            clip = Clip(name, item, frames, BinaryMasks(folder), prediction / name / item)
+            ends = frozenset((frames[0], frames[-1]))
+            clips.append(replace(clip, binary=True, unscored=ends))
+    return clips
+
+
+def annotator_sets(request: Request, problems: Problems) -> list[Clip]:
+    """Ref-DAVIS: ``anno_<k>/<sequence>/<frame>.png``, or one set without the outer folder."""
+    sets = [name for name in _folders(request.prediction) if name.startswith(ANNOTATORS)]
+    clips = []
+    for item in sets or [""]:
+        inner = replace(request, prediction=request.prediction / item)
+        clips += [replace(clip, item=item) for clip in sequences(inner, problems, check_ids=False)]
+    return clips
+
+
+def classed_sequences(request: Request, problems: Problems) -> list[Clip]:
+    """YouTube-VOS: label maps, and ``meta.json`` with the class of every object."""
+    videos = _meta(request, "meta.json of YouTube-VOS")
+    clips = []
+    for clip in sequences(request, problems):
+        objects = _entry(videos, clip.sequence, request)["objects"]
+        classes = {int(i): entry["category"] for i, entry in objects.items()}
+        clips.append(replace(clip, classes=classes))
+    return clips
+
+
+def spanned_sequences(
+    request: Request, problems: Problems, *, skip_ends: bool, check_ids: bool
+) -> list[Clip]:
+    """LVOS: label maps, and the meta file with the frames in which every object counts."""
+    videos = _meta(request, "valid_meta.json of LVOS")
+    clips = []
+    for clip in sequences(request, problems, check_ids=check_ids):
+        numbers = {int(frame): index for index, frame in enumerate(clip.frames)}
+        objects = _entry(videos, clip.sequence, request)["objects"]
+        spans = {int(i): _span(clip, numbers, o["frame_range"]) for i, o in objects.items()}
+        ends = 1 if skip_ends else 0
+        scored = {
+            frame
+            for span in spans.values()
+            for frame in clip.frames[span.start + ends : span.end - ends]
+        }
+        clips.append(replace(clip, spans=spans, unscored=frozenset(clip.frames) - scored))
+    return clips
+
+
+def expressions(request: Request, problems: Problems) -> list[Clip]:
+    """Ref-YouTube-VOS: predictions in ``<video>/<expression>/<frame>.png``.
+
+    The ground truth lies likewise, or as label maps ``<video>/<frame>.png`` with a meta file that
+    names the ``obj_id`` of every expression.
+    """
+    truth, prediction = annotation_root(request.truth), annotation_root(request.prediction)
+    videos = None if request.meta is None else _meta(request, "meta_expressions.json")
+    known = subfolders(truth)
+    clips = []
+    for name in _wanted(request, known, prediction, problems):
+        folders = subfolders(truth / name)
+        entries = {} if videos is None else _entry(videos, name, request)["expressions"]
+        if not folders and not entries:
+            raise InputError(
+                f"{truth / name} holds label maps: give --meta with the meta_expressions.json "
+                "that names the obj_id of every expression"
+            )
+        for item in entries or folders:
+            folder = truth / name / item if folders else truth / name
+            load: LoadTruth = BinaryMasks(folder)
+            if not folders:
+                load = LabelMaps(folder, _object_ids(entries[item], name, item, request))
+            frames = tuple(frame_names(folder))
+            clips.append(Clip(name, item, frames, load, prediction / name / item, binary=True))
+    return clips
+
+
+def mevis_expressions(request: Request, problems: Problems) -> list[Clip]:
+    """MeViS: ``meta_expressions.json`` and ``mask_dict.json`` against ``<video>/<expression>/``."""
+    folder = request.truth
+    meta = read_json(folder / "meta_expressions.json", "the expressions of MeViS", ("videos",))
+    codes = read_json(folder / "mask_dict.json", "the masks of MeViS by annotation id")
+    videos = meta["videos"]
+    clips = []
+    for name in _wanted(request, list(videos), annotation_root(request.prediction), problems):
+        frames = tuple(videos[name]["frames"])
+        index = {frame: i for i, frame in enumerate(frames)}
+        for item, expression in videos[name]["expressions"].items():
+            if any(str(i) not in codes for i in expression.get("anno_id", [None])):
+                raise InputError(
+                    f"{folder / 'mask_dict.json'} lacks an annotation of video {name}, expression "
+                    f"{item}: are both files of the same split?"
+                )
+            objects = [codes[str(i)] for i in expression["anno_id"]]
+            sizes = [code["size"] for masks in objects for code in masks if code is not None]
+            if not sizes:
+                raise InputError(f"no object of video {name}, expression {item} has a mask")
+            load = MaskCodes(objects, index, (sizes[0][0], sizes[0][1]))
+            target = annotation_root(request.prediction) / name / item
+            clips.append(Clip(name, item, frames, load, target, binary=True))
+    return clips
+
+
+def _wanted(
+    request: Request, known: Sequence[str], prediction: Path, problems: Problems
+) -> list[str]:
+    """The sequences to score, all of which the ground truth must have."""
+    wanted = known if request.split.names is None else request.split.names
+    unknown = sorted(set(wanted) - set(known))
+    if unknown:
+        raise InputError(
+            f"the split has {unknown[0]}, which the ground truth {request.truth} does not: "
+            "use the list of this data set"
+        )
+    check_sequences(prediction, wanted, known, problems)
+    return list(wanted)
+
+
+def _folders(folder: Path) -> list[str]:
+    return subfolders(folder) if folder.is_dir() else []
+
+
+def _meta(request: Request, what: str) -> Mapping[str, Any]:
+    if request.meta is None:
+        raise InputError(f"the protocol needs {what}: give its path with --meta")
+    videos: Mapping[str, Any] = read_json(request.meta, what, keys=("videos",))["videos"]
+    return videos
+
+
+def _entry(videos: Mapping[str, Any], name: str, request: Request) -> Mapping[str, Any]:
+    if name not in videos:
+        raise InputError(f"{request.meta} has no video {name}: is it of the same split?")
+    entry: Mapping[str, Any] = videos[name]
+    missing = [key for key in ("objects", "expressions") if key in entry]
+    if not missing:
+        raise InputError(f"{request.meta} describes neither objects nor expressions of {name}")
+    return entry
+
+
+def _object_ids(
+    entry: Mapping[str, Any], name: str, item: str, request: Request
+) -> tuple[int, ...]:
+    if "obj_id" not in entry:
+        raise InputError(
+            f"{request.meta} has no obj_id for video {name}, expression {item}: the public valid "
+            "file leaves it out, use the one released with the validation masks"
+        )
+    ids = entry["obj_id"]
+    return tuple(int(i) for i in (ids if isinstance(ids, list) else [ids]))
+
+
+def _span(clip: Clip, numbers: Mapping[int, int], entry: Mapping[str, str]) -> Span:
+    """Meta entries count file numbers with an exclusive end; spans count annotated frames."""
+    start, end = int(entry["start"]), int(entry["end"])
+    inside = [index for number, index in numbers.items() if start <= number < end]
+    expected = len(range(start, end, LVOS_STEP))
+    if len(inside) != expected:
+        raise InputError(
+            f"video {clip.sequence}: the meta file has an object in {expected} annotated frames "
+            f"from {start} to {end}, the ground truth has {len(inside)}: are both of the same "
+            "version of LVOS?"
+        )
+    return Span(inside[0], inside[-1] + 1, int(entry["frame_nums"]))

@@ -1,0 +1,265 @@
+"""Scoring folders of image masks: referring, generalised referring, few-shot, semantic."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unified.data.formats.files import read_json
+from unified.errors import InputError
+from unified.evaluation.reading import check_size, read_binary, read_ids
+from unified.evaluation.report import (
+    EXTRA_MASK,
+    MISSING_MASK,
+    UNUSABLE_MASK,
+    Picture,
+    Problems,
+    Request,
+    Row,
+    Scores,
+    percent,
+    run_parallel,
+)
+from unified.metrics import few_shot, generalized, iou, semantic
+from unified.metrics.davis import VOID, present_ids
+from unified.metrics.iou import ReferringRule
+
+REFUSALS = "no_target.json"
+
+
+@dataclass(frozen=True)
+class MaskPair:
+    """One sample: its name without suffix, such as ``class/image``, and both files."""
+
+    name: str
+    truth: Path
+    prediction: Path
+
+
+ReadMask = Callable[[Path], NDArray[np.uint8]]
+
+
+def find_pairs(request: Request, problems: Problems) -> list[MaskPair]:
+    """Masks of the same name on both sides, in sub-folders too.
+
+    With a split, only samples whose first folder (the class) is in it count.
+
+    Raises:
+        InputError: a folder holds no mask, or a mask is missing or extra and that is not allowed.
+    """
+    truths, predictions = (_masks_in(folder) for folder in (request.truth, request.prediction))
+    names = list(truths)
+    if request.split.names is not None:
+        kept = set(request.split.names)
+        names = [name for name in names if name.split("/")[0] in kept or name in kept]
+    if not names or not set(names) & set(predictions):
+        example = f", such as {names[0]}.png" if names else ""
+        raise InputError(
+            f"{request.prediction} has none of the {len(names)} masks of the ground truth"
+            f"{example}: is it of another benchmark, or a folder too high or too low?"
+        )
+    for name in sorted(set(predictions) - set(truths)):
+        problems.found(EXTRA_MASK, f"{predictions[name]} is no sample of the ground truth")
+    return [MaskPair(name, truths[name], request.prediction / f"{name}.png") for name in names]
+
+
+def _masks_in(folder: Path) -> dict[str, Path]:
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder: expected masks as PNG files in it")
+    files = {p.relative_to(folder).with_suffix("").as_posix(): p for p in folder.rglob("*.png")}
+    if not files:
+        raise InputError(f"{folder} holds no PNG: expected one mask per sample")
+    return dict(sorted(files.items()))
+
+
+def read_prediction(
+    pair: MaskPair, shape: tuple[int, ...], problems: Problems, read: ReadMask = read_binary
+) -> NDArray[np.uint8]:
+    """The predicted mask; empty where it is missing or unusable and that is allowed."""
+    empty = np.zeros(shape, np.uint8)
+    if not pair.prediction.is_file():
+        others = sorted(pair.prediction.parent.glob(f"{pair.prediction.stem}.*"))
+        hint = f", there is only {others[0].name}" if others else ""
+        problems.found(MISSING_MASK, f"{pair.prediction} is missing{hint}: write it as PNG")
+        return empty
+    try:
+        mask = read(pair.prediction)
+        check_size(pair.prediction, mask, shape)
+    except InputError as error:
+        problems.found(UNUSABLE_MASK, str(error))
+        return empty
+    return mask
+
+
+def _picture(pair: MaskPair) -> Picture:
+    truth = read_binary(pair.truth)
+    allowed = Problems(allowed=True)
+    return Picture(pair.name, truth, read_prediction(pair, truth.shape, allowed))
+
+
+def _overlaps(request: Request, problems: Problems) -> tuple[list[MaskPair], NDArray[np.int64]]:
+    """All pairs and their (N, 4) intersection, union, true and predicted area, in pixels."""
+    pairs = find_pairs(request, problems)
+
+    def measure(pair: MaskPair) -> tuple[tuple[int, ...], Problems]:
+        found = Problems(request.allow_missing)
+        truth = read_binary(pair.truth)
+        prediction = read_prediction(pair, truth.shape, found)
+        areas = (int(np.count_nonzero(mask)) for mask in (truth, prediction))
+        return (*iou.mask_overlap(truth, prediction), *areas), found
+
+    results = run_parallel(measure, pairs, request, "image")
+    for _, found in results:
+        problems.merge(found)
+    return pairs, np.array([counts for counts, _ in results])
+
+
+def score_referring(request: Request, *, rule: ReferringRule) -> Scores:
+    """oIoU, mIoU and P@X of one binary mask per expression."""
+    problems = Problems(request.allow_missing)
+    pairs, counts = _overlaps(request, problems)
+    inter, union, true, _ = counts.T
+    notes: tuple[str, ...] = ()
+    if rule.needs_truth:
+        empty = true == 0
+        notes = (f"{np.count_nonzero(empty)} samples without ground truth left out",)
+        pairs = [pair for pair, left_out in zip(pairs, empty, strict=True) if not left_out]
+        inter, union = inter[~empty], union[~empty]
+    numbers = iou.referring_summary(inter, union, rule)
+    return Scores(numbers, _iou_rows(pairs, inter, union), problems, "image", notes)
+
+
+def _iou_rows(pairs: Sequence[MaskPair], inter: NDArray, union: NDArray) -> list[Row]:
+    ratios = iou.overlap_ratio(inter, union)
+    return [
+        Row(
+            pair.name,
+            "",
+            {"IoU": 100 * float(ratio), "I": float(i), "U": float(u)},
+            partial(_picture, pair),
+        )
+        for pair, ratio, i, u in zip(pairs, ratios, inter, union, strict=True)
+    ]
+
+
+def score_generalized(request: Request) -> Scores:
+    """gIoU, cIoU, N-acc, T-acc and Pr@X; refusals from ``no_target.json`` or empty masks."""
+    problems = Problems(request.allow_missing)
+    pairs, counts = _overlaps(request, problems)
+    inter, union, true, predicted = counts.T
+    flags = request.prediction / REFUSALS
+    if flags.is_file():
+        said = read_refusals(flags, [pair.name for pair in pairs])
+        note = f"refusals from {REFUSALS}"
+    else:
+        said = predicted == 0
+        note = "a refusal is an empty mask"
+    no_target = true == 0
+    samples = generalized.GeneralizedSamples(inter, union, no_target, said)
+    numbers = generalized.generalized_summary(samples)
+    for key in ("T_acc", "N_acc"):
+        numbers[key] *= 100
+    rows = [
+        Row(
+            row.sequence,
+            "",
+            {**row.values, "refused": float(s), "no_target": float(n)},
+            row.picture,
+        )
+        for row, s, n in zip(_iou_rows(pairs, inter, union), said, no_target, strict=True)
+    ]
+    return Scores(numbers, rows, problems, "image", (note,))
+
+
+def read_refusals(path: Path, names: Sequence[str]) -> NDArray[np.bool_]:
+    """(N,) which samples the model says have no target: JSON object, sample name -> bool."""
+    flags = read_json(path, "an object of sample names and booleans")
+    if not isinstance(flags, dict) or any(not isinstance(v, bool) for v in flags.values()):
+        raise InputError(f"{path} must be an object of sample names and booleans")
+    missing = [name for name in names if name not in flags]
+    if missing:
+        raise InputError(f"{path} lacks sample {missing[0]}: give true or false for every sample")
+    return np.array([flags[name] for name in names])
+
+
+def score_few_shot(request: Request) -> Scores:
+    """Class mIoU and FB-IoU of ``<class>/<episode>.png``; classes without episode count 0."""
+    problems = Problems(request.allow_missing)
+    pairs = find_pairs(request, problems)
+    outside = [pair.truth for pair in pairs if "/" not in pair.name]
+    if outside:
+        raise InputError(f"{outside[0]} lies in no class folder: expected <class>/<episode>.png")
+
+    def measure(pair: MaskPair) -> tuple[tuple[NDArray, NDArray], Problems]:
+        found = Problems(request.allow_missing)
+        truth, ignore = split_ignored(read_ids(pair.truth))
+        prediction = read_prediction(pair, truth.shape, found)
+        return few_shot.areas(truth, prediction, ignore), found
+
+    results = run_parallel(measure, pairs, request, "episode")
+    for _, found in results:
+        problems.merge(found)
+    inter, union = (np.array(side) for side in zip(*(areas for areas, _ in results), strict=True))
+    names = [pair.name.split("/")[0] for pair in pairs]
+    classes = list(request.split.names or dict.fromkeys(names))
+    ids = [classes.index(name) for name in names]
+    numbers = few_shot.few_shot_summary(inter, union, ids, range(len(classes)))
+    ratios = iou.overlap_ratio(inter[:, 1], union[:, 1])
+    rows = [
+        Row(name, pair.name.split("/", 1)[1], {"IoU": 100 * float(ratio)}, partial(_picture, pair))
+        for name, pair, ratio in zip(names, pairs, ratios, strict=True)
+    ]
+    unsampled = len(classes) - len(set(names))
+    notes = (f"{len(classes)} classes, {unsampled} without episode",)
+    return Scores(numbers, rows, problems, "episode", notes)
+
+
+def split_ignored(values: NDArray[np.uint8]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Object and ignored pixels of a few-shot mask: 255 is "ignore" only beside an object of 1."""
+    ignore = (values == VOID) & bool((values == 1).any())
+    return (values > 0) & ~ignore, ignore
+
+
+def score_semantic(request: Request, *, reduce_zero_label: bool) -> Scores:
+    """mIoU, aAcc and mDice over all images; per-class rows."""
+    num_classes = request.num_classes
+    if num_classes is None:
+        raise InputError("semantic segmentation needs the number of classes: give --classes")
+    problems = Problems(request.allow_missing)
+
+    def measure(pair: MaskPair) -> tuple[semantic.ClassAreas, Problems]:
+        found = Problems(request.allow_missing)
+        truth = read_ids(pair.truth)
+        prediction = read_prediction(pair, truth.shape, found, partial(_read_labels, num_classes))
+        areas = semantic.class_areas(
+            truth, prediction, num_classes, reduce_zero_label=reduce_zero_label
+        )
+        return areas, found
+
+    results = run_parallel(measure, find_pairs(request, problems), request, "image")
+    for _, found in results:
+        problems.merge(found)
+    total = sum((areas for areas, _ in results[1:]), start=results[0][0])
+    summary: Mapping[str, float | NDArray] = semantic.semantic_summary(total)
+    numbers = {"mIoU": summary["mIoU"], "aAcc": summary["aAcc"]}
+    with np.errstate(invalid="ignore"):
+        numbers["mDice"] = float(np.nanmean(summary["Dice"]))
+    columns = ("IoU", "Acc", "Dice")
+    rows = [
+        Row(str(c), "", percent({key: np.asarray(summary[key])[c] for key in columns}))
+        for c in range(num_classes)
+    ]
+    return Scores(percent(numbers), rows, problems, "class", (f"{len(results)} images",))
+
+
+def _read_labels(num_classes: int, path: Path) -> NDArray[np.uint8]:
+    labels = read_ids(path)
+    stray = [value for value in present_ids(labels) if value >= num_classes]
+    if stray:
+        raise InputError(f"{path} holds label {stray[0]}, expected labels below {num_classes}")
+    return labels

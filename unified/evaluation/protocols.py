@@ -1,0 +1,266 @@
+"""The table of protocols: what each published way of counting is called and how it is scored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from unified.errors import ConfigError
+from unified.evaluation import clips, images, results, videos
+from unified.evaluation.report import Report, Request, Scores, make_card
+from unified.evaluation.videos import score_videos
+from unified.metrics import iou
+
+LVOS_TASKS = ("semi-supervised", "unsupervised_multiple", "unsupervised_single")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """One way of counting.
+
+    Attributes:
+        task: vos, rvos, ris, fss, detection or semantic.
+        benchmark: printed on the card.
+        rule: the choices that change the number, printed on the card.
+        score: counts.
+    """
+
+    task: str
+    benchmark: str
+    rule: str
+    score: Callable[[Request], Scores]
+
+
+def _lvos(task: videos.LvosTask, *, skip_ends: bool) -> Callable[[Request], Scores]:
+    own_ids = task == "semi-supervised"
+    return partial(
+        score_videos,
+        clips=partial(clips.spanned_sequences, skip_ends=skip_ends, check_ids=own_ids),
+        tracks=partial(videos.spanned, task=task, skip_ends=skip_ends),
+        numbers=videos.lvos_numbers,
+    )
+
+
+def _visible(*, skip_ends: bool) -> Callable[[Request], Scores]:
+    return partial(
+        score_videos,
+        clips=partial(clips.sequences, skip_ends=skip_ends),
+        tracks=partial(videos.visible, skip_ends=skip_ends),
+        numbers=videos.mean_numbers,
+    )
+
+
+_EXPRESSIONS = partial(score_videos, numbers=videos.mean_numbers, sample="expression")
+
+PROTOCOLS: dict[str, Protocol] = {
+    "davis17-semi": Protocol(
+        "vos",
+        "DAVIS 2017",
+        "objects of frame 0, first and last frame skipped, void is background",
+        partial(
+            score_videos,
+            clips=partial(clips.sequences, skip_ends=True),
+            tracks=videos.semi_supervised,
+            numbers=videos.davis_numbers,
+        ),
+    ),
+    "davis17-unsup": Protocol(
+        "vos",
+        "DAVIS 2017 unsupervised",
+        "all frames, void ignored, up to 20 proposals assigned by mean J&F, extra ones free",
+        partial(
+            score_videos,
+            clips=partial(clips.sequences, check_ids=False),
+            tracks=videos.unsupervised,
+            numbers=videos.davis_numbers,
+        ),
+    ),
+    "vos-benchmark": Protocol(
+        "vos",
+        "any label maps",
+        "objects from their first frame on, first and last frame of the video skipped",
+        _visible(skip_ends=True),
+    ),
+    "vos-all-frames": Protocol(
+        "vos", "any label maps", "objects from their first frame on", _visible(skip_ends=False)
+    ),
+    "sav": Protocol(
+        "vos",
+        "SA-V",
+        "one folder per object, first and last frame skipped",
+        partial(
+            score_videos,
+            clips=clips.object_folders,
+            tracks=partial(videos.visible, skip_ends=True),
+            numbers=videos.mean_numbers,
+        ),
+    ),
+    "youtube-vos": Protocol(
+        "vos",
+        "YouTube-VOS",
+        "G = mean of J and F over seen and unseen classes, the frame that introduces an object "
+        "skipped; the server's program was never published",
+        partial(
+            score_videos,
+            clips=clips.classed_sequences,
+            tracks=partial(videos.visible, skip_ends=False, skip_prompt=True),
+            numbers=videos.youtube_vos_numbers,
+        ),
+    ),
+    "lvos": Protocol(
+        "vos",
+        "LVOS",
+        "mean of seen and unseen videos, first and last frame of each object's span skipped",
+        _lvos("semi-supervised", skip_ends=True),
+    ),
+    "lvos-bundled": Protocol(
+        "vos",
+        "LVOS",
+        "the older evaluator bundled with UniRef: mean of seen and unseen videos, no frame skipped",
+        _lvos("semi-supervised", skip_ends=False),
+    ),
+    "lvos-unsup-multiple": Protocol(
+        "vos",
+        "LVOS unsupervised",
+        "mean of seen and unseen videos, no frame skipped, proposals assigned by mean J&F",
+        _lvos("unsupervised_multiple", skip_ends=False),
+    ),
+    "lvos-unsup-single": Protocol(
+        "vos",
+        "LVOS unsupervised",
+        "mean of seen and unseen videos, no frame skipped, every object against all foreground",
+        _lvos("unsupervised_single", skip_ends=False),
+    ),
+    "ref-davis17": Protocol(
+        "rvos",
+        "Ref-DAVIS17",
+        "as davis17-unsup, mean over the expression sets anno_0 to anno_3",
+        partial(
+            score_videos,
+            clips=clips.annotator_sets,
+            tracks=videos.unsupervised,
+            numbers=videos.davis_numbers,
+        ),
+    ),
+    "ref-youtube-vos": Protocol(
+        "rvos",
+        "Ref-YouTube-VOS",
+        "J&F per expression over all annotated frames, mean over expressions",
+        partial(_EXPRESSIONS, clips=clips.expressions, tracks=videos.expression),
+    ),
+    "mevis": Protocol(
+        "rvos",
+        "MeViS",
+        "J&F per expression over all frames, union of its objects, missing prediction is 0",
+        partial(_EXPRESSIONS, clips=clips.mevis_expressions, tracks=videos.mevis_expression),
+    ),
+    "lavt": Protocol(
+        "ris",
+        "RefCOCO/+/g",
+        "P@X counts IoU >= X, two empty masks count 0",
+        partial(images.score_referring, rule=iou.LAVT),
+    ),
+    "cris": Protocol(
+        "ris",
+        "RefCOCO/+/g",
+        "P@X counts IoU > X in 32 bits, 1e-6 in the union; its paper calls mIoU IoU",
+        partial(images.score_referring, rule=iou.CRIS),
+    ),
+    "uniref": Protocol(
+        "ris",
+        "RefCOCO/+/g",
+        "P@X counts IoU > X, samples without ground truth left out",
+        partial(images.score_referring, rule=iou.UNIREF),
+    ),
+    "uniref-box": Protocol(
+        "ris",
+        "RefCOCO/+/g boxes",
+        "box P@X counts IoU > X of the best scored box",
+        results.score_referring_boxes,
+    ),
+    "grefcoco": Protocol(
+        "ris",
+        "gRefCOCO",
+        "ReLA: a right refusal counts 1 in gIoU, Pr@X counts IoU >= X over expressions with target",
+        images.score_generalized,
+    ),
+    "grefcoco-box": Protocol(
+        "ris",
+        "gRefCOCO boxes",
+        "Pr@(F1=1), score >= 0.7, greedy matching by generalized IoU >= 0.5",
+        results.score_generalized_boxes,
+    ),
+    "hsnet": Protocol(
+        "fss",
+        "FSS-1000, PASCAL-5i, COCO-20i",
+        "class mIoU and FB-IoU, areas summed per class, classes without episode count 0",
+        images.score_few_shot,
+    ),
+    "fss-per-image": Protocol(
+        "fss",
+        "FSS-1000",
+        "UniRef: mean IoU over images, not classes",
+        partial(images.score_referring, rule=iou.UNIREF),
+    ),
+    "youtube-vis": Protocol(
+        "detection", "YouTube-VIS, OVIS", "AP of mask tubes", results.score_youtube_vis
+    ),
+    "coco-mask": Protocol(
+        "detection", "COCO", "AP of masks, 100 detections", partial(results.score_coco, boxes=False)
+    ),
+    "coco-box": Protocol(
+        "detection", "COCO", "AP of boxes, 100 detections", partial(results.score_coco, boxes=True)
+    ),
+    "mmseg": Protocol(
+        "semantic",
+        "semantic segmentation",
+        "areas summed over images, 255 ignored, classes that nobody drew left out",
+        partial(images.score_semantic, reduce_zero_label=False),
+    ),
+    "mmseg-reduce-zero": Protocol(
+        "semantic",
+        "ADE20K",
+        "as mmseg, label 0 of the ground truth ignored and the others lowered by one",
+        partial(images.score_semantic, reduce_zero_label=True),
+    ),
+}
+
+TASKS = tuple(dict.fromkeys(protocol.task for protocol in PROTOCOLS.values()))
+
+
+def default_protocol(task: str) -> str:
+    """The first protocol of a task in the table."""
+    return next(name for name, protocol in PROTOCOLS.items() if protocol.task == task)
+
+
+def evaluate(
+    name: str, request: Request, *, task: str | None = None, weights: Path | None = None
+) -> Report:
+    """Scores predictions under a protocol and puts the card beside the numbers.
+
+    Args:
+        name: key of ``PROTOCOLS``.
+        request: what to score.
+        task: if given, the protocol must be one of this task.
+        weights: checkpoint that made the predictions, for its sha256 on the card.
+
+    Raises:
+        ConfigError: no such protocol, or of another task.
+        InputError: the files cannot be scored.
+    """
+    protocol = PROTOCOLS.get(name)
+    if protocol is None or task not in (None, protocol.task):
+        fitting = [n for n, p in PROTOCOLS.items() if task in (None, p.task)]
+        raise ConfigError(f"no protocol {name!r} of task {task}: choose from {', '.join(fitting)}")
+    scores = protocol.score(request)
+    card = make_card(
+        scores,
+        benchmark=protocol.benchmark,
+        protocol=name,
+        rule=protocol.rule,
+        split=request.split,
+        weights=weights,
+    )
+    return Report(scores, card)

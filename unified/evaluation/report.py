@@ -1,0 +1,277 @@
+"""What a scoring run hands back: rows, numbers, what was wrong with the files, and the card."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+import unified
+from unified.errors import InputError
+from unified.files import atomic_path
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+# kinds of problem that --allow-missing turns from an error into a counted warning
+MISSING_SEQUENCE, EXTRA_SEQUENCE = "missing sequence", "extra sequence"
+MISSING_MASK, UNUSABLE_MASK, STRAY_ID = "missing mask", "unusable mask", "stray id"
+EXTRA_MASK, MISSING_RESULT = "extra mask", "missing result"
+MAX_EXAMPLES = 5
+
+
+@dataclass(frozen=True)
+class Split:
+    """Names to score, or None for all of the ground truth, and where the list came from."""
+
+    names: tuple[str, ...] | None = None
+    note: str = "all"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to score and how, as the command line gives it.
+
+    Attributes:
+        truth: folder of masks, or annotation file.
+        prediction: folder of masks, or results file.
+        split: which sequences, expressions' videos or classes count.
+        meta: annotation file that the protocol needs beside the masks.
+        unseen: list of unseen videos or classes, or training meta file with the seen classes.
+        num_classes: for semantic segmentation.
+        allow_missing: count problems instead of stopping at the first.
+        num_workers: sequences scored at the same time.
+        progress: show a progress bar.
+    """
+
+    truth: Path
+    prediction: Path
+    split: Split = Split()
+    meta: Path | None = None
+    unseen: Path | None = None
+    num_classes: int | None = None
+    allow_missing: bool = False
+    num_workers: int = 1
+    progress: bool = False
+
+
+@dataclass
+class Problems:
+    """Counts of what was wrong, with the first few messages.
+
+    ``found`` raises at once unless problems are allowed.
+    """
+
+    allowed: bool
+    counts: dict[str, int] = field(default_factory=dict)
+    examples: list[str] = field(default_factory=list)
+
+    def found(self, kind: str, message: str) -> None:
+        """Counts one problem.
+
+        Raises:
+            InputError: problems are not allowed.
+        """
+        if not self.allowed:
+            raise InputError(message)
+        self.counts[kind] = self.counts.get(kind, 0) + 1
+        if len(self.examples) < MAX_EXAMPLES:
+            self.examples.append(message)
+
+    def merge(self, other: Problems) -> None:
+        """Adds what another sequence found."""
+        for kind, number in other.counts.items():
+            self.counts[kind] = self.counts.get(kind, 0) + number
+        room = max(MAX_EXAMPLES - len(self.examples), 0)
+        self.examples.extend(other.examples[:room])
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A frame to look at: its name under the image folder and both (H, W) uint8 masks."""
+
+    name: str
+    truth: NDArray[np.uint8]
+    prediction: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Row:
+    """Scores in percent of one object, expression, image or category.
+
+    Attributes:
+        sequence: video, class or image it belongs to.
+        item: object or expression inside it; "" if there is only one.
+        values: column -> number, the most telling first.
+        picture: makes the frame that shows best what went wrong, where there are masks.
+    """
+
+    sequence: str
+    item: str
+    values: Mapping[str, float]
+    picture: Callable[[], Picture] | None = None
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a protocol returns: headline numbers in percent, rows and problems."""
+
+    numbers: Mapping[str, float]
+    rows: Sequence[Row]
+    problems: Problems
+    sample: str  # what a row is: "object", "expression", "image", "category"
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Card:
+    """The protocol card that goes with every number."""
+
+    benchmark: str
+    split: str
+    protocol: str
+    rule: str
+    evaluator_version: str
+    num_samples: int
+    sample: str
+    checkpoint_sha256: str | None
+    date: str
+    notes: tuple[str, ...]
+    warnings: Mapping[str, int]
+
+    def line(self) -> str:
+        """The card on one line."""
+        weights = f"sha256 {self.checkpoint_sha256[:12]}" if self.checkpoint_sha256 else "not given"
+        samples = f"{self.num_samples} {self.sample}{'' if self.num_samples == 1 else 's'}"
+        warnings = ", ".join(f"{number} {kind}" for kind, number in self.warnings.items())
+        parts = [
+            self.benchmark,
+            f"split {self.split}",
+            f"{self.protocol} ({self.rule})",
+            f"unified {self.evaluator_version}",
+            samples,
+            f"weights {weights}",
+            self.date,
+            *self.notes,
+            f"warnings: {warnings or 'none'}",
+        ]
+        return "card: " + " | ".join(parts)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Numbers with their card."""
+
+    scores: Scores
+    card: Card
+
+    def table(self) -> str:
+        """The headline numbers as two aligned lines."""
+        columns = [
+            (name, f"{value:.2f}" if math.isfinite(value) else "-")
+            for name, value in self.scores.numbers.items()
+        ]
+        widths = [max(map(len, column)) for column in columns]
+        lines = zip(*columns, strict=True)
+        return "\n".join(
+            "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
+            for line in lines
+        )
+
+    def write(self, folder: Path) -> None:
+        """Writes summary.json, per_sequence.csv and per_item.csv."""
+        summary = {
+            "card": asdict(self.card),
+            "numbers": {k: v if math.isfinite(v) else None for k, v in self.scores.numbers.items()},
+            "examples_of_problems": self.scores.problems.examples,
+        }
+        with atomic_path(folder / "summary.json") as path:
+            path.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+        write_csv(folder / "per_item.csv", self.scores.rows)
+        write_csv(folder / "per_sequence.csv", per_sequence(self.scores.rows))
+
+
+def make_card(
+    scores: Scores, *, benchmark: str, protocol: str, rule: str, split: Split, weights: Path | None
+) -> Card:
+    """Fills the card of a run that ends now.
+
+    Raises:
+        InputError: the weights file does not exist.
+    """
+    return Card(
+        benchmark=benchmark,
+        split=split.note,
+        protocol=protocol,
+        rule=rule,
+        evaluator_version=unified.__version__,
+        num_samples=len(scores.rows),
+        sample=scores.sample,
+        checkpoint_sha256=None if weights is None else file_sha256(weights),
+        date=datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        notes=scores.notes,
+        warnings=dict(scores.problems.counts),
+    )
+
+
+def file_sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    if not path.is_file():
+        raise InputError(f"weights {path} do not exist: give the file that made the masks")
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def per_sequence(rows: Iterable[Row]) -> list[Row]:
+    """Means over the items of each sequence, in order of first appearance."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row.sequence, []).append(row)
+    return [
+        Row(
+            name,
+            "",
+            {key: sum(row.values[key] for row in group) / len(group) for key in group[0].values},
+        )
+        for name, group in groups.items()
+    ]
+
+
+def write_csv(path: Path, rows: Sequence[Row]) -> None:
+    """One line per row; numbers with all their digits."""
+    names = list(rows[0].values) if rows else []
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["sequence", "item", *names])
+        for row in rows:
+            writer.writerow([row.sequence, row.item, *(repr(row.values[n]) for n in names)])
+
+
+def run_parallel(
+    work: Callable[[Item], Result], items: Sequence[Item], request: Request, unit: str
+) -> list[Result]:
+    """Results in order, computed by threads: decoding and counting release the interpreter."""
+    from tqdm import tqdm
+
+    with ThreadPoolExecutor(request.num_workers) as pool:
+        results = pool.map(work, items)
+        bar = tqdm(results, total=len(items), unit=unit, disable=not request.progress)
+        return list(bar)
+
+
+def percent(numbers: Mapping[str, Any]) -> dict[str, float]:
+    """Fractions as percent."""
+    return {key: 100.0 * float(value) for key, value in numbers.items()}
