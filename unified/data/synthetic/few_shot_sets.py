@@ -50,13 +50,12 @@ def write_pascal5i(root: Path, size: int, seed: int) -> None:
     classes = _shuffled(product(KINDS, COLOURS))[:20]
     order = [fold * 5 + number for number, fold in product(range(5), range(4))]
     for split, listed in (("train", "trn"), ("val", "val")):
-        folds: list[list[str]] = [[], [], [], []]
-        for name, present in _write_classes(root, "pascal", split, size, seed, classes, order):
-            for fold, index in product(range(4), present):
-                if (index // 5 == fold) == (split == "val"):
-                    folds[fold].append(f"{name}__{index + 1:02d}")
-        for fold, lines in enumerate(folds):
-            save_lines(root / f"VOC2012/splits/{listed}/fold{fold}.txt", lines)
+        pictures = list(_write_classes(root, "pascal", split, size, seed, classes, order))
+        for fold in range(4):
+            used = [i for i in range(20) if (i // 5 == fold) == (split == "val")]
+            members = _members(pictures, used)
+            pairs = [f"{name}__{i + 1:02d}" for i, names in members.items() for name in names]
+            save_lines(root / f"VOC2012/splits/{listed}/fold{fold}.txt", pairs)
 
 
 def write_coco20i(root: Path, size: int, seed: int) -> None:
@@ -64,14 +63,25 @@ def write_coco20i(root: Path, size: int, seed: int) -> None:
     classes = _shuffled(product(KINDS, COLOURS))
     order = list(range(80))
     for split, listed in (("train", "trn"), ("val", "val")):
-        folds: list[dict[int, list[str]]] = [{}, {}, {}, {}]
-        for name, present in _write_classes(root, "coco", split, size, seed, classes, order):
-            for fold, index in product(range(4), present):
-                if (index % 4 == fold) == (split == "val"):
-                    folds[fold].setdefault(index, []).append(f"{split}2014/{name}.jpg")
-        for fold, images in enumerate(folds):
-            kept = {index: names for index, names in sorted(images.items()) if len(names) > 1}
-            save_pickle(root / f"coco2014/splits/{listed}/fold{fold}.pkl", kept)
+        pictures = list(_write_classes(root, "coco", split, size, seed, classes, order))
+        for fold in range(4):
+            used = [i for i in range(80) if (i % 4 == fold) == (split == "val")]
+            members = _members(pictures, used)
+            files = {
+                i: [f"{split}2014/{name}.jpg" for name in names] for i, names in members.items()
+            }
+            save_pickle(root / f"coco2014/splits/{listed}/fold{fold}.pkl", files)
+
+
+def _members(
+    pictures: Sequence[tuple[str, list[int]]], used: Sequence[int]
+) -> dict[int, list[str]]:
+    """class index -> names of the pictures that show it, of the used classes with two or more."""
+    members: dict[int, list[str]] = {}
+    for name, present in pictures:
+        for index in set(used) & set(present):
+            members.setdefault(index, []).append(name)
+    return {index: names for index, names in sorted(members.items()) if len(names) > 1}
 
 
 def _write_classes(

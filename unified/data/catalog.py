@@ -1,0 +1,87 @@
+"""Datasets by name: where they lie, their records, and their registration with Detectron2.
+
+Nothing is read when this module is imported or a dataset is registered; records are read when they
+are asked for. The folder of all datasets is the environment variable DETECTRON2_DATASETS, or
+``datasets``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+
+from unified.data.formats.records import Record
+from unified.data.table import ROWS, Dataset
+from unified.errors import ConfigError, InputError
+
+CATALOG: dict[str, Dataset] = {row.name: row for row in ROWS}
+
+
+def data_root() -> Path:
+    """The folder of all datasets."""
+    return Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
+
+
+def find_dataset(name: str) -> Dataset:
+    """The row of a dataset in the table, or of own data described in ``own/<name>.yaml``.
+
+    Raises:
+        ConfigError: no such row and no such file.
+    """
+    if name in CATALOG:
+        return CATALOG[name]
+    path = data_root() / "own" / f"{name}.yaml"
+    if path.exists():
+        from unified.data.own import read_own_dataset
+
+        return read_own_dataset(path)
+    close = [other for other in CATALOG if name.split("-")[0] in other][:8]
+    hint = f"names that are near: {', '.join(close)}" if close else "see datasets/README.md"
+    raise ConfigError(f"dataset {name!r} is not in the catalog and {path} does not exist: {hint}")
+
+
+def load_records(name: str) -> list[Record]:
+    """All records of a dataset, each with ``dataset`` and ``task``.
+
+    Raises:
+        InputError: a file is missing or wrong; names the file and the command that checks the set.
+    """
+    row = find_dataset(name)
+    root = data_root()
+    if not any((root / file).exists() for file in row.files):
+        expected = " or ".join(str(root / file) for file in row.files)
+        raise InputError(
+            f"dataset {name} is not installed: expected {expected}; datasets/README.md shows the "
+            f"tree, and `python tools/data.py check {name}` checks it"
+        )
+    try:
+        records = row.read(root)
+    except InputError as error:
+        command = f"`python tools/data.py check {name}`"
+        raise InputError(f"dataset {name}: {error} (mend it, then run {command})") from error
+    if not records:
+        raise InputError(f"dataset {name} has no samples: {root / row.files[0]} lists none")
+    return [{**record, "dataset": name, "task": row.task.value} for record in records]
+
+
+def register_datasets(names: Iterable[str] = ()) -> None:
+    """Makes rows known to Detectron2's catalogs: all of the table, and own data by name.
+
+    Names that Detectron2 has itself, such as coco_2017_val, keep its reader there. Calling it again
+    changes nothing.
+    """
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    for row in [*CATALOG.values(), *(find_dataset(name) for name in names)]:
+        if row.name not in DatasetCatalog:
+            DatasetCatalog.register(row.name, partial(load_records, row.name))
+            MetadataCatalog.get(row.name).set(evaluator_type=row.evaluator)
+        MetadataCatalog.get(row.name).set(
+            task=row.task.value,
+            protocol=row.protocol,
+            score_threshold=row.score_threshold,
+            merge=row.merge,
+            memory=row.memory,
+        )

@@ -1,0 +1,191 @@
+"""Clips with masks: YouTube-VOS, MOSE, LVOS, DAVIS 2016 and 2017, and YouTube-VIS style JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unified.data.formats.files import (
+    VOID,
+    image_files,
+    image_size,
+    read_json,
+    read_lines,
+    require,
+)
+from unified.data.formats.records import ClipRecord, frame_labels
+from unified.errors import InputError
+
+
+def read_clip(
+    images: Path, masks: Path | None, *, clip_id: str, binary_masks: bool = False
+) -> ClipRecord:
+    """One clip from a folder of frames and a folder of label maps with the same names.
+
+    Frames without a label map are kept. ``masks`` None means that the release has none.
+
+    Raises:
+        InputError: a folder is missing or empty, or a label map has no frame.
+    """
+    frames = image_files(images, "the frames of a clip")
+    record: ClipRecord = {
+        "clip_id": clip_id,
+        "file_names": [str(path) for path in frames],
+        "frame_names": [path.stem for path in frames],
+    }
+    record["height"], record["width"] = image_size(frames[0])
+    if masks is not None:
+        by_name = {path.stem: str(path) for path in image_files(masks, "label maps of a clip")}
+        stray = sorted(set(by_name) - set(record["frame_names"]))
+        if stray:
+            raise InputError(f"{by_name[stray[0]]} is a mask without a frame in {images}")
+        record["mask_files"] = [by_name.get(name) for name in record["frame_names"]]
+        record["binary_masks"] = binary_masks
+    return record
+
+
+def read_clip_folders(
+    images: Path, masks: Path, names: Iterable[str] | None = None, *, binary_masks: bool = False
+) -> list[ClipRecord]:
+    """Every clip that has a folder of masks, or the clips named, in that order."""
+    if names is None:
+        require(masks, "one folder of label maps per clip")
+        names = sorted(path.name for path in masks.iterdir() if path.is_dir())
+    return [
+        read_clip(images / name, masks / name, clip_id=name, binary_masks=binary_masks)
+        for name in names
+    ]
+
+
+def with_first_frames(record: ClipRecord, frames: Iterable[int] | None = None) -> ClipRecord:
+    """The record with the first appearance of every object, found by opening label maps.
+
+    Args:
+        frames: indices of the label maps to open; all if not given.
+    """
+    first: dict[int, int] = {}
+    for index in range(len(record["mask_files"])) if frames is None else frames:
+        labels = frame_labels(record, index)
+        if labels is not None:
+            for number in np.unique(labels).tolist():
+                if number not in (0, VOID):
+                    first.setdefault(number, index)
+    if not first:
+        raise InputError(f"clip {record['clip_id']} has no object: {record['mask_files'][0]}")
+    return {**record, "first_frames": first}
+
+
+def read_ytbvos(root: Path, split: str) -> list[ClipRecord]:
+    """YouTube-VOS 2018 or 2019; ``split`` is train or valid.
+
+    In ``valid`` a label map exists only where objects appear first. Categories that the training
+    split's ``meta.json`` lacks count as unseen.
+    """
+    folder = root / split
+    meta = read_json(folder / "meta.json", "the objects of every clip", ("videos",))["videos"]
+    seen: set[str] | None = None
+    if split != "train" and (root / "train/meta.json").exists():
+        trained = read_json(root / "train/meta.json", "the objects of every clip", ("videos",))
+        seen = {c for video in trained["videos"].values() for c in _categories(video).values()}
+    names = sorted(meta)
+    records = read_clip_folders(folder / "JPEGImages", folder / "Annotations", names)
+    if split == "train":
+        return records
+    result = []
+    for record in records:
+        record = with_first_frames(record)
+        categories = _categories(meta[record["clip_id"]])
+        if seen is not None:
+            record["unseen_ids"] = [n for n, category in categories.items() if category not in seen]
+        result.append(record)
+    return result
+
+
+def _categories(video: Mapping[str, Any]) -> dict[int, str]:
+    return {int(number): entry.get("category", "") for number, entry in video["objects"].items()}
+
+
+def read_mose(root: Path, split: str) -> list[ClipRecord]:
+    """MOSE v1 or v2; ``valid`` has the label map of the first frame only."""
+    folder = root / split
+    records = read_clip_folders(folder / "JPEGImages", folder / "Annotations")
+    return records if split == "train" else [with_first_frames(record) for record in records]
+
+
+def read_lvos(root: Path, split: str) -> list[ClipRecord]:
+    """LVOS v1 or v2; every fifth frame has a label map, and the meta file says who starts where.
+
+    The second split is found as ``valid`` or ``val``.
+    """
+    folder = root / split
+    if split != "train" and not folder.exists():
+        folder = root / "val"
+    records = read_clip_folders(folder / "JPEGImages", folder / "Annotations")
+    if split == "train":
+        return records
+    names = ("valid_meta.json", "val_meta.json")
+    places = [place / name for place in (folder, root) for name in names]
+    path = next((place for place in places if place.exists()), places[0])
+    meta = read_json(path, "the frame range of every object", ("videos",))["videos"]
+    unseen = root / "unseen_videos.txt"
+    hidden = set(read_lines(unseen, "names of unseen clips")) if unseen.exists() else set()
+    for record in records:
+        if record["clip_id"] not in meta:
+            raise InputError(f"{path} has no entry for the clip {record['clip_id']}")
+        objects = meta[record["clip_id"]]["objects"]
+        starts = {int(n): entry["frame_range"]["start"] for n, entry in objects.items()}
+        record["first_frames"] = {
+            number: record["frame_names"].index(start) for number, start in starts.items()
+        }
+        record["unseen_ids"] = list(starts) if record["clip_id"] in hidden else []
+    return records
+
+
+def read_davis(
+    root: Path, year: int, split: str, annotations: str = "Annotations"
+) -> list[ClipRecord]:
+    """DAVIS at 480p; all objects start in the first frame.
+
+    Args:
+        annotations: ``Annotations_unsupervised`` for the unsupervised task and Ref-DAVIS17.
+    """
+    names = read_lines(root / f"ImageSets/{year}/{split}.txt", "one sequence name per line")
+    records = read_clip_folders(
+        root / "JPEGImages/480p", root / annotations / "480p", names, binary_masks=year == 2016
+    )
+    return records if split == "train" else [with_first_frames(r, frames=[0]) for r in records]
+
+
+def read_youtube_vis(path: Path, images: Path) -> list[ClipRecord]:
+    """Clips of YouTube-VIS style JSON, such as OVIS: run-length codes per object and frame.
+
+    Clips without objects are left out.
+    """
+    content = read_json(path, "YouTube-VIS style JSON", ("videos", "annotations"))
+    tracks: dict[int, dict[int, list[Any] | str]] = {}
+    for entry in content["annotations"]:
+        tracks.setdefault(entry["video_id"], {})[entry["id"]] = entry["segmentations"]
+    records: list[ClipRecord] = []
+    for video in content["videos"]:
+        if video["id"] not in tracks:
+            continue
+        for number, codes in tracks[video["id"]].items():
+            if len(codes) != len(video["file_names"]):
+                raise InputError(
+                    f"{path}: annotation {number} has {len(codes)} masks for the "
+                    f"{len(video['file_names'])} frames of clip {video['id']}"
+                )
+        records.append(
+            {
+                "clip_id": str(Path(video["file_names"][0]).parent),
+                "file_names": [str(images / name) for name in video["file_names"]],
+                "frame_names": [Path(name).stem for name in video["file_names"]],
+                "height": video["height"],
+                "width": video["width"],
+                "tracks": tracks[video["id"]],
+            }
+        )
+    return records

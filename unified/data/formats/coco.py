@@ -1,0 +1,130 @@
+"""COCO-style instances, and the RefCOCO family as image records from either of its layouts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from unified.data.formats.files import read_json
+from unified.data.formats.records import XYWH_ABS, Annotation, ImageRecord
+from unified.data.formats.refer import ReferData, read_refer
+from unified.errors import InputError
+
+INSTANCE_KEYS = ("images", "annotations", "categories")
+
+
+def read_instances(path: Path, folders: Sequence[Path]) -> list[ImageRecord]:
+    """Every image of a COCO-style file with its objects; classes are numbered from 0.
+
+    Images without objects are kept. Sentences in ``expressions`` of an image entry are kept too,
+    which makes the file one of UniRef's RefCOCO layout: an entry per referred object.
+
+    Args:
+        folders: where ``file_name`` is looked for; the first that has the first image is used.
+    """
+    content = read_json(path, "COCO instances", INSTANCE_KEYS)
+    classes = {number: index for index, number in enumerate(sorted(category_names(content)))}
+    objects: dict[int, list[Annotation]] = {image["id"]: [] for image in content["images"]}
+    for entry in content["annotations"]:
+        if entry["image_id"] not in objects:
+            raise InputError(
+                f"{path}: annotation {entry['id']} is on image {entry['image_id']}, which is not "
+                "in the file"
+            )
+        objects[entry["image_id"]].append(_annotation(entry, classes))
+    folder = _image_folder(content["images"], folders)
+    return [_image(image, folder, objects[image["id"]]) for image in content["images"]]
+
+
+def category_names(content: Mapping[str, Any]) -> dict[int, str]:
+    """category id -> name, in rising order of the ids; content of a COCO-style file."""
+    return {entry["id"]: entry["name"] for entry in sorted(content["categories"], key=_by_id)}
+
+
+def read_referred(folder: Path, split_by: str, split: str, image_folder: Path) -> list[ImageRecord]:
+    """One record per reference of a split of a REFER folder; the category is 0, "object"."""
+    data = read_refer(folder, split_by)
+    return [_referred(data, ref, image_folder) for ref in data.select(split)]
+
+
+def read_mixed(
+    folders: Mapping[Path, str], image_folder: Path, *, held_out: Iterable[str]
+) -> list[ImageRecord]:
+    """The training references of several REFER folders (folder -> split_by) together.
+
+    Images that any of them uses in a split of ``held_out`` are left out of all, because the
+    datasets share images and their splits differ.
+    """
+    sources = [read_refer(folder, split_by) for folder, split_by in folders.items()]
+    held = {ref.image_id for data in sources for split in held_out for ref in data.select(split)}
+    return [
+        _referred(data, ref, image_folder)
+        for data in sources
+        for ref in data.select("train")
+        if ref.image_id not in held
+    ]
+
+
+def one_record_per_sentence(records: Iterable[ImageRecord]) -> list[ImageRecord]:
+    """Evaluation counts every sentence: records with n sentences become n records.
+
+    ``expression_id`` numbers the sentences of one image from 0.
+    """
+    result: list[ImageRecord] = []
+    by_image = groupby(sorted(records, key=_image_key), key=_image_key)
+    for _, group in by_image:
+        sentences = ((record, text) for record in group for text in record["expressions"])
+        for number, (record, text) in enumerate(sentences):
+            result.append({**record, "expressions": [text], "expression_id": number})
+    return result
+
+
+def _image_key(record: ImageRecord) -> str:
+    return record["file_name"]
+
+
+def _by_id(entry: Mapping[str, Any]) -> int:
+    return int(entry["id"])
+
+
+def _referred(data: ReferData, ref: Any, image_folder: Path) -> ImageRecord:
+    image = data.images[ref.image_id]
+    annotations = [_annotation(entry, None) for entry in data.parts(ref)]
+    record = _image(image, image_folder, annotations)
+    record["expressions"] = list(ref.sentences)
+    return record
+
+
+def _annotation(entry: Mapping[str, Any], classes: Mapping[int, int] | None) -> Annotation:
+    annotation: Annotation = {
+        "id": entry["id"],
+        "bbox": entry["bbox"],
+        "bbox_mode": XYWH_ABS,
+        "category_id": classes[entry["category_id"]] if classes else 0,
+        "iscrowd": entry.get("iscrowd", 0),
+    }
+    if entry.get("segmentation"):
+        annotation["segmentation"] = entry["segmentation"]
+    return annotation
+
+
+def _image(image: Mapping[str, Any], folder: Path, annotations: list[Annotation]) -> ImageRecord:
+    record: ImageRecord = {
+        "file_name": str(folder / image["file_name"]),
+        "image_id": image.get("original_id", image["id"]),
+        "height": image["height"],
+        "width": image["width"],
+        "annotations": annotations,
+    }
+    if "expressions" in image:
+        record["expressions"] = list(image["expressions"])
+    return record
+
+
+def _image_folder(images: Sequence[Mapping[str, Any]], folders: Sequence[Path]) -> Path:
+    for folder in folders:
+        if images and (folder / images[0]["file_name"]).exists():
+            return folder
+    return folders[0]

@@ -1,0 +1,181 @@
+"""FSS-1000, PASCAL-5i and COCO-20i: one record per image and class, with supports of the class."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from unified.data.formats.files import image_files, image_size, read_lines, require
+from unified.data.formats.records import Annotation, ImageRecord
+from unified.data.formats.refer import read_pickle
+from unified.errors import InputError
+
+MAX_SUPPORTS = 10  # kept per record; protocols use 1 or 5
+NUM_EPISODES = 1000
+NUM_FOLDS = 4
+FSS_SPLIT_FILES = {"train": "trn", "val": "val", "test": "test"}
+FSS_FIRST_CLASS = {"train": 0, "val": 520, "test": 760}  # of the 1000 classes
+
+
+def read_fss1000(root: Path, split: str) -> list[ImageRecord]:
+    """The images of the classes listed in ``splits/<split>.txt``, ten per class.
+
+    Class ids follow the lists: from 0 in train, 520 in val and 760 in test. The release itself
+    has no split; everyone uses the lists that come with hsnet.
+    """
+    lists = root / "splits" / f"{FSS_SPLIT_FILES[split]}.txt"
+    names = read_lines(lists, "one class name per line, from the published split")
+    records: list[ImageRecord] = []
+    for class_id, name in enumerate(names, start=FSS_FIRST_CLASS[split]):
+        records += read_class_folder(root / "images" / name, class_id)
+    return records
+
+
+def read_class_folders(root: Path) -> list[ImageRecord]:
+    """A folder of class folders, as FSS-1000's, with all classes in alphabetical order."""
+    require(root, "a folder with one folder per class")
+    folders = sorted(path for path in root.iterdir() if path.is_dir())
+    records: list[ImageRecord] = []
+    for class_id, folder in enumerate(folders):
+        records += read_class_folder(folder, class_id)
+    return records
+
+
+def read_class_folder(folder: Path, class_id: int) -> list[ImageRecord]:
+    """Images ``<number>.jpg`` with masks ``<number>.png`` of one class, in order of the numbers."""
+    pictures = [path for path in image_files(folder, "images of one class") if _is_picture(path)]
+    pictures.sort(key=lambda path: (len(path.stem), path.stem))
+    members: list[ImageRecord] = []
+    for picture in pictures:
+        mask = require(picture.with_suffix(".png"), f"the mask of {picture.name}")
+        members.append(_record(picture, {"mask_file": str(mask)}, class_id, folder.name))
+    return _with_supports({class_id: members})
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() != ".png"
+
+
+def read_pascal5i(root: Path, split: str, fold: int) -> list[ImageRecord]:
+    """One fold of PASCAL-5i; classes 5 * fold .. 5 * fold + 4 of 20 are the held-out ones.
+
+    ``splits/{trn,val}/fold<fold>.txt`` lists ``<image>__<class from 1>``. Without it the pairs are
+    found by opening every mask of ``ImageSets/Segmentation/<split>.txt``.
+    """
+    lists = root / "splits" / FSS_SPLIT_FILES[split] / f"fold{fold}.txt"
+    if lists.exists():
+        pairs = [_pascal_pair(lists, line) for line in read_lines(lists, "images of a fold")]
+    else:
+        pairs = _pascal_pairs(root, split, fold)
+    members: dict[int, list[ImageRecord]] = {}
+    for name, class_id in pairs:
+        picture = root / "JPEGImages" / f"{name}.jpg"
+        mask = root / "SegmentationClassAug" / f"{name}.png"
+        record = _record(picture, _class_annotation(mask, class_id), class_id, str(class_id))
+        members.setdefault(class_id, []).append(record)
+    return _with_supports(members)
+
+
+def _pascal_pair(path: Path, line: str) -> tuple[str, int]:
+    match = re.fullmatch(r"(.+)__(\d+)", line)
+    if match is None:
+        raise InputError(
+            f"{path} has the line {line!r}: expected <image>__<class>, 2007_000032__01"
+        )
+    return match[1], int(match[2]) - 1
+
+
+def _pascal_pairs(root: Path, split: str, fold: int) -> list[tuple[str, int]]:
+    from unified.data.formats.files import read_label_map
+
+    lists = root / "ImageSets/Segmentation"
+    choices = ("trainaug.txt", "train.txt") if split == "train" else ("val.txt",)
+    path = next((lists / name for name in choices if (lists / name).exists()), lists / choices[-1])
+    pairs = []
+    for name in read_lines(path, "one image name per line, or fold lists in splits/"):
+        values = np.unique(read_label_map(root / "SegmentationClassAug" / f"{name}.png"))
+        for class_id in (values[(values > 0) & (values < 255)].astype(int) - 1).tolist():
+            if (class_id // 5 == fold) == (split != "train"):
+                pairs.append((name, class_id))
+    return pairs
+
+
+def read_coco20i(root: Path, split: str, fold: int) -> list[ImageRecord]:
+    """One fold of COCO-20i; classes whose id leaves the remainder ``fold`` by 4 are held out.
+
+    ``splits/{trn,val}/fold<fold>.pkl`` is a pickle of class id -> image names.
+    """
+    path = root / "splits" / FSS_SPLIT_FILES[split] / f"fold{fold}.pkl"
+    listed = read_pickle(require(path, "a pickle of class id -> image names of a fold"))
+    if not isinstance(listed, dict):
+        raise InputError(f"{path} holds a {type(listed).__name__}: expected a dictionary")
+    members: dict[int, list[ImageRecord]] = {}
+    for class_id, names in sorted(listed.items()):
+        for name in names:
+            mask = (root / "annotations" / name).with_suffix(".png")
+            annotation = _class_annotation(mask, class_id)
+            record = _record(root / name, annotation, class_id, str(class_id))
+            members.setdefault(class_id, []).append(record)
+    return _with_supports(members)
+
+
+def episodes(records: Sequence[ImageRecord], count: int = NUM_EPISODES) -> list[ImageRecord]:
+    """``count`` test episodes, every class equally often, each query before any is repeated.
+
+    The order of classes, queries and supports is fixed. Source: the protocol of hsnet; its draw
+    is by an unseeded sequence of the loader, so single episodes differ.
+    """
+    by_class: dict[int, list[ImageRecord]] = {}
+    for record in records:
+        by_class.setdefault(record["class_id"], []).append(record)
+    classes = sorted(by_class)
+    chosen = []
+    for number in range(count):
+        members = by_class[classes[number % len(classes)]]
+        turn = number // len(classes)
+        record = members[turn % len(members)]
+        offset = turn // len(members) % max(len(record["supports"]), 1)
+        supports = record["supports"][offset:] + record["supports"][:offset]
+        chosen.append({**record, "supports": supports})
+    return chosen  # type: ignore[return-value]
+
+
+def _class_annotation(mask: Path, class_id: int) -> Annotation:
+    return {"mask_file": str(mask), "mask_value": class_id + 1}
+
+
+def _record(picture: Path, annotation: Annotation, class_id: int, name: str) -> ImageRecord:
+    height, width = _size(picture)
+    return {
+        "file_name": str(picture),
+        "image_id": picture.stem,
+        "height": height,
+        "width": width,
+        "annotations": [{**annotation, "category_id": 0, "iscrowd": 0}],
+        "class_id": class_id,
+        "class_name": name,
+    }
+
+
+@lru_cache(maxsize=200_000)
+def _size(picture: Path) -> tuple[int, int]:
+    return image_size(picture)
+
+
+def _with_supports(members: Mapping[int, Sequence[ImageRecord]]) -> list[ImageRecord]:
+    """All records, each with the next ones of its class, in a circle, as its supports."""
+    result: list[ImageRecord] = []
+    for class_id, records in members.items():
+        if len(records) < 2:
+            raise InputError(
+                f"class {records[0]['class_name']} (id {class_id}) has the only image "
+                f"{records[0]['file_name']}: a support image needs at least two"
+            )
+        for index, record in enumerate(records):
+            others = [*records[index + 1 :], *records[:index]][:MAX_SUPPORTS]
+            result.append({**record, "supports": list(others)})
+    return result

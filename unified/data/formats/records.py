@@ -1,0 +1,180 @@
+"""What every reader returns: one dictionary per image, or per clip, and access to its masks.
+
+Records are plain dictionaries so that Detectron2's catalog, loaders and drawing functions take
+them as they are. Paths are strings; boxes are (x, y, w, h) in pixels of the file.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from typing import Any, TypedDict
+
+import numpy as np
+
+from unified.data.formats.files import VOID, read_label_map, segmentation_mask
+from unified.errors import InputError
+
+XYWH_ABS = 1  # the value of detectron2.structures.BoxMode.XYWH_ABS
+
+
+class Annotation(TypedDict, total=False):
+    """One object of an image: COCO style, or a mask file.
+
+    Keys:
+        bbox, bbox_mode, segmentation, category_id, iscrowd, id: as in Detectron2; without
+            ``segmentation`` only the box is known.
+        mask_file: an image of the size of the picture.
+        mask_value: the object is where the mask has this value, 255 is void; if absent, the object
+            is where the mask is 128 or more.
+    """
+
+    bbox: list[float]
+    bbox_mode: int
+    segmentation: Any
+    category_id: int
+    iscrowd: int
+    id: int
+    mask_file: str
+    mask_value: int
+
+
+class ImageRecord(TypedDict, total=False):
+    """One image.
+
+    Keys:
+        dataset, task: added by the catalog; the name there and a value of ``Task``.
+        annotations: all objects (detection), the referred ones (RIS; several or none are possible)
+            or the one of the class (FSS).
+        expressions: sentences for the annotations; a test record has exactly one.
+        expression_id: of the only sentence.
+        class_id, class_name: FSS; ids from 0.
+        supports: FSS; other images of the class with one annotation each.
+    """
+
+    dataset: str
+    task: str
+    file_name: str
+    image_id: int | str
+    height: int
+    width: int
+    annotations: list[Annotation]
+    expressions: list[str]
+    expression_id: int
+    class_id: int
+    class_name: str
+    supports: list[ImageRecord]
+
+
+class ClipRecord(TypedDict, total=False):
+    """One clip, or one clip with one sentence.
+
+    Keys:
+        dataset, task: added by the catalog.
+        clip_id: name of the clip; ``frame_names`` and ``file_names``: T names and paths.
+        mask_files: T label maps, None where a frame has none.
+        binary_masks: label maps hold one object, id 1, wherever they are not 0.
+        tracks: object id -> T run-length codes, None where it is not visible, or the path of a
+            JSON file with that list; used instead of ``mask_files``.
+        first_frames: object id -> index of the frame whose mask starts it at test time.
+        unseen_ids: objects that count as unseen in a benchmark that tells them apart.
+        expression, expression_id: the sentence and its key in the released file.
+        target_ids: the objects that the sentence refers to.
+    """
+
+    dataset: str
+    task: str
+    clip_id: str
+    file_names: list[str]
+    frame_names: list[str]
+    height: int
+    width: int
+    mask_files: list[str | None]
+    binary_masks: bool
+    tracks: dict[int, list[Any] | str]
+    first_frames: dict[int, int]
+    unseen_ids: list[int]
+    expression: str
+    expression_id: str
+    target_ids: list[int]
+
+
+Record = dict[str, Any]  # an ImageRecord or a ClipRecord, as the catalog hands them out
+
+
+def annotation_mask(annotation: Annotation, height: int, width: int) -> np.ndarray | None:
+    """(H, W) bool mask of an object; None when only its box is known.
+
+    Raises:
+        InputError: the mask file has another size than the image.
+    """
+    if "mask_file" in annotation:
+        return _mask_file(annotation, height, width) == 1
+    if "segmentation" not in annotation:
+        return None
+    return segmentation_mask(annotation["segmentation"], height, width)
+
+
+def annotation_void(annotation: Annotation, height: int, width: int) -> np.ndarray:
+    """(H, W) bool: pixels that belong to no class and are not scored."""
+    if "mask_value" not in annotation:
+        return np.zeros((height, width), dtype=bool)
+    return _mask_file(annotation, height, width) == VOID
+
+
+def _mask_file(annotation: Annotation, height: int, width: int) -> np.ndarray:
+    """(H, W) uint8: 1 on the object, 255 on void, 0 elsewhere."""
+    values = read_label_map(annotation["mask_file"])
+    if values.shape != (height, width):
+        raise InputError(
+            f"{annotation['mask_file']} has size {values.shape}: expected {(height, width)}, the "
+            "size of its image"
+        )
+    if "mask_value" not in annotation:
+        return (values >= 128).astype(np.uint8)
+    result = (values == annotation["mask_value"]).astype(np.uint8)
+    result[values == VOID] = VOID
+    return result
+
+
+def frame_masks(record: ClipRecord, frame: int) -> dict[int, np.ndarray]:
+    """object id -> (H, W) bool mask, of the annotated objects visible in a frame of a clip."""
+    if "tracks" in record:
+        codes = {number: _track(codes)[frame] for number, codes in record["tracks"].items()}
+        size = record["height"], record["width"]
+        return {number: segmentation_mask(code, *size) for number, code in codes.items() if code}
+    labels = frame_labels(record, frame)
+    if labels is None:
+        return {}
+    present = np.unique(labels).tolist()
+    return {number: labels == number for number in present if number not in (0, VOID)}
+
+
+def frame_labels(record: ClipRecord, frame: int) -> np.ndarray | None:
+    """(H, W) uint8 label map of a frame; None where the release has no mask for it."""
+    path = record["mask_files"][frame]
+    if path is None:
+        return None
+    labels = read_label_map(path)
+    return (labels > 0).astype(np.uint8) if record.get("binary_masks") else labels
+
+
+def target_mask(record: ClipRecord, frame: int) -> np.ndarray:
+    """(H, W) bool: the objects that the sentence of a record refers to, together."""
+    masks = frame_masks(record, frame)
+    merged = np.zeros((record["height"], record["width"]), dtype=bool)
+    for number in record["target_ids"]:
+        if number in masks:
+            merged |= masks[number]
+    return merged
+
+
+def _track(codes: list[Any] | str) -> list[Any]:
+    return _read_track(codes) if isinstance(codes, str) else codes
+
+
+@lru_cache(maxsize=64)
+def _read_track(path: str) -> list[Any]:
+    with open(path, encoding="utf-8") as file:
+        track: list[Any] = json.load(file)
+    return track
