@@ -153,7 +153,7 @@ class _VideoFile:
             ) from error
         if not container.streams.video:
             container.close()
-            raise InputError(f"clip {self._path} has no video stream")
+            raise InputError(f"clip {self._path} holds no video: it is damaged or of another kind")
         return container
 
     def read(self, wanted: range) -> Generator[Frame, None, None]:

@@ -1,0 +1,216 @@
+"""What the tools write: right files, valid at any moment, nothing of an earlier run among them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from unified.errors import InputError
+from unified.inference.image_io import read_image
+from unified.inference.output import (
+    ClipWriter,
+    ResultsFile,
+    captions_with_scores,
+    check_writable,
+    describe_object,
+    prepare_folder,
+    write_image_result,
+)
+from unified.inference.video_io import Frame, FrameReader
+from unified.masks import mask_box, read_label_map
+from unified.structures import FrameResult
+
+SIZE = (32, 48)
+
+
+def result(masks: dict[int, np.ndarray], *, separate: bool = False) -> FrameResult:
+    label_map = np.zeros(SIZE, np.uint8)
+    for object_id, mask in masks.items():
+        label_map[mask] = object_id
+    return FrameResult(
+        label_map=label_map,
+        scores=dict.fromkeys(masks, 0.75),
+        boxes={object_id: mask_box(mask) for object_id, mask in masks.items()},
+        areas={object_id: int(mask.sum()) for object_id, mask in masks.items()},
+        masks=masks if separate else {},
+        probabilities={i: mask.astype(np.float32) for i, mask in masks.items()} if separate else {},
+    )
+
+
+def square(left: int) -> np.ndarray:
+    mask = np.zeros(SIZE, bool)
+    mask[4:20, left : left + 10] = True
+    return mask
+
+
+def read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_results_are_valid_json_after_every_row(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    header = {"tool": "x", "text": "ein Hündchen"}
+    with ResultsFile(path, header, "frames") as results:
+        assert read(path) == {**header, "frames": [], "complete": False}
+        for number in range(3):
+            results.add({"frame": number, "name": "für"})
+            assert [row["frame"] for row in read(path)["frames"]] == list(range(number + 1))
+            assert read(path)["complete"] is False
+    assert read(path)["complete"] is True and len(read(path)["frames"]) == 3
+
+
+def test_results_of_a_run_that_failed_say_so(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    with pytest.raises(KeyboardInterrupt), ResultsFile(path, {}, "frames") as results:
+        results.add({"frame": 0})
+        raise KeyboardInterrupt
+    assert read(path) == {"frames": [{"frame": 0}], "complete": False}
+
+
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+from unified.inference.output import ResultsFile
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+with ResultsFile(Path(sys.argv[1]), {}, "frames") as results:
+    for number in range(1000):
+        results.add({"frame": number, "objects": ["x" * 100]})
+"""
+
+
+def test_rows_before_a_full_disk_stay(tmp_path: Path) -> None:
+    """A limit on the size of files stands in for the full disk: the write stops half way."""
+    path = tmp_path / "results.json"
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(path)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1 and "OSError" in done.stderr
+    content = read(path)
+    assert [row["frame"] for row in content["frames"]] == list(range(len(content["frames"])))
+    assert len(content["frames"]) > 20 and content["complete"] is False
+
+
+def test_a_clip_becomes_masks_overlay_and_results(tmp_path: Path) -> None:
+    image = np.full((*SIZE, 3), 90, np.uint8)
+    captions = {1: "the cat", 2: ""}
+    masks = {1: square(2), 2: square(30)}
+    with ClipWriter(tmp_path, header={"tool": "t"}, fps=5, size=SIZE, captions=captions) as writer:
+        writer.write(Frame(7, image), result(masks))
+        writer.write(Frame(9, image), result({**masks, 2: np.zeros(SIZE, bool)}))
+    files = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*"))
+    assert files == ["masks/00007.png", "masks/00009.png", "overlay.mp4", "results.json"]
+    assert np.array_equal(read_label_map(tmp_path / "masks/00007.png"), result(masks).label_map)
+    rows = read(tmp_path / "results.json")["frames"]
+    assert [row["frame"] for row in rows] == [7, 9]
+    shown = {"present": True, "score": 0.75, "box": [2.0, 4.0, 12.0, 20.0], "area": 160}
+    assert rows[1]["objects"][0] == {"id": 1, **shown}
+    assert rows[1]["objects"][1] == {
+        "id": 2, "present": False, "score": 0.75, "box": None, "area": 0
+    }  # fmt: skip
+    with FrameReader(tmp_path / "overlay.mp4") as reader:
+        first = next(iter(reader)).image
+        assert reader.num_frames == 2 and reader.fps == 5
+    assert first[15, 5, 0] > first[15, 5, 1] + 30 and first[15, 35, 1] > first[15, 35, 0] + 30
+
+
+def test_separate_masks_are_binary_and_may_overlap(tmp_path: Path) -> None:
+    masks = {3: square(2), 8: square(5)}
+    with ClipWriter(
+        tmp_path, header={}, fps=5, size=SIZE, captions={3: "a", 8: "b"}, separate=True
+    ) as writer:
+        writer.write(Frame(0, np.zeros((*SIZE, 3), np.uint8)), result(masks, separate=True))
+    for place, mask in enumerate(masks.values()):
+        written = read_image(tmp_path / f"masks/{place}/00000.png")[..., 0]
+        assert np.array_equal(written, mask * 255)
+    assert not (tmp_path / "masks/00000.png").exists()
+    with np.load(tmp_path / "logits/00000.npz") as stored:
+        assert sorted(stored) == ["3", "8"]
+        assert stored["8"].dtype == np.float16 and np.array_equal(stored["8"], masks[8])
+
+
+def test_an_image_becomes_one_label_map_by_score(tmp_path: Path) -> None:
+    image = np.full((*SIZE, 3), 90, np.uint8)
+    masks, scores = [square(2), square(5)], [0.4, 0.9]
+    rows = write_image_result(tmp_path, "a", image, masks, scores, {1: "left", 2: "right"})
+    label_map = read_label_map(tmp_path / "masks/a.png")
+    assert np.array_equal(label_map == 2, masks[1])
+    assert np.array_equal(label_map == 1, masks[0] & ~masks[1])
+    assert [row["area"] for row in rows] == [3 * 16, 160]
+    assert rows[0]["box"] == [2.0, 4.0, 5.0, 20.0]
+    assert read_image(tmp_path / "overlay/a.jpg").shape == image.shape
+    apart = write_image_result(
+        tmp_path / "apart", "a", image, masks, scores, {1: "left", 2: "right"}, separate=True
+    )
+    assert [row["area"] for row in apart] == [160, 160]
+    written = [read_image(tmp_path / f"apart/masks/a/{place}.png")[..., 0] for place in (0, 1)]
+    assert np.array_equal(written, np.array(masks) * 255)
+
+
+def test_captions_hold_id_name_and_score() -> None:
+    assert captions_with_scores({1: "the cat", 2: ""}, {2: 0.5, 1: 0.987}) == {
+        1: "1  the cat  0.99",
+        2: "2  0.50",
+    }
+
+
+def test_an_absent_object_keeps_its_score() -> None:
+    assert describe_object(4, 0.1234567, None, 0) == {
+        "id": 4, "present": False, "score": 0.123457, "box": None, "area": 0
+    }  # fmt: skip
+
+
+def make_run(folder: Path) -> None:
+    image = np.zeros((*SIZE, 3), np.uint8)
+    with ClipWriter(folder, header={}, fps=5, size=SIZE, captions={1: ""}) as writer:
+        writer.write(Frame(0, image), result({1: square(3)}))
+
+
+def test_a_new_run_replaces_the_earlier_one_and_nothing_else(tmp_path: Path) -> None:
+    make_run(tmp_path)
+    (tmp_path / "notes.txt").write_text("mine")
+    prepare_folder(tmp_path)
+    assert [path.name for path in tmp_path.rglob("*.*")] == ["notes.txt"]
+
+
+def test_masks_of_unknown_origin_are_not_deleted(tmp_path: Path) -> None:
+    make_run(tmp_path)
+    (tmp_path / "results.json").unlink()
+    with pytest.raises(InputError, match=r"holds .* but no results\.json"):
+        prepare_folder(tmp_path)
+    assert (tmp_path / "masks/00000.png").exists() and (tmp_path / "overlay.mp4").exists()
+
+
+@pytest.mark.parametrize("inside", ["overlay.mp4", "masks", "masks/*.png"])
+def test_a_run_does_not_delete_its_own_input(tmp_path: Path, inside: str) -> None:
+    make_run(tmp_path)
+    with pytest.raises(InputError, match="would be read and replaced"):
+        prepare_folder(tmp_path, [f"{tmp_path}/{inside}"])
+    assert (tmp_path / "masks/00000.png").exists() and (tmp_path / "overlay.mp4").exists()
+
+
+def test_the_folder_itself_may_hold_the_input(tmp_path: Path) -> None:
+    make_run(tmp_path)
+    prepare_folder(tmp_path, [str(tmp_path)])
+    assert not (tmp_path / "overlay.mp4").exists()
+
+
+def test_a_file_in_place_of_the_folder_is_refused_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    check_writable(tmp_path / "new" / "deep")
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(NotADirectoryError):
+        check_writable(tmp_path / "file" / "deep")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write everywhere")
+def test_a_folder_without_permission_is_refused_at_once(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(PermissionError):
+        check_writable(tmp_path / "new")

@@ -1,0 +1,218 @@
+"""Frames in from every kind of clip; clips out that play, also when the writer is killed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from unified.errors import InputError
+from unified.inference.image_io import write_image
+from unified.inference.video_io import FrameReader, VideoWriter
+
+NUM_FRAMES = 10
+
+
+def picture(number: int, size: tuple[int, int] = (48, 64)) -> np.ndarray:
+    """A flat grey that tells its number, with a white left upper quarter."""
+    image = np.full((*size, 3), 20 * number, np.uint8)
+    image[: size[0] // 2, : size[1] // 2] = 255
+    return image
+
+
+def numbers(images: list[np.ndarray]) -> list[int]:
+    return [round(float(image[-12:, -12:].mean()) / 20) for image in images]
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    path = tmp_path / "clip.mp4"
+    with VideoWriter(path, fps=12.5, size=(48, 64)) as writer:
+        for number in range(NUM_FRAMES):
+            writer.write(picture(number))
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    path = tmp_path / "frames"
+    for number in range(NUM_FRAMES):
+        write_image(path / f"{number}.png", picture(number))
+    write_image(path / "10.png", picture(10))
+    return path
+
+
+def test_clip_round_trip(clip: Path) -> None:
+    with FrameReader(clip) as reader:
+        assert (reader.fps, reader.size, reader.num_frames) == (12.5, (48, 64), NUM_FRAMES)
+        frames = list(reader)
+    assert [frame.number for frame in frames] == list(range(NUM_FRAMES))
+    assert numbers([frame.image for frame in frames]) == list(range(NUM_FRAMES))
+    error = frames[3].image.astype(int) - picture(3)
+    assert np.abs(error).mean() < 3
+    assert frames[0].image.dtype == np.uint8
+
+
+@pytest.mark.parametrize("kind", ["clip", "folder"])
+def test_start_end_and_stride(kind: str, request: pytest.FixtureRequest) -> None:
+    source = request.getfixturevalue(kind)
+    with FrameReader(source, start=2, end=9, stride=3) as reader:
+        assert reader.num_frames == 3
+        expected = {2: True, 3: False, 5: True, 8: True, 11: False, -1: False}
+        assert {number: number in reader for number in expected} == expected
+        frames = list(reader)
+    assert [frame.number for frame in frames] == [2, 5, 8]
+    assert numbers([frame.image for frame in frames]) == [2, 5, 8]
+    with FrameReader(source, end=99) as whole:
+        assert reader.fps == pytest.approx(whole.fps / 3)
+        last = whole.num_frames - 1
+        assert last in whole and last + 1 not in whole and len(list(whole)) == last + 1
+
+
+def test_a_folder_is_read_lazily_and_names_a_damaged_image(folder: Path) -> None:
+    (folder / "4.png").write_bytes(b"damaged")
+    with FrameReader(folder) as reader:
+        seen = []
+        with pytest.raises(InputError, match=r"4\.png"):
+            for frame in reader:
+                seen.append(frame.number)
+    assert seen == [0, 1, 2, 3]
+
+
+def test_frames_of_another_size_are_refused(folder: Path) -> None:
+    write_image(folder / "3.png", picture(3, (48, 32)))
+    with FrameReader(folder) as reader, pytest.raises(InputError, match=r"frame 3 .* is 32x48"):
+        list(reader)
+
+
+def test_one_image_is_a_clip_of_one_frame(folder: Path) -> None:
+    with FrameReader(folder / "5.png") as reader:
+        assert reader.num_frames == 1
+        assert numbers([frame.image for frame in reader]) == [5]
+
+
+@pytest.mark.parametrize("degrees", [90, 180, 270])
+def test_rotation_of_phone_clips_is_respected(tmp_path: Path, degrees: int) -> None:
+    """FFmpeg's rotation turns counterclockwise."""
+    path = tmp_path / "phone.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        stream.set_display_rotation(degrees)
+        frame = av.VideoFrame.from_ndarray(picture(2), format="rgb24")
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    with FrameReader(path) as reader:
+        image = next(iter(reader)).image
+    expected = np.rot90(picture(2), degrees // 90)
+    assert image.shape == expected.shape and reader.size == expected.shape[:2]
+    assert np.abs(image.astype(int) - expected).mean() < 5
+
+
+def test_variable_frame_rate_gives_every_frame(tmp_path: Path) -> None:
+    path = tmp_path / "vfr.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=30)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        for number, pts in enumerate((0, 1, 7, 8, 30)):
+            frame = av.VideoFrame.from_ndarray(picture(number), format="rgb24")
+            frame.pts = pts
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    with FrameReader(path) as reader:
+        # Matroska states no number of frames: any frame may come.
+        assert 1000 in reader
+        assert numbers([frame.image for frame in reader]) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("size", [(47, 63), (48, 63), (1, 1)])
+def test_odd_sizes_are_padded_by_one_pixel(tmp_path: Path, size: tuple[int, int]) -> None:
+    with VideoWriter(tmp_path / "odd.mp4", fps=10, size=size) as writer:
+        writer.write(picture(3, size))
+    with FrameReader(tmp_path / "odd.mp4") as reader:
+        image = next(iter(reader)).image
+    assert image.shape[:2] == (size[0] + size[0] % 2, size[1] + size[1] % 2)
+    error = image[: size[0], : size[1]].astype(int) - picture(3, size)
+    assert np.abs(error).mean() < 6
+
+
+def test_browsers_can_play_it(clip: Path) -> None:
+    with av.open(str(clip)) as container:
+        context = container.streams.video[0].codec_context
+        assert (context.name, context.pix_fmt) == ("h264", "yuv420p")
+        assert container.duration == NUM_FRAMES / 12.5 * 1e6
+    data = clip.read_bytes()
+    assert 0 < data.index(b"moov") < data.index(b"mdat") and b"moof" not in data
+    assert list(clip.parent.iterdir()) == [clip]
+
+
+KILLED = """
+import os, signal, sys
+import numpy as np
+from unified.inference.video_io import VideoWriter
+writer = VideoWriter(sys.argv[1], fps=10, size=(48, 64))
+for number in range(6):
+    writer.write(np.full((48, 64, 3), 20 * number, np.uint8))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_killed_writer_leaves_a_clip_that_plays(tmp_path: Path) -> None:
+    path = tmp_path / "killed.mp4"
+    done = subprocess.run([sys.executable, "-c", KILLED, str(path)], check=False)
+    assert done.returncode == -9
+    with FrameReader(path) as reader:
+        found = numbers([frame.image for frame in reader])
+    assert found == [0, 1, 2, 3, 4]  # the last one leaves with its successor
+
+
+def test_an_error_while_writing_ends_the_clip_properly(tmp_path: Path) -> None:
+    path = tmp_path / "stopped.mp4"
+    with pytest.raises(KeyboardInterrupt), VideoWriter(path, fps=10, size=(48, 64)) as writer:
+        for number in range(3):
+            writer.write(picture(number))
+        raise KeyboardInterrupt
+    with FrameReader(path) as reader:
+        assert numbers([frame.image for frame in reader]) == [0, 1, 2]
+    assert b"moof" not in path.read_bytes()
+
+
+def test_unusable_sources_are_named_with_the_reason(tmp_path: Path, clip: Path) -> None:
+    (tmp_path / "text.mp4").write_text("not a clip")
+    (tmp_path / "zero.mp4").touch()
+    (tmp_path / "cut.mp4").write_bytes(clip.read_bytes()[:200])
+    (tmp_path / "bare").mkdir()
+    with av.open(str(tmp_path / "sound.wav"), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=8000, layout="mono")
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 80), np.int16), "s16", "mono")
+        sound.sample_rate = 8000
+        container.mux(stream.encode(sound))
+    reasons = {
+        "text.mp4": "cannot be read as a video",
+        "zero.mp4": "cannot be read as a video",
+        "cut.mp4": "holds no video",
+        "bare": "holds no image",
+        "sound.wav": "holds no video",
+        "nowhere.mp4": "does not exist",
+    }
+    for name, reason in reasons.items():
+        with pytest.raises(InputError, match=reason) as caught:
+            FrameReader(tmp_path / name)
+        assert name in str(caught.value)
+
+
+def test_a_part_without_frames_is_refused(clip: Path) -> None:
+    with pytest.raises(InputError, match="no frame from number 10 on, it has 10"):
+        FrameReader(clip, start=10)
+    for wrong in ({"start": 4, "end": 4}, {"stride": 0}, {"start": -1}):
+        with pytest.raises(InputError, match="give 0 <= start < end"):
+            FrameReader(clip, **wrong)
+
+
+def test_an_absent_camera_is_refused() -> None:
+    with pytest.raises(InputError, match="camera 97 cannot be opened"):
+        FrameReader("97")
