@@ -124,8 +124,9 @@ def _translate(key: str, rules: Iterable[tuple[str, str]]) -> str | None:
     for source, destination in rules:
         match = _regex(source).fullmatch(key)
         if match:
-            parts = iter(match.groups())
-            return re.sub(r"\*", lambda _, parts=parts: next(parts), destination)
+            for part in match.groups():
+                destination = destination.replace("*", part, 1)
+            return destination
     return None
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yields a temporary path beside ``path`` that becomes ``path`` when the block succeeds.
 
-    The suffix is kept, so that writers which look at it choose the same format. Parent folders are
-    made. When the block raises, the temporary file is deleted and an older ``path`` stays as it was.
+    The suffix is kept, so that writers which look at it choose the same format. Parent folders
+    are made. When the block raises, the temporary file is deleted and ``path`` stays as it was.
     """
     final = Path(path)
     final.parent.mkdir(parents=True, exist_ok=True)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from unified.structures import (
     FeaturePyramid,
@@ -19,12 +19,16 @@ from unified.structures import (
 
 @runtime_checkable
 class Segmenter(Protocol):
-    """A model that segments what references refer to.
+    """A model that segments what references refer to."""
 
-    ``reference_kinds`` is the subset of {"text", "mask"} that the model understands.
-    """
+    @property
+    def reference_kinds(self) -> frozenset[str]:
+        """Kinds of reference, a subset of {"text", "mask"}."""
+        ...
 
-    reference_kinds: frozenset[str]
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The weights, as of any ``nn.Module``."""
+        ...
 
     def preprocess(self, images: Sequence[Tensor]) -> ImageBatch:
         """B x (3, h, w) RGB in 0..255 on any device -> a normalised batch on the model's device."""

@@ -61,7 +61,7 @@ class FrameEncoder:
         """Context in which the model runs."""
         if self.precision == "float32":
             return nullcontext()
-        device = next(iter(self.model.parameters())).device  # type: ignore[attr-defined]
+        device = next(iter(self.model.parameters())).device
         return torch.autocast(device.type, dtype=getattr(torch, self.precision))
 
     def image(self, image: np.ndarray) -> EncodedFrame:

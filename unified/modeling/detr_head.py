@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from unified.modeling.layers import MLP, inverse_sigmoid
+from unified.modeling.layers import MLP, inverse_sigmoid, zero_init
 from unified.modeling.transformer import DeformableTransformer
 
 
@@ -52,10 +52,12 @@ class DetrHead(nn.Module):
         self.query_embed = nn.Embedding(num_queries, dim)
         self.class_embed = nn.ModuleList(nn.Linear(dim, num_classes) for _ in range(num_predictors))
         self.bbox_embed = nn.ModuleList(MLP(dim, dim, 4, 3) for _ in range(num_predictors))
-        for classifier, regressor in zip(self.class_embed, self.bbox_embed, strict=True):
-            nn.init.constant_(classifier.bias, -math.log((1 - 0.01) / 0.01))
-            nn.init.zeros_(regressor.layers[-1].weight)
-            nn.init.zeros_(regressor.layers[-1].bias)
+        for name, parameter in self.class_embed.named_parameters():
+            if name.endswith("bias"):
+                nn.init.constant_(parameter, -math.log((1 - 0.01) / 0.01))
+        for regressor in self.bbox_embed:
+            assert isinstance(regressor, MLP)
+            zero_init(regressor.layers[-1])
 
     @property
     def num_layers(self) -> int:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from unified.errors import ConfigError
 from unified.modeling.attention import Backend, attend
+from unified.modeling.layers import xavier_init, zero_init
 from unified.structures import Reference
 
 FUSION_REGISTRY: dict[str, Callable[..., FusionLayer]] = {}
@@ -96,8 +97,7 @@ class UniFusion(FusionLayer):
             dtype=attention_dtype,
         )
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(dim, 3 * dim))
-        nn.init.zeros_(self.modulation[1].weight)
-        nn.init.zeros_(self.modulation[1].bias)
+        zero_init(self.modulation)
 
     def fuse(self, tokens: Tensor, reference: Reference) -> Tensor:
         shift, scale, gate = self.modulation(reference.summary)[:, None].chunk(3, dim=-1)
@@ -131,9 +131,7 @@ class CrossAttention(nn.Module):
         self.k_proj = nn.Linear(dim, inner)
         self.v_proj = nn.Linear(dim, inner)
         self.out_proj = nn.Linear(inner, dim)
-        for layer in (self.q_proj, self.k_proj, self.v_proj, self.out_proj):
-            nn.init.xavier_uniform_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        xavier_init(self.q_proj, self.k_proj, self.v_proj, self.out_proj)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, padding_mask: Tensor) -> Tensor:
         """(B, N, C), (B, M, C), (B, M, C), (B, M) True = padding -> (B, N, C)."""

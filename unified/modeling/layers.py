@@ -10,6 +10,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+def xavier_init(*layers: nn.Module) -> None:
+    """Xavier-uniform weights and zero biases for linear and convolution layers."""
+    for layer in layers:
+        assert isinstance(layer, (nn.Linear, nn.Conv2d))
+        nn.init.xavier_uniform_(layer.weight)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+
+
+def zero_init(layer: nn.Module) -> None:
+    """Zero weights and biases: the layer starts by adding nothing."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+
+
 class MLP(nn.Module):
     """Linear layers with ReLU between them."""
 

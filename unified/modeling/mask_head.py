@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unified.modeling.layers import MLP, aligned_bilinear
+from unified.modeling.layers import MLP, aligned_bilinear, xavier_init
 
 MASK_CHANNELS = 8
 STRIDE = 4
@@ -58,10 +58,9 @@ class MaskHead(nn.Module):
         self.mask_conv = nn.Conv2d(c, c, 1)
         for conv in (m for m in self.modules() if isinstance(m, nn.Conv2d)):
             nn.init.kaiming_uniform_(conv.weight, a=1)
-            nn.init.zeros_(conv.bias)
-        for layer in self.controller.layers:
-            nn.init.xavier_uniform_(layer.weight)
-            nn.init.zeros_(layer.bias)
+            if conv.bias is not None:
+                nn.init.zeros_(conv.bias)
+        xavier_init(*self.controller.layers)
 
     def features(self, memory: Sequence[Tensor], high_res: Tensor) -> Tensor:
         """Shared mask features (B, 8, H/4, W/4) from memory and the un-fused stride-4 map."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from unified.modeling.layers import resize_padding_mask
+from unified.modeling.layers import resize_padding_mask, xavier_init
 
 STAGES = ("res3", "res4", "res5")
 
@@ -22,9 +22,7 @@ class Neck(nn.Module):
         last = in_dims[STAGES[-1]]
         convs = [nn.Conv2d(in_dims[name], dim, 1) for name in STAGES]
         convs.append(nn.Conv2d(last, dim, 3, stride=2, padding=1))
-        for conv in convs:
-            nn.init.xavier_uniform_(conv.weight)
-            nn.init.zeros_(conv.bias)
+        xavier_init(*convs)
         self.input_proj = nn.ModuleList(
             nn.Sequential(conv, nn.GroupNorm(32, dim)) for conv in convs
         )

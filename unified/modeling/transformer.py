@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unified.modeling.deform_attn import MultiScaleDeformableAttention, Shapes
+from unified.modeling.deform_attn import MultiScaleDeformableAttention
 from unified.modeling.layers import box_position, sine_position
 
 
@@ -146,7 +147,7 @@ class DecoderLayer(nn.Module):
 class Encoder(nn.Module):
     """A stack of encoder layers."""
 
-    def __init__(self, num_layers: int, **layer: object) -> None:
+    def __init__(self, num_layers: int, **layer: Any) -> None:
         super().__init__()
         self.layers = nn.ModuleList(EncoderLayer(**layer) for _ in range(num_layers))
 
@@ -162,7 +163,7 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """A stack of decoder layers; the head refines boxes between them."""
 
-    def __init__(self, num_layers: int, **layer: object) -> None:
+    def __init__(self, num_layers: int, **layer: Any) -> None:
         super().__init__()
         self.layers = nn.ModuleList(DecoderLayer(**layer) for _ in range(num_layers))
 

@@ -1,0 +1,148 @@
+"""The Detectron2 side of a segmenter: sample dicts in, losses or instances out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import get_event_storage, has_event_storage
+from torch import Tensor, nn
+
+from unified.masks import binary_masks
+from unified.modeling.box_ops import cxcywh_to_xyxy, xyxy_to_cxcywh
+from unified.modeling.boxinst import box_masks, color_similarity, warm_up
+from unified.segmenter import TrainableSegmenter
+from unified.structures import ImageBatch, Reference, References, Target, join_levels
+from unified.tasks import TASKS, Task, TaskSpec
+
+Sample = Mapping[str, Any]
+MASK_STRIDE = 4
+
+
+class SegmenterShell(nn.Module):
+    """Adapts a ``TrainableSegmenter`` to Detectron2's trainer, loaders and evaluators.
+
+    A batch comes from one dataset, hence holds one task and the same reference keys in each sample:
+    image (3, h, w) uint8 RGB, instances, height, width, task, and if there is such a reference
+    expression, or reference_images K x (3, h, w) with reference_masks K x (h, w).
+    """
+
+    def __init__(
+        self,
+        model: TrainableSegmenter,
+        *,
+        class_agnostic: bool,
+        box_supervised: bool = False,
+        decoder_layers: int = 6,
+    ) -> None:
+        """``class_agnostic`` trains with every label 0; ``box_supervised`` ignores masks and warms
+        up by ``decoder_layers`` a step."""
+        super().__init__()
+        self.model = model
+        self.class_agnostic, self.box_supervised = class_agnostic, box_supervised
+        self.decoder_layers = decoder_layers
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.model.parameters()).device
+
+    def forward(self, batched_inputs: Sequence[Sample]) -> Any:
+        """Weighted losses by name in training, one ``{"instances": Instances}`` per sample else."""
+        task = TASKS[Task(batched_inputs[0]["task"])]
+        images = self.model.preprocess([sample["image"] for sample in batched_inputs])
+        features = self.model.encode_image(images)
+        references = self._references(batched_inputs, task)
+        if not self.training:
+            found = self.model.segment(features, references, top_k=task.top_k)
+            return [
+                {"instances": self._instances(index, sample, found, images)}
+                for index, sample in enumerate(batched_inputs)
+            ]
+        targets = [
+            self._target(sample, images, index) for index, sample in enumerate(batched_inputs)
+        ]
+        losses = self.model.losses(features, references, targets, mask_stride=task.mask_stride)
+        if self.box_supervised and has_event_storage():
+            losses = warm_up(losses, get_event_storage().iter * self.decoder_layers)
+        return self._with_every_parameter(losses)
+
+    def _with_every_parameter(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The same losses, connected to parts that this batch has no use for.
+
+        A batch without a sentence does not touch the text encoder; distributed training needs a
+        gradient, if only zero, for every parameter in every process.
+        """
+        nothing = sum(p.flatten()[0] * 0 for p in self.model.parameters() if p.requires_grad)
+        first, *others = losses
+        return {first: losses[first] + nothing, **{name: losses[name] for name in others}}
+
+    def _references(self, samples: Sequence[Sample], task: TaskSpec) -> list[References]:
+        references: list[References] = []
+        if "expression" in samples[0]:
+            references.append(self.model.encode_text([sample["expression"] for sample in samples]))
+        if "reference_masks" not in samples[0] or self._drop_masks(task, bool(references)):
+            return references
+        supports = zip(
+            *(zip(s["reference_images"], s["reference_masks"], strict=True) for s in samples),
+            strict=True,
+        )
+        references.append(join_levels([self._encode_masks(support) for support in supports]))
+        return references
+
+    def _drop_masks(self, task: TaskSpec, has_text: bool) -> bool:
+        """Whether this training batch goes without its mask references."""
+        return self.training and has_text and bool(torch.rand(()) < task.mask_dropout)
+
+    def _encode_masks(self, support: Sequence[tuple[Tensor, Tensor]]) -> tuple[Reference, ...]:
+        """The k-th (image, mask) of every sample as one batched reference."""
+        images = self.model.preprocess([image for image, _ in support])
+        masks = torch.zeros(len(support), *images.padded_size, device=self.device)
+        for index, (_, mask) in enumerate(support):
+            masks[index, : mask.shape[-2], : mask.shape[-1]] = mask.to(self.device)
+        return self.model.encode_mask(images, self.model.encode_image(images), masks)
+
+    def _target(self, sample: Sample, images: ImageBatch, index: int) -> Target:
+        """Ground truth of one sample; tight boxes are the mapper's task."""
+        instances: Instances = sample["instances"].to(self.device)
+        height, width = instances.image_size
+        corners = instances.gt_boxes.tensor
+        scale = corners.new_tensor([width, height, width, height])
+        labels = instances.gt_classes
+        similarity, masks = None, None
+        if self.box_supervised:
+            masks = box_masks(corners, images.padded_size)
+            similarity = color_similarity(
+                sample["image"].to(self.device), images.padded_size, sample["height"]
+            )
+        elif instances.has("gt_masks"):
+            tensor = instances.gt_masks.tensor
+            masks = tensor.new_zeros(len(tensor), *images.padded_size)
+            masks[:, :height, :width] = tensor
+        return Target(
+            labels=torch.zeros_like(labels) if self.class_agnostic else labels,
+            boxes=xyxy_to_cxcywh(corners / scale),
+            masks=masks,
+            color_similarity=similarity,
+        )
+
+    def _instances(self, index: int, sample: Sample, found: Any, images: ImageBatch) -> Instances:
+        """Masks and boxes at the original size; empty boxes are left out."""
+        size = (sample["height"], sample["width"])
+        boxes = cxcywh_to_xyxy(found.boxes[index])
+        boxes = Boxes(boxes * boxes.new_tensor([size[1], size[0], size[1], size[0]]))
+        boxes.clip(size)
+        keep = boxes.nonempty()
+        instances = Instances(size)
+        instances.pred_boxes = boxes[keep]
+        instances.scores = found.scores[index][keep]
+        instances.pred_classes = found.classes[index][keep]
+        instances.pred_masks = binary_masks(
+            found.mask_logits[index][keep].float(),
+            stride=MASK_STRIDE,
+            image_size=images.image_sizes[index],
+            original_size=size,
+        )
+        return instances
