@@ -148,7 +148,7 @@ def classed_sequences(request: Request, problems: Problems) -> list[Clip]:
     videos = _meta(request, "meta.json of YouTube-VOS")
     clips = []
     for clip in sequences(request, problems):
-        objects = _entry(videos, clip.sequence, request)["objects"]
+        objects = _entry(videos, clip.sequence, "objects", request)
         classes = {int(i): entry["category"] for i, entry in objects.items()}
         clips.append(replace(clip, classes=classes))
     return clips
@@ -162,7 +162,7 @@ def spanned_sequences(
     clips = []
     for clip in sequences(request, problems, check_ids=check_ids):
         numbers = {int(frame): index for index, frame in enumerate(clip.frames)}
-        objects = _entry(videos, clip.sequence, request)["objects"]
+        objects = _entry(videos, clip.sequence, "objects", request)
         spans = {int(i): _span(clip, numbers, o["frame_range"]) for i, o in objects.items()}
         ends = 1 if skip_ends else 0
         scored = {
@@ -186,7 +186,7 @@ def expressions(request: Request, problems: Problems) -> list[Clip]:
     clips = []
     for name in _wanted(request, known, prediction, problems):
         folders = subfolders(truth / name)
-        entries = {} if videos is None else _entry(videos, name, request)["expressions"]
+        entries = {} if videos is None else _entry(videos, name, "expressions", request)
         if not folders and not entries:
             raise InputError(
                 f"{truth / name} holds label maps: give --meta with the meta_expressions.json "
@@ -254,13 +254,13 @@ def _meta(request: Request, what: str) -> Mapping[str, Any]:
     return videos
 
 
-def _entry(videos: Mapping[str, Any], name: str, request: Request) -> Mapping[str, Any]:
+def _entry(videos: Mapping[str, Any], name: str, what: str, request: Request) -> Mapping[str, Any]:
+    """The ``objects`` or ``expressions`` of one video of the meta file."""
     if name not in videos:
         raise InputError(f"{request.meta} has no video {name}: is it of the same split?")
-    entry: Mapping[str, Any] = videos[name]
-    missing = [key for key in ("objects", "expressions") if key in entry]
-    if not missing:
-        raise InputError(f"{request.meta} describes neither objects nor expressions of {name}")
+    if what not in videos[name]:
+        raise InputError(f"{request.meta} has no {what} of video {name}: is it the right file?")
+    entry: Mapping[str, Any] = videos[name][what]
     return entry
 
 

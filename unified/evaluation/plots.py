@@ -16,7 +16,8 @@ from unified.files import atomic_path
 
 NUM_WORST = 12
 MAX_BARS = 60
-SHEET_HEIGHT = 240
+SHEET_COLUMNS = 4
+COLOURS = ((0, 158, 115), (86, 180, 233), (213, 94, 0))  # told apart by the colour-blind too
 
 
 def write_plots(report: Report, folder: Path, images: Path | None = None) -> list[Path]:
@@ -34,7 +35,7 @@ def write_plots(report: Report, folder: Path, images: Path | None = None) -> lis
     written.append(_histogram(report, rows, folder / "histogram.png"))
     worst = [row for row in sorted(rows, key=_score) if row.picture is not None][:NUM_WORST]
     if worst:
-        written.append(_sheet(worst, folder / "worst.png", images))
+        written.append(_sheet(report, worst, folder / "worst.png", images))
     return written
 
 
@@ -68,10 +69,14 @@ def _histogram(report: Report, rows: Sequence[Row], path: Path) -> Path:
 
 
 def _figure(height: float) -> tuple[Any, Any]:
+    figure = _empty_figure(height)
+    return figure, figure.add_subplot()
+
+
+def _empty_figure(height: float) -> Any:
     from matplotlib.figure import Figure  # no pyplot: nothing global, no display
 
-    figure = Figure(figsize=(7.0, height), layout="constrained")
-    return figure, figure.add_subplot()
+    return Figure(figsize=(7.0, height), layout="constrained")
 
 
 def _save(figure: Any, report: Report, path: Path) -> Path:
@@ -85,37 +90,29 @@ def _name(rows: Sequence[Row]) -> str:
     return next(iter(rows[0].values))
 
 
-def _sheet(rows: Sequence[Row], path: Path, images: Path | None) -> Path:
-    """One line per row: ground truth left, prediction right, score in the legend."""
-    from PIL import Image
-
-    from unified.masks import draw_overlay  # brings torch, which scoring does without
-
-    lines = []
-    for row in rows:
+def _sheet(report: Report, rows: Sequence[Row], path: Path, images: Path | None) -> Path:
+    """One panel per row: what both masks have, what was missed and what is false, on the frame."""
+    num_rows = math.ceil(len(rows) / SHEET_COLUMNS)
+    figure = _empty_figure(height=1.9 * num_rows + 0.8)
+    grid = figure.subplots(num_rows, SHEET_COLUMNS, squeeze=False).flat
+    for axes in grid:
+        axes.set_axis_off()
+    for axes, row in zip(figure.axes, rows, strict=False):
         assert row.picture is not None, "rows of the sheet have pictures"
         picture = row.picture()
-        background = _background(picture, images)
-        captions = (
-            {1: f"truth {picture.name} {row.item}"},
-            {1: f"prediction {_name(rows)} {_score(row):.1f}"},
-        )
-        masks = (picture.truth, picture.prediction)
-        halves = [
-            draw_overlay(background, mask, caption)
-            for mask, caption in zip(masks, captions, strict=True)
-        ]
-        lines.append(Image.fromarray(np.concatenate(halves, axis=1)))
-    scaled = [
-        line.resize((max(1, round(line.width * SHEET_HEIGHT / line.height)), SHEET_HEIGHT))
-        for line in lines
-    ]
-    sheet = Image.new("RGB", (max(line.width for line in scaled), SHEET_HEIGHT * len(scaled)))
-    for index, line in enumerate(scaled):
-        sheet.paste(line, (0, SHEET_HEIGHT * index))
-    with atomic_path(path) as temporary:
-        sheet.save(temporary)
-    return path
+        panel = _background(picture, images).astype(np.float32)
+        truth, prediction = picture.truth > 0, picture.prediction > 0
+        for region, colour in zip(
+            (truth & prediction, truth & ~prediction, prediction & ~truth), COLOURS, strict=True
+        ):
+            panel[region] = 0.4 * panel[region] + 0.6 * np.array(colour)
+        axes.imshow(panel.astype(np.uint8))
+        axes.set_title(f"{picture.name} {row.item}\n{_name(rows)} {_score(row):.1f}", fontsize=7)
+    labels = zip(COLOURS, ("hit", "missed", "false"), strict=True)
+    for (red, green, blue), label in labels:
+        figure.axes[0].plot([], [], "s", color=(red / 255, green / 255, blue / 255), label=label)
+    figure.legend(loc="outside upper center", ncols=3, fontsize=8)
+    return _save(figure, report, path)
 
 
 def _background(picture: Picture, images: Path | None) -> NDArray[np.uint8]:

@@ -76,15 +76,15 @@ class Problems:
     counts: dict[str, int] = field(default_factory=dict)
     examples: list[str] = field(default_factory=list)
 
-    def found(self, kind: str, message: str) -> None:
-        """Counts one problem.
+    def found(self, kind: str, message: str, number: int = 1) -> None:
+        """Counts problems of a kind.
 
         Raises:
             InputError: problems are not allowed.
         """
         if not self.allowed:
             raise InputError(message)
-        self.counts[kind] = self.counts.get(kind, 0) + 1
+        self.counts[kind] = self.counts.get(kind, 0) + number
         if len(self.examples) < MAX_EXAMPLES:
             self.examples.append(message)
 

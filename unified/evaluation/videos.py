@@ -56,7 +56,12 @@ def score_videos(
 
     def score(clip: Clip) -> tuple[ScoredClip, Problems]:
         found = Problems(request.allow_missing)
-        return ScoredClip(clip, tracks(clip, read_pairs(clip, found))), found
+        try:
+            return ScoredClip(clip, tracks(clip, read_pairs(clip, found))), found
+        except InputError as error:
+            if str(clip.prediction) in str(error):
+                raise
+            raise InputError(f"{clip.prediction}: {error}") from error
 
     results = run_parallel(score, clips(request, problems), request, "clip")
     for _, found in results:
@@ -88,11 +93,14 @@ def read_pairs(clip: Clip, problems: Problems) -> Iterator[FramePair]:
                 first_seen.setdefault(i, frame)
         yield truth, prediction
     ids = sorted(known - {0, VOID})
-    for i in sorted(set(first_seen) - set(ids) - {0}):
+    stray = sorted(set(first_seen) - set(ids) - {0})
+    if stray:
+        hint = "was a mask smoothed or saved as JPEG?" if len(stray) > 3 else "use its ids"
         problems.found(
             STRAY_ID,
-            f"{clip.prediction / first_seen[i]}.png holds id {i}, the ground truth of the sequence "
-            f"has {some_of(ids) or 'no object'}: use the ids of the ground truth",
+            f"{clip.prediction / first_seen[stray[0]]}.png holds id {stray[0]} (stray in this "
+            f"sequence: {some_of(stray)}), the ground truth has {some_of(ids) or 'none'}: {hint}",
+            len(stray),
         )
 
 

@@ -1,0 +1,275 @@
+"""Every fault of prediction files: one error that names the file, or a count on the card."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unified.errors import InputError
+from unified.evaluation.protocols import evaluate
+from unified.evaluation.reading import read_split
+from unified.evaluation.report import Report, Request, Split, file_sha256
+
+sys.path.insert(0, str(Path(__file__).parent))
+from golden_folders import masks, recorded, write_clip, write_davis, write_json, write_mask
+
+ROOT = Path(__file__).parents[3]
+
+
+def run(root: Path, protocol: str = "davis17-semi", *, allow: bool = False) -> Report:
+    request = Request(root / "gt", root / "pred_semi", allow_missing=allow, num_workers=2)
+    return evaluate(protocol, request)
+
+
+def remove_frame(root: Path) -> None:
+    (root / "alpha" / "00002.png").unlink()
+
+
+def jpeg_beside(root: Path) -> None:
+    path = root / "alpha" / "00002.png"
+    Image.open(path).convert("L").save(path.with_suffix(".jpg"))
+    path.unlink()
+
+
+def shrink(root: Path) -> None:
+    write_mask(root / "bravo" / "00001.png", np.zeros((30, 40)))
+
+
+def colour(root: Path) -> None:
+    path = root / "bravo" / "00003.png"
+    Image.open(path).convert("RGB").save(path)
+
+
+def sixteen_bits(root: Path) -> None:
+    Image.fromarray(np.zeros((60, 80), np.uint16)).save(root / "bravo" / "00003.png")
+
+
+def jpeg_as_png(root: Path) -> None:
+    path = root / "echo" / "00003.png"
+    Image.open(path).convert("L").save(path, format="JPEG")
+
+
+def smear(root: Path) -> None:
+    path = root / "echo" / "00003.png"
+    noise = np.random.default_rng(0).integers(0, 40, (60, 80))
+    write_mask(path, noise)
+
+
+def stray(root: Path) -> None:
+    path = root / "delta" / "00003.png"
+    mask = np.array(Image.open(path))
+    mask[0, 0] = 77
+    write_mask(path, mask)
+
+
+def truncate(root: Path) -> None:
+    path = root / "delta" / "00003.png"
+    path.write_bytes(path.read_bytes()[:60])
+
+
+def extra(root: Path) -> None:
+    shutil.copytree(root / "alpha", root / "zulu")
+
+
+def missing(root: Path) -> None:
+    shutil.rmtree(root / "alpha")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message", "warnings"),
+    [
+        (remove_frame, r"alpha/00002\.png is missing: write one PNG", {"missing mask": 1}),
+        (jpeg_beside, r"alpha/00002\.png is missing, .* 00002\.jpg", {"missing mask": 1}),
+        (shrink, r"bravo/00001\.png is 40x30 pixels, .* 80x60: resize", {"unusable mask": 1}),
+        (colour, r"bravo/00003\.png has mode RGB, .* indexed", {"unusable mask": 1}),
+        (sixteen_bits, r"bravo/00003\.png has mode I;16", {"unusable mask": 1}),
+        (jpeg_as_png, r"echo/00003\.png is a JPEG file", {"unusable mask": 1}),
+        (smear, r"echo/00003\.png holds id 3 .* smoothed or saved as JPEG", {"stray id": 37}),
+        (stray, r"delta/00003\.png holds id 77 .* has 1, 3: use its ids", {"stray id": 1}),
+        (truncate, r"delta/00003\.png cannot be read", {"unusable mask": 1}),
+        (extra, r"pred_semi/zulu is no sequence", {"extra sequence": 1}),
+        (missing, r"pred_semi/alpha is missing", {"missing sequence": 1, "missing mask": 4}),
+    ],
+)
+def test_one_error_or_a_counted_warning(
+    tmp_path: Path, spoil: Callable[[Path], None], message: str, warnings: dict[str, int]
+) -> None:
+    write_davis(tmp_path)
+    spoil(tmp_path / "pred_semi")
+    with pytest.raises(InputError, match=message):
+        run(tmp_path)
+    report = run(tmp_path, allow=True)
+    assert report.card.warnings == warnings
+    for kind, number in warnings.items():
+        assert f"{number} {kind}" in report.card.line()
+    assert report.scores.problems.examples
+
+
+def test_a_missing_frame_counts_as_an_empty_mask(tmp_path: Path) -> None:
+    write_davis(tmp_path)
+    write_mask(tmp_path / "pred_semi" / "alpha" / "00002.png", np.zeros((60, 80)))
+    empty = run(tmp_path).scores.numbers
+    remove_frame(tmp_path / "pred_semi")
+    assert run(tmp_path, allow=True).scores.numbers == empty
+
+
+def test_folders_that_hold_nothing_to_score(tmp_path: Path) -> None:
+    write_davis(tmp_path)
+    shutil.move(tmp_path / "pred_semi", tmp_path / "other")
+    with pytest.raises(InputError, match="pred_semi is not a folder"):
+        run(tmp_path)
+    (tmp_path / "pred_semi").mkdir()
+    for allow in (False, True):
+        with pytest.raises(InputError, match="pred_semi is empty"):
+            run(tmp_path, allow=allow)
+    shutil.move(tmp_path / "other", tmp_path / "pred_semi" / "davis")
+    with pytest.raises(InputError, match=r"none of the 5 sequences .* alpha"):
+        run(tmp_path, allow=True)
+    (tmp_path / "gt" / "foxtrot").mkdir()
+    with pytest.raises(InputError, match=r"gt/foxtrot holds no PNG"):
+        evaluate(
+            "davis17-semi",
+            Request(tmp_path / "gt", tmp_path / "pred_semi" / "davis", allow_missing=True),
+        )
+
+
+def test_splits(tmp_path: Path) -> None:
+    write_davis(tmp_path)
+    shutil.rmtree(tmp_path / "pred_semi" / "alpha")
+    (tmp_path / "val.txt").write_text("bravo\necho\n")
+    request = Request(
+        tmp_path / "gt", tmp_path / "pred_semi", read_split(tmp_path / "val.txt", None)
+    )
+    report = evaluate("davis17-semi", request)  # charlie and delta are no extra sequences
+    assert report.card.split == "val.txt (2)"
+    assert {row.sequence for row in report.scores.rows} == {"bravo", "echo"}
+    request = Request(tmp_path / "gt", tmp_path / "pred_semi", Split(("kilo",), "x"))
+    with pytest.raises(InputError, match="the split has kilo, which the ground truth"):
+        evaluate("davis17-semi", request)
+    (tmp_path / "none.txt").write_text("")
+    with pytest.raises(InputError, match="leaves no name"):
+        read_split(tmp_path / "none.txt", None)
+    with pytest.raises(InputError, match="give --split as well"):
+        read_split(None, tmp_path / "val.txt")
+
+
+@pytest.mark.parametrize(
+    ("protocol", "truth", "results", "message"),
+    [
+        ("youtube-vis", {"videos": [], "annotations": [], "categories": []}, {}, "holds a dict"),
+        ("youtube-vis", {"images": []}, [], "has no 'videos'"),
+        ("coco-mask", {"videos": []}, [], "has no 'images'"),
+        (
+            "coco-mask",
+            {"images": [], "annotations": [], "categories": []},
+            [{"video_id": 1, "segmentations": []}],
+            "entry 0 has no 'image_id', .* another benchmark",
+        ),
+        (
+            "grefcoco-box",
+            {"images": [{"id": 1}], "annotations": [], "categories": []},
+            [1],
+            "no scores and boxes_xyxy for image 1",
+        ),
+    ],
+)
+def test_json_of_another_benchmark(
+    tmp_path: Path, protocol: str, truth: object, results: object, message: str
+) -> None:
+    request = Request(
+        write_json(tmp_path / "gt.json", truth), write_json(tmp_path / "r.json", results)
+    )
+    with pytest.raises(InputError, match=message) as caught:
+        evaluate(protocol, request)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_meta_of_another_benchmark(tmp_path: Path) -> None:
+    write_clip(tmp_path / "gt" / "a", np.zeros((3, 8, 8)))
+    write_clip(tmp_path / "pred" / "a", np.zeros((3, 8, 8)))
+    request = Request(tmp_path / "gt", tmp_path / "pred", meta=tmp_path / "meta.json")
+    meta = write_json(tmp_path / "meta.json", {"images": []})
+    for protocol in ("youtube-vos", "lvos", "ref-youtube-vos"):
+        with pytest.raises(InputError, match=r"meta\.json has no 'videos'"):
+            evaluate(protocol, request)
+    write_json(meta, {"videos": {"a": {"expressions": {}}}})
+    with pytest.raises(InputError, match=r"meta\.json has no objects of video a"):
+        evaluate("lvos", request)
+    write_json(meta, {"videos": {"b": {}}})
+    with pytest.raises(InputError, match=r"meta\.json has no video a"):
+        evaluate("lvos", request)
+
+
+def test_images(tmp_path: Path) -> None:
+    for index, mask in enumerate(masks("ris")["gt"][:3]):
+        write_mask(tmp_path / "gt" / f"{index}.png", mask)
+        write_mask(tmp_path / "pred" / f"{index}.png", mask)
+    request = Request(tmp_path / "gt", tmp_path / "pred")
+    allowed = Request(tmp_path / "gt", tmp_path / "pred", allow_missing=True)
+    write_mask(tmp_path / "pred" / "9.png", np.zeros((60, 80)))
+    (tmp_path / "pred" / "1.png").unlink()
+    write_mask(tmp_path / "pred" / "2.png", np.random.default_rng(0).integers(0, 9, (60, 80)))
+    with pytest.raises(InputError, match=r"pred/9\.png is no sample"):
+        evaluate("lavt", request)
+    warnings = evaluate("lavt", allowed).card.warnings
+    assert warnings == {"extra mask": 1, "missing mask": 1, "unusable mask": 1}
+    (tmp_path / "pred" / "9.png").unlink()
+    with pytest.raises(InputError, match=r"pred/1\.png is missing"):
+        evaluate("lavt", request)
+    write_mask(tmp_path / "pred" / "1.png", np.zeros((60, 80)))
+    with pytest.raises(InputError, match=r"pred/2\.png holds 8 values besides 0"):
+        evaluate("lavt", request)
+    with pytest.raises(InputError, match="lies in no class folder"):
+        evaluate("hsnet", request)
+    with pytest.raises(InputError, match=r"pred/2\.png holds label 3"):
+        evaluate("mmseg", Request(tmp_path / "gt", tmp_path / "pred", num_classes=3))
+    write_json(tmp_path / "pred" / "no_target.json", {"0": True})
+    with pytest.raises(InputError, match=r"no_target\.json lacks sample 1"):
+        evaluate("grefcoco", allowed)
+
+
+def test_report_files_and_checkpoint(tmp_path: Path) -> None:
+    write_davis(tmp_path)
+    (tmp_path / "model.pth").write_bytes(b"weights")
+    report = evaluate(
+        "davis17-semi",
+        Request(tmp_path / "gt", tmp_path / "pred_semi"),
+        weights=tmp_path / "model.pth",
+    )
+    report.write(tmp_path / "out")
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["card"]["checkpoint_sha256"] == file_sha256(tmp_path / "model.pth")
+    assert summary["card"]["num_samples"] == 12
+    expected = recorded("davis17")["semi-supervised"]["global"]["J&F-Mean"]
+    assert summary["numbers"]["J&F-Mean"] == pytest.approx(100 * expected, abs=1e-9)
+    lines = (tmp_path / "out" / "per_sequence.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in lines[1:]] == sorted(masks_of_davis())
+    with pytest.raises(InputError, match=r"none\.pth do not exist"):
+        evaluate(
+            "davis17-semi",
+            Request(tmp_path / "gt", tmp_path / "pred_semi"),
+            weights=tmp_path / "none.pth",
+        )
+
+
+def masks_of_davis() -> set[str]:
+    return {key.rsplit("_", 1)[1] for key in masks("davis17")}
+
+
+def test_scoring_needs_neither_torch_nor_detectron2() -> None:
+    code = (
+        "import sys, unified.evaluation.protocols, unified.evaluation.plots\n"
+        "print([m for m in ('torch', 'detectron2', 'matplotlib') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert done.stdout.strip() == "[]"
