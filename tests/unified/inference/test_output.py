@@ -120,6 +120,37 @@ def test_a_clip_becomes_masks_overlay_and_results(tmp_path: Path) -> None:
     assert first[15, 5, 0] > first[15, 5, 1] + 30 and first[15, 35, 1] > first[15, 35, 0] + 30
 
 
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import numpy as np
+from unified.inference.output import ClipWriter
+from unified.inference.video_io import Frame
+from unified.structures import FrameResult
+with ClipWriter(Path(sys.argv[1]), header={}, fps=5, size=(32, 48), captions={1: ""}) as writer:
+    for number in range(6):
+        label_map = np.full((32, 48), 1, np.uint8)
+        result = FrameResult(label_map, scores={1: 0.5}, boxes={1: None}, areas={1: 9})
+        writer.write(Frame(number, np.full((32, 48, 3), 20 * number, np.uint8)), result)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_killed_run_leaves_every_finished_frame_valid(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False)
+    assert done.returncode == -9
+    content = read(tmp_path / "results.json")
+    assert [row["frame"] for row in content["frames"]] == [0, 1, 2, 3, 4, 5]
+    assert content["complete"] is False
+    for number in range(6):
+        assert (read_label_map(tmp_path / f"masks/{number:05d}.png", size=SIZE) == 1).all()
+    with FrameReader(tmp_path / "overlay.mp4") as reader:
+        assert len(list(reader)) == 5  # the last one leaves with its successor
+    # The next run cleans up after it.
+    prepare_folder(tmp_path)
+    assert not list(tmp_path.rglob("*.*"))
+
+
 def test_separate_masks_are_binary_and_may_overlap(tmp_path: Path) -> None:
     masks = {3: square(2), 8: square(5)}
     with ClipWriter(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import av
@@ -148,26 +146,6 @@ def test_browsers_can_play_it(clip: Path) -> None:
     data = clip.read_bytes()
     assert 0 < data.index(b"moov") < data.index(b"mdat") and b"moof" not in data
     assert list(clip.parent.iterdir()) == [clip]
-
-
-KILLED = """
-import os, signal, sys
-import numpy as np
-from unified.inference.video_io import VideoWriter
-writer = VideoWriter(sys.argv[1], fps=10, size=(48, 64))
-for number in range(6):
-    writer.write(np.full((48, 64, 3), 20 * number, np.uint8))
-os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
-def test_a_killed_writer_leaves_a_clip_that_plays(tmp_path: Path) -> None:
-    path = tmp_path / "killed.mp4"
-    done = subprocess.run([sys.executable, "-c", KILLED, str(path)], check=False)
-    assert done.returncode == -9
-    with FrameReader(path) as reader:
-        found = numbers([frame.image for frame in reader])
-    assert found == [0, 1, 2, 3, 4]  # the last one leaves with its successor
 
 
 def test_an_error_while_writing_ends_the_clip_properly(tmp_path: Path) -> None:

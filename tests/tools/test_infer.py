@@ -1,0 +1,219 @@
+"""The inference tools from the command line to the files, with a tiny untrained model."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unified.inference.image_io import read_image, write_image
+from unified.inference.video_io import FrameReader, VideoWriter
+from unified.masks import write_label_map
+
+ROOT = Path(__file__).parents[2]
+SIZE = (48, 64)
+# fmt: off
+TINY = [
+    "--device", "cpu", "--max-size", "64", "--opts",
+    "MODEL.UNIREF.BACKBONE_WEIGHTS", "", "MODEL.UNIREF.TEXT_ENCODER.WEIGHTS", "",
+    "MODEL.UNIREF.HIDDEN_DIM", "64", "MODEL.UNIREF.ENCODER_LAYERS", "1",
+    "MODEL.UNIREF.DECODER_LAYERS", "1", "INFERENCE.SCORE_THRESHOLD", "0.0",
+]
+# fmt: on
+Tool = Callable[[list[str]], int]
+
+
+def tool(name: str) -> Tool:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+infer_image, infer_video = tool("infer_image"), tool("infer_video")
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    """Six frames of noise that moves to the right."""
+    noise = np.random.default_rng(0).integers(0, 255, (*SIZE, 3), np.uint8)
+    with VideoWriter(tmp_path / "clip.mp4", fps=5, size=SIZE) as writer:
+        for number in range(6):
+            writer.write(np.roll(noise, number, axis=1))
+    return tmp_path / "clip.mp4"
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Two images and a mask of the first, in which 0 is background."""
+    for name, seed in (("a", 1), ("b", 2)):
+        noise = np.random.default_rng(seed).integers(0, 255, (*SIZE, 3), np.uint8)
+        write_image(tmp_path / f"photos/{name}.png", noise)
+    mask_file(tmp_path / "a_mask.png", 1)
+    return tmp_path / "photos"
+
+
+def mask_file(path: Path, *ids: int, size: tuple[int, int] = SIZE) -> str:
+    label_map = np.zeros(size, np.uint8)
+    for place, object_id in enumerate(ids):
+        label_map[5:25, 20 * place : 20 * place + 15] = object_id
+    write_label_map(path, label_map)
+    return str(path)
+
+
+def results(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "results.json").read_text(encoding="utf-8"))
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.*"))
+
+
+def test_a_clip_with_a_sentence_a_mask_and_a_correction(clip: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    first, later = mask_file(tmp_path / "1.png", 1), mask_file(tmp_path / "2.png", 1, 3)
+    arguments = ["--input", str(clip), "--output", str(out), "--text", "the noise", *TINY]
+    arguments += ["--mask", first, "--mask-at", f"5={later}", "--start", "1", "--stride", "2"]
+    assert infer_video(arguments) == 0
+    names = [f"masks/0000{number}.png" for number in (1, 3, 5)]
+    assert files(out) == [*names, "overlay.mp4", "results.json"]
+    content = results(out)
+    assert content["complete"] is True and content["merge_rule"] == "soft"
+    assert content["objects"] == [
+        {"id": 1, "text": None, "masks_at": [1, 5]},
+        {"id": 3, "text": None, "masks_at": [5]},
+        {"id": 4, "text": "the noise", "masks_at": []},
+    ]
+    assert content["weights"] == {"file": None, "sha256": None}
+    known = [[entry["id"] for entry in frame["objects"]] for frame in content["frames"]]
+    assert known == [[1, 4], [1, 4], [1, 3, 4]]
+    for frame, name in zip(content["frames"], names, strict=True):
+        with Image.open(out / name) as image:
+            assert image.mode == "P"
+            label_map = np.asarray(image)
+        assert label_map.shape == SIZE
+        areas = {entry["id"]: entry["area"] for entry in frame["objects"]}
+        assert areas == {i: int((label_map == i).sum()) for i in areas}
+    with FrameReader(out / "overlay.mp4") as reader:
+        assert len(list(reader)) == 3 and reader.fps == 2.5
+
+
+def test_a_clip_with_separate_objects_and_probabilities(clip: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = ["--input", str(clip), "--output", str(out), "--end", "2", "--separate"]
+    arguments += ["--text", "one thing", "--text", "another", "--save-logits", *TINY]
+    assert infer_video(arguments) == 0
+    assert files(out) == [
+        *(f"logits/0000{number}.npz" for number in (0, 1)),
+        *(f"masks/{place}/0000{number}.png" for place in (0, 1) for number in (0, 1)),
+        "overlay.mp4",
+        "results.json",
+    ]
+    frame = results(out)["frames"][1]["objects"]
+    with np.load(out / "logits/00001.npz") as stored:
+        for place in (0, 1):
+            mask = read_image(out / f"masks/{place}/00001.png")[..., 0]
+            assert set(np.unique(mask)) <= {0, 255}
+            assert frame[place]["area"] == (mask > 0).sum()
+            # float16 may round to exactly one half
+            assert ((stored[str(place + 1)] > 0.5) != (mask > 0)).mean() < 0.01
+
+
+def test_images_with_sentences(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = ["--input", str(photos), "--output", str(out), "--text", "x", "--text", "y"]
+    assert infer_image([*arguments, *TINY]) == 0
+    assert files(out) == [
+        "masks/a.png", "masks/b.png", "overlay/a.jpg", "overlay/b.jpg", "results.json"
+    ]  # fmt: skip
+    content = results(out)
+    assert [entry["text"] for entry in content["objects"]] == ["x", "y"]
+    assert [Path(row["image"]).name for row in content["images"]] == ["a.png", "b.png"]
+    assert content["images"][0]["size"] == list(SIZE)
+    # The same folder again, in the other layout: nothing of the first run stays.
+    assert infer_image([*arguments, "--separate", *TINY]) == 0
+    assert files(out) == [
+        *(f"masks/{stem}/{place}.png" for stem in "ab" for place in (0, 1)),
+        "overlay/a.jpg",
+        "overlay/b.jpg",
+        "results.json",
+    ]
+
+
+def test_images_with_examples(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    pair = f"{photos}/a.png:{tmp_path}/a_mask.png"
+    arguments = ["--input", f"{photos}/b.*", "--output", str(out), "--support", pair, pair]
+    assert infer_image([*arguments, "--support", pair, *TINY]) == 0
+    content = results(out)
+    assert [len(entry["supports"]) for entry in content["objects"]] == [2, 1]
+    assert [entry["id"] for entry in content["images"][0]["objects"]] == [1, 2]
+
+
+def test_a_damaged_image_is_named_and_the_finished_ones_stay(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    (photos / "b.png").write_bytes(b"damaged")
+    arguments = ["--input", str(photos), "--output", str(out), "--text", "x", *TINY]
+    assert infer_image(arguments) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: image")
+    assert files(out) == ["masks/a.png", "overlay/a.jpg", "results.json"]
+    assert results(out)["complete"] is False and len(results(out)["images"]) == 1
+    assert infer_video([*arguments[:1], str(photos), *arguments[2:]]) == 2
+    assert "b.png" in capsys.readouterr().err.splitlines()[-1]
+    assert files(out) == ["masks/00000.png", "overlay.mp4", "results.json"]
+
+
+VIDEO_FAULTS = {
+    "no prompt": ([], "nothing to segment"),
+    "empty text": (["--text", "  "], "has no words"),
+    "empty mask": (["--mask", "{tmp}/empty.png"], "empty.png is empty"),
+    "RGB mask": (["--mask", "{tmp}/rgb.png"], "rgb.png has colours"),
+    "mask of another size": (["--mask", "{tmp}/small.png"], "small.png is 8x8 pixels"),
+    "ids over 255": (["--mask", "{tmp}/ids.png"], "ids.png holds the object id 300"),
+    "mask behind the end": (["--mask-at", "6={tmp}/good.png"], "frame 6, which is not among"),
+    "missing input": (["--text", "x", "--input", "{tmp}/none.mp4"], "none.mp4 does not exist"),
+    "unreadable input": (["--text", "x", "--input", "{tmp}/text.mp4"], "text.mp4 cannot be read"),
+    "no frame": (["--text", "x", "--start", "6"], "no frame from number 6 on"),
+    "unknown config key": (["--text", "x", "--opts", "NO.KEY", "1"], "NO.KEY"),
+    "unknown model": (["--text", "x", "--model", "nobody"], "nobody"),
+    "missing weights": (["--text", "x", "--weights", "{tmp}/w.pth"], "w.pth"),
+    "no folder": (["--text", "x", "--output", "{tmp}/text.mp4/out"], "Not a directory"),
+}
+
+
+@pytest.mark.parametrize("fault", VIDEO_FAULTS)
+def test_bad_input_gives_one_error_and_no_file(
+    fault: str, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_image(tmp_path / "rgb.png", np.zeros((*SIZE, 3), np.uint8))
+    Image.fromarray(np.full(SIZE, 300, np.uint16)).save(tmp_path / "ids.png")
+    Image.fromarray(np.zeros(SIZE, np.uint8)).save(tmp_path / "empty.png")
+    mask_file(tmp_path / "small.png", 1, size=(8, 8))
+    mask_file(tmp_path / "good.png", 1)
+    (tmp_path / "text.mp4").write_text("not a clip")
+    before = files(tmp_path)
+    extra, reason = VIDEO_FAULTS[fault]
+    arguments = ["--input", str(clip), "--output", f"{tmp_path}/out"]
+    arguments += [part.format(tmp=tmp_path) for part in extra]
+    assert infer_video(arguments) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1].startswith("error: ") and reason in lines[-1]
+    assert files(tmp_path) == before and not (tmp_path / "out").exists()
+
+
+def test_wrong_arguments_end_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([], ["--input", "a", "--output", "b", "--max-size", "3"]):
+        for main in (infer_image, infer_video):
+            with pytest.raises(SystemExit) as caught:
+                main(arguments)
+            assert caught.value.code == 2
+    assert "expected a number of at least 32, got 3" in capsys.readouterr().err
