@@ -80,7 +80,7 @@ def register_datasets(names: Iterable[str] = ()) -> None:
             MetadataCatalog.get(row.name).set(evaluator_type=row.evaluator)
         MetadataCatalog.get(row.name).set(
             task=row.task.value,
-            protocol=row.protocol,
+            protocols=row.protocols,
             score_threshold=row.score_threshold,
             merge=row.merge,
             memory=row.memory,

@@ -29,7 +29,7 @@ class Dataset:
             release is installed.
         read: records from the root of all datasets.
         evaluator: Detectron2's ``evaluator_type``.
-        protocol: how its numbers are computed, a name known to ``unified.evaluation``.
+        protocols: how its numbers are computed, names known to ``unified.evaluation``.
         score_threshold: an object whose score in a frame is below it is absent there.
         merge: "soft" when objects of a clip compete for pixels, "each" when every prediction is
             judged alone, "none" for images.
@@ -43,7 +43,7 @@ class Dataset:
     files: tuple[str, ...]
     read: Reader
     evaluator: str = ""
-    protocol: str = ""
+    protocols: tuple[str, ...] = ()
     score_threshold: float = 0.0
     merge: Merge = "none"
     memory: bool = False
@@ -67,7 +67,7 @@ def _detection() -> Iterable[Dataset]:
             files=(f"coco/annotations/instances_{split}2017.json",),
             read=partial(_read_coco, split=split),
             evaluator="coco",
-            protocol="coco",
+            protocols=("coco-mask", "coco-box"),
         )
         yield row
         yield replace(
@@ -76,10 +76,11 @@ def _detection() -> Iterable[Dataset]:
             release="objects365",
             files=(f"Objects365V2/annotations/zhiyuan_objv2_{split}_new.json",),
             read=partial(_read_objects365, split=split),
+            protocols=("coco-box",),
         )
         if split == "train":
             yield replace(
-                row, name=f"video-coco_2017_{split}", task=Task.VOS, evaluator="", protocol=""
+                row, name=f"video-coco_2017_{split}", task=Task.VOS, evaluator="", protocols=()
             )
 
 
@@ -95,7 +96,7 @@ def _read_objects365(root: Path, split: str) -> Sequence[Any]:
 
 
 # name of our rows -> folder of the REFER release, splitBy, splits
-_REFER_ROWS = {
+REFER_ROWS = {
     "refcoco-unc": ("refcoco", "unc", ("train", "val", "testA", "testB")),
     "refcoco-google": ("refcoco", "google", ("train", "val", "test")),
     "refcocoplus-unc": ("refcoco+", "unc", ("train", "val", "testA", "testB")),
@@ -105,12 +106,12 @@ _REFER_ROWS = {
     "refclef-berkeley": ("refclef", "berkeley", ("train", "val", "test")),
     "grefcoco-unc": ("grefcoco", "unc", ("train", "val", "testA", "testB")),
 }
-_MIXED = {"refcoco": "unc", "refcoco+": "unc", "refcocog": "umd"}
+MIXED = {"refcoco": "unc", "refcoco+": "unc", "refcocog": "umd"}
 _HELD_OUT = ("val", "test", "testA", "testB")
 
 
 def _referring() -> Iterable[Dataset]:
-    for name, (folder, split_by, splits) in _REFER_ROWS.items():
+    for name, (folder, split_by, splits) in REFER_ROWS.items():
         generalized = folder == "grefcoco"
         for split in splits:
             use: Split = "train" if split == "train" else "test"
@@ -125,7 +126,7 @@ def _referring() -> Iterable[Dataset]:
                 files=(json_file, pickle_file),
                 read=_sentences(partial(_read_refer, name=name, split=split), use),
                 evaluator="gris" if generalized else "ris",
-                protocol="grefcoco" if generalized else "ris",
+                protocols=("grefcoco",) if generalized else ("uniref", "uniref-box"),
             )
     mixed = Dataset(
         name="refcoco-mixed",
@@ -140,21 +141,30 @@ def _referring() -> Iterable[Dataset]:
 
 
 def _read_refer(root: Path, name: str, split: str) -> Sequence[Any]:
-    folder, split_by, _ = _REFER_ROWS[name]
     path = root / f"coco2014/annotations/{name}/instances_{split}.json"
     if path.exists():
         return coco.read_instances(path, [root / "coco2014/train2014"])
+    return read_refer_folder(root, name, split)
+
+
+def read_refer_folder(root: Path, name: str, split: str) -> Sequence[Any]:
+    """The records of a row of ``REFER_ROWS`` from its REFER files, one per reference."""
+    folder, split_by, _ = REFER_ROWS[name]
     images = "refer/images/saiapr_tc-12" if folder == "refclef" else "coco2014/train2014"
     return coco.read_referred(root / "refer" / folder, split_by, split, root / images)
 
 
 def _read_mixed(root: Path) -> Sequence[Any]:
     path = root / "coco2014/annotations/refcoco-mixed/instances_train.json"
-    images = root / "coco2014/train2014"
     if path.exists():
-        return coco.read_instances(path, [images])
-    folders = {root / "refer" / folder: split_by for folder, split_by in _MIXED.items()}
-    return coco.read_mixed(folders, images, held_out=_HELD_OUT)
+        return coco.read_instances(path, [root / "coco2014/train2014"])
+    return read_mixed_folders(root)
+
+
+def read_mixed_folders(root: Path) -> Sequence[Any]:
+    """The records of refcoco-mixed from the REFER files."""
+    folders = {root / "refer" / folder: split_by for folder, split_by in MIXED.items()}
+    return coco.read_mixed(folders, root / "coco2014/train2014", held_out=_HELD_OUT)
 
 
 def _few_shot() -> Iterable[Dataset]:
@@ -168,7 +178,7 @@ def _few_shot() -> Iterable[Dataset]:
             files=("fss-1000/images",),
             read=partial(_read_fss1000, split=split),
             evaluator="fss",
-            protocol="fss-1000",
+            protocols=("hsnet", "fss-per-image"),
         )
         yield row
         for fold in range(few_shot.NUM_FOLDS if split != "test" else 0):
@@ -178,7 +188,7 @@ def _few_shot() -> Iterable[Dataset]:
                 release="pascal5i",
                 files=("VOC2012/SegmentationClassAug",),
                 read=partial(_read_fold, reader=few_shot.read_pascal5i, split=split, fold=fold),
-                protocol="pascal-5i",
+                protocols=("hsnet",),
             )
             yield replace(
                 row,
@@ -186,7 +196,7 @@ def _few_shot() -> Iterable[Dataset]:
                 release="coco20i",
                 files=("coco2014/splits",),
                 read=partial(_read_fold, reader=few_shot.read_coco20i, split=split, fold=fold),
-                protocol="coco-20i",
+                protocols=("hsnet",),
             )
 
 
@@ -226,8 +236,8 @@ def _vos_row(
 
 
 def _video_objects() -> Iterable[Dataset]:
-    youtube = {"protocol": "youtube-vos", "score_threshold": 0.4}
-    mose = {"protocol": "mose", "score_threshold": 0.4}
+    youtube = {"protocols": ("youtube-vos",), "score_threshold": 0.4}
+    mose = {"protocols": ("vos-benchmark",), "score_threshold": 0.4}
     for kind, split in (("train", "train"), ("val", "valid")):
         for year in (18, 19):
             name = f"ytbvos{year}"
@@ -242,7 +252,7 @@ def _video_objects() -> Iterable[Dataset]:
                 split,
                 clips.read_lvos,
                 files=(f"{folder}/{split}", f"{folder}/{kind}"),
-                protocol="lvos",
+                protocols=("lvos",),
                 score_threshold=0.5,
             )
         for year, folder in ((16, "DAVIS2016"), (17, "DAVIS")):
@@ -266,7 +276,7 @@ def _davis_row(name: str, year: int, folder: str, split: str) -> Dataset:
         split,
         partial(_read_davis, year=2000 + year),
         files=(f"{folder}/ImageSets/{2000 + year}/{split}.txt",),
-        protocol=f"davis{year}",
+        protocols=("davis17-semi",),
         score_threshold=0.3,
     )
 
@@ -292,7 +302,7 @@ def _referring_clips() -> Iterable[Dataset]:
             files=(f"mevis/{split}/meta_expressions.json",),
             read=partial(_read_clips, reader=referring_clips.read_mevis, split=split),
             evaluator="rvos",
-            protocol="mevis",
+            protocols=("mevis",),
             score_threshold=0.3,
             merge="each",
             memory=True,
@@ -305,7 +315,7 @@ def _referring_clips() -> Iterable[Dataset]:
                 release="refytvos",
                 files=(f"ref-youtube-vos/meta_expressions/{split}/meta_expressions.json",),
                 read=partial(_read_clips, reader=referring_clips.read_refytvos, split=split),
-                protocol="ref-youtube-vos",
+                protocols=("ref-youtube-vos",),
             )
     for number in range(len(referring_clips.REF_DAVIS_SETS)):
         yield Dataset(
@@ -316,7 +326,7 @@ def _referring_clips() -> Iterable[Dataset]:
             files=("ref-davis/davis_text_annotations",),
             read=partial(_read_refdavis, number=number),
             evaluator="rvos",
-            protocol="ref-davis17",
+            protocols=("ref-davis17",),
             merge="soft",
         )
 

@@ -220,7 +220,7 @@ def test_missing_release_says_where_it_goes(
 def test_rows_fit_the_task_table() -> None:
     for row in CATALOG.values():
         assert row.task in TASKS
-        assert row.split == "train" or (row.evaluator and row.protocol)
+        assert row.split == "train" or (row.evaluator and row.protocols)
         assert row.memory == (
             row.split == "test" and row.merge != "none" and row.name[:8] != "refdavis"
         ) or (row.split == "train")

@@ -41,7 +41,8 @@ def read_clip(
         by_name = {path.stem: str(path) for path in image_files(masks, "label maps of a clip")}
         stray = sorted(set(by_name) - set(record["frame_names"]))
         if stray:
-            raise InputError(f"{by_name[stray[0]]} is a mask without a frame in {images}")
+            frame = images / f"{stray[0]}{frames[0].suffix}"
+            raise InputError(f"{frame} is missing: expected the frame of {by_name[stray[0]]}")
         record["mask_files"] = [by_name.get(name) for name in record["frame_names"]]
         record["binary_masks"] = binary_masks
     return record

@@ -38,6 +38,30 @@ def read_instances(path: Path, folders: Sequence[Path]) -> list[ImageRecord]:
     return [_image(image, folder, objects[image["id"]]) for image in content["images"]]
 
 
+def read_told_objects(path: Path, folder: Path) -> list[ImageRecord]:
+    """One record per object of a COCO-style file that has sentences.
+
+    Sentences are a list ``expressions`` of an annotation, or of an image entry with the objects
+    they refer to.
+    """
+    records = read_instances(path, [folder])
+    content = read_json(path, "COCO instances", INSTANCE_KEYS)
+    told = {
+        entry["id"]: entry["expressions"]
+        for entry in content["annotations"]
+        if entry.get("expressions")
+    }
+    result = [record for record in records if "expressions" in record]
+    for record in records:
+        for annotation in record["annotations"]:
+            if sentences := told[annotation["id"]]:
+                only: ImageRecord = {**record, "annotations": [annotation]}
+                result.append({**only, "expressions": list(sentences)})
+    if not result:
+        raise InputError(f"{path} has no sentences: expected a list 'expressions' per annotation")
+    return result
+
+
 def category_names(content: Mapping[str, Any]) -> dict[int, str]:
     """category id -> name, in rising order of the ids; content of a COCO-style file."""
     return {entry["id"]: entry["name"] for entry in sorted(content["categories"], key=_by_id)}

@@ -12,6 +12,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from unified.errors import InputError
+from unified.files import atomic_path
 
 VOID = 255  # label of pixels that belong to no object and are not scored
 
@@ -44,6 +45,12 @@ def read_json(path: Path, what: str, keys: Iterable[str] = ()) -> Any:
     if missing:
         raise InputError(f"{path} has no {missing[0]!r} at its top level: expected {what}")
     return content
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes JSON text, at once or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content), encoding="utf-8")
 
 
 def read_lines(path: Path, what: str) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from unified.data.formats.files import encode_mask
+from unified.data.formats.files import encode_mask, write_json
 from unified.data.synthetic.coco_sets import CATEGORIES, CATEGORY_IDS
 from unified.data.synthetic.world import COLOURS, Scene, make_scene
 from unified.data.synthetic.writing import (
@@ -21,7 +21,6 @@ from unified.data.synthetic.writing import (
     box_xywh,
     random_streams,
     save_jpeg,
-    save_json,
     save_lines,
     split_size,
 )
@@ -129,7 +128,7 @@ def write_ytbvos(root: Path, size: int, seed: int, year: int) -> None:
             else:
                 _save_first_appearances(clip, folder / "Annotations")
             videos[clip.name] = {"objects": youtube_objects(clip)}
-        save_json(folder / "meta.json", {"videos": videos})
+        write_json(folder / "meta.json", {"videos": videos})
 
 
 def youtube_objects(clip: Clip) -> dict[str, dict[str, object]]:
@@ -208,7 +207,7 @@ def write_lvos(root: Path, size: int, seed: int, version: int) -> None:
                 target = folder / f"Annotations/{clip.name}/{clip.frame_names[t]}.png"
                 write_label_map(target, clip.label_maps[t])
             videos[clip.name] = {"objects": _lvos_objects(clip, annotated)}
-        save_json(folder / f"{split}_meta.json", {"videos": videos})
+        write_json(folder / f"{split}_meta.json", {"videos": videos})
         if split == "valid":
             save_lines(release / "unseen_videos.txt", list(videos)[::2])
 
@@ -266,4 +265,4 @@ def write_ovis(root: Path, size: int, seed: int) -> None:
             )
     categories = CocoFile(CATEGORIES).categories
     content = {"videos": videos, "annotations": annotations, "categories": categories}
-    save_json(root / "ovis/annotations/train.json", content)
+    write_json(root / "ovis/annotations/train.json", content)

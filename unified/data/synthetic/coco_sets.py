@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from unified.data.formats.files import write_json
 from unified.data.synthetic.world import KINDS, Scene, make_scene
 from unified.data.synthetic.writing import (
     CocoFile,
     random_streams,
     save_jpeg,
-    save_json,
     split_size,
 )
 
@@ -27,7 +27,7 @@ def write_coco(root: Path, size: int, seed: int) -> None:
         for rng in random_streams(seed, f"coco/{split}", split_size(split, size)):
             name = f"{coco.next_image_id():012d}.jpg"
             add_scene(coco, make_scene(rng), root / f"coco/{split}2017", name)
-        save_json(root / f"coco/annotations/instances_{split}2017.json", coco.content())
+        write_json(root / f"coco/annotations/instances_{split}2017.json", coco.content())
 
 
 def write_objects365(root: Path, size: int, seed: int) -> None:
@@ -42,7 +42,7 @@ def write_objects365(root: Path, size: int, seed: int) -> None:
             add_scene(coco, make_scene(rng), folder, name)
         for annotation in coco.annotations:
             del annotation["segmentation"]
-        save_json(folder / f"annotations/zhiyuan_objv2_{split}_new.json", coco.content())
+        write_json(folder / f"annotations/zhiyuan_objv2_{split}_new.json", coco.content())
 
 
 def add_scene(coco: CocoFile, scene: Scene, folder: Path, name: str) -> dict[int, int]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from unified.data.formats.files import write_json
 from unified.data.synthetic.coco_sets import CATEGORIES, CATEGORY_IDS, add_scene
 from unified.data.synthetic.sentences import (
     ATTRIBUTES,
@@ -18,7 +19,6 @@ from unified.data.synthetic.world import KINDS, make_scene
 from unified.data.synthetic.writing import (
     CocoFile,
     random_streams,
-    save_json,
     save_pickle,
     split_size,
 )
@@ -45,7 +45,7 @@ def write_refer(root: Path, size: int, seed: int) -> None:
     mixed = CocoFile({1: "object"})
     for dataset in REFER_SPLITS:
         _write_refer_set(root, dataset, size, seed, mixed)
-    save_json(root / "coco2014/annotations/refcoco-mixed/instances_train.json", mixed.content())
+    write_json(root / "coco2014/annotations/refcoco-mixed/instances_train.json", mixed.content())
 
 
 def _write_refer_set(root: Path, dataset: str, size: int, seed: int, mixed: CocoFile) -> None:
@@ -64,7 +64,7 @@ def _write_refer_set(root: Path, dataset: str, size: int, seed: int, mixed: Coco
             for label, told in sentences(scene, rng, attributes=attributes).items():
                 kind = scene.things[label - 1].kind
                 refs.append(_ref_entry(coco, refs, [ann_ids[label]], [kind], told, split))
-    save_json(root / "refer" / dataset / "instances.json", coco.content())
+    write_json(root / "refer" / dataset / "instances.json", coco.content())
     for split_by, splits in REFER_SPLITS[dataset].items():
         chosen = list(_resplit(refs, splits))
         save_pickle(root / "refer" / dataset / f"refs({split_by}).p", chosen)
@@ -74,7 +74,7 @@ def _write_refer_set(root: Path, dataset: str, size: int, seed: int, mixed: Coco
                 single = CocoFile({1: "object"})
                 _add_uniref(single, coco, chosen, split)
                 target = root / "coco2014/annotations" / UNIREF_FOLDERS[dataset, split_by]
-                save_json(target / f"instances_{split}.json", single.content())
+                write_json(target / f"instances_{split}.json", single.content())
 
 
 def _refer_file_name(dataset: str, image_id: int) -> str:
@@ -158,8 +158,8 @@ def write_grefcoco(root: Path, size: int, seed: int) -> None:
                 kinds = [scene.things[label - 1].kind for label in said.labels]
                 targets = [ann_ids[label] for label in said.labels]
                 refs.append(_gref_entry(coco, refs, targets, kinds, said, split))
-    save_json(root / "refer/grefcoco/instances.json", coco.content())
-    save_json(root / "refer/grefcoco/grefs(unc).json", refs)
+    write_json(root / "refer/grefcoco/instances.json", coco.content())
+    write_json(root / "refer/grefcoco/grefs(unc).json", refs)
 
 
 def _gref_entry(

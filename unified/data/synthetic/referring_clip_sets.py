@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from unified.data.formats.files import encode_mask
+from unified.data.formats.files import encode_mask, write_json
 from unified.data.synthetic.clip_sets import (
     Clip,
     davis_ids,
@@ -14,7 +14,7 @@ from unified.data.synthetic.clip_sets import (
     youtube_objects,
 )
 from unified.data.synthetic.sentences import Sentence, group_sentences, sentences
-from unified.data.synthetic.writing import save_json, save_lines, split_size
+from unified.data.synthetic.writing import save_lines, split_size
 from unified.masks import write_mask
 
 LOOKS = ("size", "colour", "texture", "kind")
@@ -49,7 +49,7 @@ def write_refytvos(root: Path, size: int, seed: int) -> None:
                 _save_expression_masks(clip, told, release / "valid/Annotations")
         _save_expressions(release, split, videos)
         if split == "train":
-            save_json(release / "train/meta.json", {"videos": objects})
+            write_json(release / "train/meta.json", {"videos": objects})
         else:
             _save_expressions(release, "test", test)
 
@@ -61,7 +61,7 @@ def _sentences(clip: Clip, attributes: tuple[str, ...], per_thing: int) -> list[
 
 
 def _save_expressions(release: Path, split: str, videos: dict[str, Any]) -> None:
-    save_json(release / f"meta_expressions/{split}/meta_expressions.json", {"videos": videos})
+    write_json(release / f"meta_expressions/{split}/meta_expressions.json", {"videos": videos})
 
 
 def _save_expression_masks(clip: Clip, told: list[Sentence], folder: Path) -> None:
@@ -122,9 +122,9 @@ def write_mevis(root: Path, size: int, seed: int) -> None:
                 "vid_id": video_id,
                 "frames": list(clip.frame_names),
             }
-        save_json(folder / "meta_expressions.json", {"videos": videos})
+        write_json(folder / "meta_expressions.json", {"videos": videos})
         if split != "valid":
-            save_json(folder / "mask_dict.json", masks)
+            write_json(folder / "mask_dict.json", masks)
 
 
 def _mevis_expressions(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,12 +34,6 @@ def save_jpeg(path: Path, image: np.ndarray) -> None:
     """Writes (H, W, 3) uint8 RGB."""
     with atomic_path(path) as temporary:
         Image.fromarray(image).save(temporary, format="JPEG", quality=93, subsampling=0)
-
-
-def save_json(path: Path, content: Any) -> None:
-    """Writes JSON text."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content), encoding="utf-8")
 
 
 def save_pickle(path: Path, content: Any) -> None:

@@ -1,0 +1,169 @@
+"""tools/data.py: makes sets, finds the first wrong file, and converts without changing a sample."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unified.data.catalog import load_records
+from unified.data.formats.records import annotation_mask, target_mask
+
+ROOT = Path(__file__).parents[2]
+_SPEC = importlib.util.spec_from_file_location("data_tool", ROOT / "tools/data.py")
+assert _SPEC is not None and _SPEC.loader is not None
+_TOOL = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(_TOOL)
+main = _TOOL.main
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tool sets the root for the rest of its process; here it is put back after each test."""
+    monkeypatch.setitem(os.environ, "DETECTRON2_DATASETS", "nowhere")
+
+
+def _make(root: Path, name: str, size: int = 2) -> None:
+    assert main(["make", name, "--root", str(root), "--size", str(size)]) == 0
+
+
+def _delete(path: Path) -> None:
+    path.unlink()
+
+
+def _truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _shrink(path: Path) -> None:
+    with Image.open(path) as image:
+        smaller = image.resize((20, 10), Image.Resampling.NEAREST)
+    smaller.save(path)
+
+
+def _colour(path: Path) -> None:
+    with Image.open(path) as image:
+        image.convert("RGB").save(path)
+
+
+def _blank(path: Path) -> None:
+    with Image.open(path) as image:
+        Image.fromarray(np.zeros((image.height, image.width), dtype=np.uint8)).save(path)
+
+
+def _mute(path: Path) -> None:
+    content = json.loads(path.read_text())
+    for video in content["videos"].values():
+        for entry in video["expressions"].values():
+            entry["exp"] = " "
+    path.write_text(json.dumps(content))
+
+
+FAULTS: list[tuple[str, str, Callable[[Path], None], str]] = [
+    ("coco_2017_val", "coco/val2017/*.jpg", _delete, "is missing: expected image"),
+    ("coco_2017_val", "coco/val2017/*.jpg", _truncate, "not a readable image"),
+    ("coco_2017_val", "coco/val2017/*.jpg", _shrink, "is 10 x 20 pixels"),
+    ("coco_2017_val", "coco/annotations/*val2017.json", _truncate, "is not valid JSON"),
+    ("objects365_v2_train", "Objects365V2/images/v2/*/*.jpg", _delete, "is missing"),
+    ("grefcoco-unc-train", "refer/grefcoco/instances.json", _delete, "is missing"),
+    ("fss-1000-val", "fss-1000/images/*/3.png", _delete, "the mask of 3.jpg"),
+    ("fss-1000-train", "fss-1000/splits/trn.txt", _delete, "one class name per line"),
+    ("fss-1000-train", "fss-1000/images/*/1.png", _shrink, "has size (10, 20)"),
+    ("pascal-5i-val-0", "VOC2012/SegmentationClassAug/*.png", _blank, "is empty"),
+    ("ytbvos18-train", "ytbvos18/train/Annotations/*/00000.png", _colour, "has mode RGB"),
+    ("ytbvos18-train", "ytbvos18/train/JPEGImages/*/00010.jpg", _delete, "expected the frame of"),
+    ("ytbvos18-val", "ytbvos18/valid/meta.json", _delete, "meta.json is missing"),
+    ("mose-val", "mose/valid/Annotations/*/00000.png", _blank, "has no object"),
+    ("davis17-val", "DAVIS/ImageSets/2017/val.txt", _delete, "not installed: expected"),
+    ("vos-lvos-val", "lvos/valid/valid_meta.json", _delete, "frame range of every object"),
+    ("ovis-train", "ovis/train/*/img_0000003.jpg", _delete, "a frame of clip"),
+    ("refytvos-train", "ref-youtube-vos/train/JPEGImages/*/00005.jpg", _delete, "00005"),
+    ("mevis-train", "mevis/train/meta_expressions.json", _mute, "expected words in each"),
+    ("mevis-val_u", "mevis/valid_u/mask_dict.json", _truncate, "is not valid JSON"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern", "spoil", "message"),
+    FAULTS,
+    ids=[f"{name}-{spoil.__name__[1:]}-{i}" for i, (name, _, spoil, _) in enumerate(FAULTS)],
+)
+def test_check_names_the_wrong_file(
+    name: str,
+    pattern: str,
+    spoil: Callable[[Path], None],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    _make(tmp_path, name)
+    assert main(["check", name, "--root", str(tmp_path)]) == 0
+    paths = sorted(tmp_path.glob(pattern))
+    assert paths
+    for path in paths:
+        spoil(path)
+    capsys.readouterr()
+    assert main(["check", name, "--root", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    if spoil is not _mute:
+        assert any(str(path) in error for path in paths)
+
+
+def test_check_all_reports_only_what_is_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", "all", "--root", str(tmp_path)]) == 2
+    assert "no dataset is installed" in capsys.readouterr().err
+    _make(tmp_path, "davis16-val")
+    assert main(["check", "all", "--root", str(tmp_path)]) == 0
+    assert "2 sets ok, 0 wrong" in capsys.readouterr().out
+
+
+def test_make_never_replaces_real_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _make(tmp_path, "mose-train")
+    (tmp_path / "MADE.txt").unlink()  # as if the user had put the data there
+    assert main(["make", "mose-train", "--root", str(tmp_path), "--size", "2"]) == 2
+    assert "not made" in capsys.readouterr().err
+    assert main(["make", "mose-trian", "--root", str(tmp_path)]) == 2
+    assert "not in the catalog" in capsys.readouterr().err
+
+
+def test_converted_refcoco_has_the_same_samples(tmp_path: Path) -> None:
+    for name in ("refcocog-google-train", "refcoco-mixed", "grefcoco-unc-train"):
+        _make(tmp_path, name)
+        os.environ["DETECTRON2_DATASETS"] = str(tmp_path)
+        for path in tmp_path.glob("coco2014/annotations/*/*.json"):
+            path.unlink()
+        before = load_records(name)
+        assert main(["convert", name, "--root", str(tmp_path)]) == 0
+        assert list(tmp_path.glob("coco2014/annotations/*/*.json"))
+        after = load_records(name)
+        assert len(before) == len(after)
+        for a, b in zip(before, after, strict=True):
+            assert a["file_name"] == b["file_name"]
+            assert a["expressions"] == b["expressions"]
+            size = a["height"], a["width"]
+            for x, y in zip(a["annotations"], b["annotations"], strict=True):
+                np.testing.assert_array_equal(annotation_mask(x, *size), annotation_mask(y, *size))
+
+
+def test_converted_mevis_has_the_same_masks(tmp_path: Path) -> None:
+    _make(tmp_path, "mevis-train")
+    os.environ["DETECTRON2_DATASETS"] = str(tmp_path)
+    before = load_records("mevis-train")
+    assert main(["convert", "mevis-train", "--root", str(tmp_path)]) == 0
+    (tmp_path / "mevis/train/mask_dict.json").unlink()
+    for a, b in zip(before, load_records("mevis-train"), strict=True):
+        np.testing.assert_array_equal(target_mask(a, 3), target_mask(b, 3))
+
+
+def test_convert_says_when_there_is_nothing_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["convert", "davis17-val"]) == 2
+    assert "needs no conversion" in capsys.readouterr().err

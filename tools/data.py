@@ -1,0 +1,119 @@
+"""Datasets on disk: check them, convert them, or make small ones in the released formats.
+
+python tools/data.py check refcoco-unc-val        # or all
+python tools/data.py make refytvos-train --root /data/tiny --size 50
+python tools/data.py convert mevis-train
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from unified.data.catalog import CATALOG, data_root, find_dataset
+from unified.data.check import check_dataset, is_installed
+from unified.data.convert import convert_dataset
+from unified.errors import InputError, UnifiedError
+
+
+def check(names: Sequence[str]) -> int:
+    """Checks datasets; prints a line per set that is there and returns the exit code."""
+    wanted = [name for name in CATALOG if is_installed(name)] if names == ["all"] else names
+    if not wanted:
+        raise InputError(f"no dataset is installed below {data_root()}: see datasets/README.md")
+    wrong = 0
+    for name in wanted:
+        start = time.perf_counter()
+        try:
+            result = check_dataset(name)
+        except UnifiedError as error:
+            print(f"error: {error}", file=sys.stderr)
+            wrong += 1
+            continue
+        seconds = time.perf_counter() - start
+        print(
+            f"{name}: ok, {result.num_records} samples, {result.num_files} files exist, "
+            f"{result.num_opened} samples opened, {seconds:.1f} s"
+        )
+    if names == ["all"]:
+        print(f"{len(wanted) - wrong} sets ok, {wrong} wrong, {len(CATALOG) - len(wanted)} absent")
+    return 2 if wrong else 0
+
+
+def make(names: Sequence[str], size: int, seed: int) -> int:
+    """Writes the releases that the datasets belong to; never over data that was not made."""
+    from unified.data.synthetic.releases import RELEASES
+
+    if size < 1:
+        raise InputError(f"--size is {size}: expected 1 or more")
+    rows = CATALOG.values() if names == ["all"] else [find_dataset(name) for name in names]
+    releases = dict.fromkeys(row.release for row in rows)
+    if "refdavis" in releases:
+        releases.pop("davis17", None)  # it is part of the other
+    marker = data_root() / "MADE.txt"
+    for release in releases:
+        if release not in RELEASES:
+            raise InputError(f"{release} data cannot be made: only rows of the table can")
+        members = [row.name for row in CATALOG.values() if row.release == release]
+        if not marker.exists() and any(map(is_installed, members)):
+            raise InputError(
+                f"{data_root()} holds a {release} that was not made: give another --root"
+            )
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        marker.write_text("Made by tools/data.py make; every set in here may be replaced by it.\n")
+        RELEASES[release](data_root(), size, seed)
+        print(f"{release}: written below {data_root()}")
+    return 0
+
+
+def convert(names: Sequence[str]) -> int:
+    """Converts datasets and prints what was written."""
+    for name in names:
+        print(f"{name}: {convert_dataset(name)}")
+    return 0
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    for command, text in (
+        ("check", "name the first file that is missing or wrong"),
+        ("make", "write a small made set in exactly the released format"),
+        ("convert", "rewrite large files so that they load faster"),
+    ):
+        sub = commands.add_parser(command, help=text)
+        sub.add_argument("names", nargs="+", metavar="NAME", help="dataset names, or all")
+        is_make = command == "make"
+        text = "folder of all datasets" + ("" if is_make else " (default: DETECTRON2_DATASETS)")
+        sub.add_argument("--root", required=is_make, help=text)
+        if is_make:
+            sub.add_argument("--size", type=int, default=20, help="pictures or clips to train on")
+            sub.add_argument("--seed", type=int, default=0, help="another seed, another world")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns the exit code."""
+    args = parse(arguments)
+    if args.root is not None:
+        os.environ["DETECTRON2_DATASETS"] = args.root
+    try:
+        if args.command == "make":
+            return make(args.names, args.size, args.seed)
+        return check(args.names) if args.command == "check" else convert(args.names)
+    except UnifiedError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,100 @@
+"""Own data: a dataset described by a few lines of yaml instead of a row in the table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from unified.data.formats import clips, coco, few_shot, referring_clips
+from unified.data.table import Dataset
+from unified.errors import ConfigError
+from unified.tasks import Task
+
+# task -> keys that say where its files are, all required
+FILES = {
+    Task.DETECTION: ("images", "annotations"),
+    Task.RIS: ("images", "annotations"),
+    Task.FSS: ("images",),
+    Task.VOS: ("images", "masks"),
+    Task.RVOS: ("images", "masks", "expressions"),
+}
+EVALUATORS = {
+    Task.DETECTION: ("coco", ("coco-mask", "coco-box")),
+    Task.RIS: ("ris", ("uniref", "uniref-box")),
+    Task.FSS: ("fss", ("hsnet", "fss-per-image")),
+    Task.VOS: ("vos", ("vos-benchmark",)),
+    Task.RVOS: ("rvos", ("ref-youtube-vos",)),
+}
+
+
+def read_own_dataset(path: Path) -> Dataset:
+    """The row that a yaml file describes; its name is the name of the file.
+
+    Keys: ``task``; ``split``, train or test; the files of ``FILES`` relative to the yaml file.
+
+    Raises:
+        ConfigError: a key is missing, unknown or has another kind of value.
+    """
+    content = _read_yaml(path)
+    tasks = [task.value for task in Task]
+    if content.get("task") not in tasks:
+        raise ConfigError(f"{path}: task is {content.get('task')!r}: expected one of {tasks}")
+    task = Task(content["task"])
+    wanted = {"task", "split", *FILES[task]}
+    for key in sorted(wanted ^ set(content)):
+        state = "is missing" if key in wanted else "is not known"
+        raise ConfigError(f"{path}: {key!r} {state}: a set for {task.value} has {sorted(wanted)}")
+    if content["split"] not in ("train", "test"):
+        raise ConfigError(f"{path}: split is {content['split']!r}: expected train or test")
+    files = {key: path.parent / content[key] for key in FILES[task]}
+    evaluator, protocols = EVALUATORS[task]
+    is_clip = task in (Task.VOS, Task.RVOS)
+    return Dataset(
+        name=path.stem,
+        task=task,
+        split=content["split"],
+        release="own",
+        files=tuple(str(file.absolute()) for file in files.values()),
+        read=partial(_read, task=task, split=content["split"], **files),
+        evaluator=evaluator,
+        protocols=protocols,
+        score_threshold=0.3 if is_clip else 0.0,
+        merge={Task.VOS: "soft", Task.RVOS: "each"}.get(task, "none"),  # type: ignore[arg-type]
+        memory=is_clip,
+    )
+
+
+def _read_yaml(path: Path) -> Mapping[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid yaml: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} has no keys: expected task, split and where the files are")
+    return content
+
+
+def _read(root: Path, task: Task, split: str, images: Path, **files: Path) -> Sequence[Any]:
+    """Records of own data; ``root`` is not used because paths are relative to the yaml file."""
+    if task is Task.DETECTION:
+        return coco.read_instances(files["annotations"], [images])
+    if task is Task.RIS:
+        records = coco.read_told_objects(files["annotations"], images)
+        return records if split == "train" else coco.one_record_per_sentence(records)
+    if task is Task.FSS:
+        return few_shot.read_class_folders(images)
+    if task is Task.VOS:
+        found = clips.read_clip_folders(images, files["masks"])
+        return found if split == "train" else [clips.with_first_frames(clip) for clip in found]
+    videos = referring_clips.read_meta_expressions(files["expressions"])
+    return [
+        record
+        for name, video in sorted(videos.items())
+        for record in referring_clips.read_clip_expressions(
+            images / name, files["masks"] / name, video
+        )
+    ]
