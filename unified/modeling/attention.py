@@ -82,7 +82,7 @@ def _flash(
     if find_spec("flash_attn") is None:
         raise ConfigError(
             "attention backend 'flash' needs the package flash-attn: install the extra with "
-            "`pip install 'unified-refseg[flash]'` or choose the backend 'sdpa'"
+            "`python -m pip install -e '.[flash]'` or choose the backend 'sdpa'"
         )
     if query.dtype not in (torch.float16, torch.bfloat16) or query.device.type == "cpu":
         return attend(query, key, value, padding_mask, backend="sdpa", dropout=dropout)
