@@ -17,6 +17,9 @@ __all__ = ["__version__", "load", "models"]
 
 def models() -> tuple[str, ...]:
     """Names that ``load`` takes."""
+    from unified.dependencies import require
+
+    require("detectron2.config")
     from unified.engine.models import models
 
     return models()
@@ -27,6 +30,9 @@ def load(*args: Any, **kwargs: Any) -> nn.Module:
 
     See ``unified.engine.models.load``; importing it here would import Detectron2.
     """
+    from unified.dependencies import require
+
+    require("detectron2.config")
     from unified.engine.models import load
 
     return load(*args, **kwargs)

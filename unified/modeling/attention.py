@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from importlib.util import find_spec
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from unified.dependencies import require
 from unified.errors import ConfigError
 
 Backend = Literal["sdpa", "flash", "eager"]
@@ -79,24 +79,18 @@ def _eager(
 def _flash(
     query: Tensor, key: Tensor, value: Tensor, padding_mask: Tensor | None, dropout: float
 ) -> Tensor:
-    if find_spec("flash_attn") is None:
-        raise ConfigError(
-            "attention backend 'flash' needs the package flash-attn: install the extra with "
-            "`python -m pip install -e '.[flash]'` or choose the backend 'sdpa'"
-        )
+    flash_attn = require("flash_attn")
     if query.dtype not in (torch.float16, torch.bfloat16) or query.device.type == "cpu":
         return attend(query, key, value, padding_mask, backend="sdpa", dropout=dropout)
-    from flash_attn import flash_attn_func, flash_attn_varlen_kvpacked_func
-
     q, k, v = (x.transpose(1, 2).contiguous() for x in (query, key, value))  # (B, N, heads, D)
     if padding_mask is None:
-        return flash_attn_func(q, k, v, dropout).transpose(1, 2)
+        return flash_attn.flash_attn_func(q, k, v, dropout).transpose(1, 2)
     batch, num_queries, num_heads, dim = q.shape
     keep = ~padding_mask
     lengths = keep.sum(dim=1)
     starts = F.pad(lengths.cumsum(0), (1, 0)).int()
     steps = torch.arange(0, (batch + 1) * num_queries, num_queries, device=q.device).int()
-    out = flash_attn_varlen_kvpacked_func(
+    out = flash_attn.flash_attn_varlen_kvpacked_func(
         q.reshape(-1, num_heads, dim),
         torch.stack((k[keep], v[keep]), dim=1),
         steps,
