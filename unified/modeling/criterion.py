@@ -94,7 +94,7 @@ class Criterion:
         raw = self.raw_losses(
             predictions, proposals, targets, decode_masks, mask_stride=mask_stride
         )
-        return {name: value * self.weights[_base_name(name)] for name, value in raw.items()}
+        return {name: value * self.weights[base_name(name)] for name, value in raw.items()}
 
     def raw_losses(
         self,
@@ -262,7 +262,7 @@ def _similarity(target: Target, num: int) -> Tensor:
     return target.color_similarity.expand(num, -1, -1, -1)
 
 
-def _base_name(name: str) -> str:
+def base_name(name: str) -> str:
     """``loss_mask_iou_3`` -> ``loss_mask_iou``."""
     stem, _, last = name.rpartition("_")
     return stem if last == "enc" or last.isdigit() else name
