@@ -52,7 +52,8 @@ def attend(
         return _flash(query, key, value, padding_mask, dropout)
     if backend != "sdpa":
         raise ConfigError(f"attention backend {backend!r} is unknown: choose one of {BACKENDS}")
-    if query.device.type == "cpu" and query.dtype == torch.bfloat16 and not query.requires_grad:
+    learning = query.requires_grad or dropout > 0
+    if query.device.type == "cpu" and query.dtype == torch.bfloat16 and not learning:
         return _blockwise_cpu(query, key, value, padding_mask)
     mask = None if padding_mask is None else ~padding_mask[:, None, None]
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)

@@ -48,8 +48,11 @@ def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
 
 def masked_mean(tokens: Tensor, padding_mask: Tensor) -> Tensor:
     """Mean over unpadded tokens: (B, N, C), (B, N) True = padding -> (B, C)."""
-    keep = (~padding_mask).to(tokens.dtype)[..., None]
-    return (tokens * keep).sum(dim=1) / keep.sum(dim=1).clamp(min=1)
+    # The sum of a large image's tokens is above what float16 holds.
+    wide = torch.promote_types(tokens.dtype, torch.float32)
+    keep = (~padding_mask)[..., None]
+    total = (tokens * keep).sum(dim=1, dtype=wide)
+    return (total / keep.sum(dim=1).clamp(min=1)).to(tokens.dtype)
 
 
 def resize_padding_mask(padding_mask: Tensor, size: tuple[int, int]) -> Tensor:

@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import math
+from importlib.util import find_spec
+
+import pytest
+import torch
+from torch import Tensor
+
+from unified.devices import pick_device
+from unified.errors import ConfigError
+from unified.modeling import attention
+from unified.modeling.attention import Backend, attend
+
+
+def inputs(
+    dtype: torch.dtype = torch.float32, *, rows: int = 37, keys: int = 29
+) -> tuple[Tensor, Tensor, Tensor]:
+    """query, key, value of 2 images, 3 heads, width 16."""
+    generator = torch.Generator().manual_seed(0)
+    return (
+        torch.randn(2, 3, rows, 16, generator=generator).to(dtype),
+        torch.randn(2, 3, keys, 16, generator=generator).to(dtype),
+        torch.randn(2, 3, keys, 16, generator=generator).to(dtype),
+    )
+
+
+def uneven_padding(keys: int = 29) -> Tensor:
+    mask = torch.zeros(2, keys, dtype=torch.bool)
+    mask[0, 20:], mask[1, 3:] = True, True
+    return mask
+
+
+PADDINGS = {"none": None, "empty": torch.zeros(2, 29, dtype=torch.bool), "uneven": uneven_padding()}
+
+
+def by_hand(query: Tensor, key: Tensor, value: Tensor, padding_mask: Tensor | None) -> Tensor:
+    """softmax(q k^T / sqrt(D)) v in double precision, one image, head and row at a time."""
+    output = torch.zeros(query.shape, dtype=torch.float64)
+    for image in range(query.shape[0]):
+        keep = slice(None) if padding_mask is None else ~padding_mask[image]
+        for head in range(query.shape[1]):
+            keys, values = key[image, head][keep].double(), value[image, head][keep].double()
+            for row in range(query.shape[2]):
+                scores = keys @ query[image, head, row].double() / math.sqrt(query.shape[3])
+                output[image, head, row] = scores.softmax(dim=0) @ values
+    return output
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "eager"])
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [(torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.float16, 2e-2)],
+    ids=str,
+)
+def test_backends_agree_with_the_formula(
+    backend: Backend, padding: str, dtype: torch.dtype, tolerance: float
+) -> None:
+    query, key, value = inputs(dtype)
+    expected = by_hand(query, key, value, PADDINGS[padding])
+    ours = attend(query, key, value, PADDINGS[padding], backend=backend)
+    assert ours.dtype == dtype
+    torch.testing.assert_close(ours.double(), expected, atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+def test_bfloat16_by_blocks_of_rows(padding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many blocks, the last of them incomplete, and one block that holds all."""
+    query, key, value = inputs(torch.bfloat16, rows=77)
+    mask = PADDINGS[padding]
+    expected = by_hand(query, key, value, mask)
+    whole = attend(query, key, value, mask)
+    monkeypatch.setattr(attention, "_CPU_BLOCK_ENTRIES", 1)
+    blocks = attend(query, key, value, mask)
+    for ours in (whole, blocks):
+        torch.testing.assert_close(ours.double(), expected, atol=2e-2, rtol=0)
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "eager"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_gradients_agree_with_the_formula(backend: Backend, dtype: torch.dtype) -> None:
+    tensors = [x.requires_grad_() for x in inputs(dtype)]
+    exact = [x.detach().double().requires_grad_() for x in inputs(dtype)]
+    attend(*tensors, uneven_padding(), backend=backend).sum().backward()
+    scores = exact[0] @ exact[1].transpose(-1, -2) / 4
+    scores = scores.masked_fill(uneven_padding()[:, None, None], -math.inf)
+    (scores.softmax(dim=-1) @ exact[2]).sum().backward()
+    tolerance = 1e-5 if dtype == torch.float32 else 0.1
+    for ours, expected in zip(tensors, exact, strict=True):
+        assert ours.grad is not None and expected.grad is not None
+        torch.testing.assert_close(ours.grad.double(), expected.grad, atol=tolerance, rtol=0.02)
+
+
+def test_gradients_of_keys_and_values_when_the_query_needs_none() -> None:
+    query, key, value = inputs(torch.bfloat16)
+    key.requires_grad_(), value.requires_grad_()
+    attend(query, key, value).sum().backward()
+    assert key.grad is not None and value.grad is not None and value.grad.any()
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "eager", "flash"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_padded_keys_have_no_influence(backend: Backend, dtype: torch.dtype) -> None:
+    if backend == "flash" and find_spec("flash_attn") is None:
+        pytest.skip("flash-attn is not installed")
+    query, key, value = inputs(dtype)
+    mask = uneven_padding()
+    changed = [x.masked_fill(mask[:, None, :, None], 100.0) for x in (key, value)]
+    assert torch.equal(
+        attend(query, *changed, mask, backend=backend),
+        attend(query, key, value, mask, backend=backend),
+    )
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "eager"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_dropout_drops_and_keeps_the_mean(backend: Backend, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    query, key, value = inputs(dtype)
+    full = attend(query, key, value, backend=backend).float()
+    draws = torch.stack(
+        [attend(query, key, value, backend=backend, dropout=0.5).float() for _ in range(300)]
+    )
+    assert draws.std(dim=0).mean() > 0.1
+    torch.testing.assert_close(draws.mean(dim=0), full, atol=0.15, rtol=0)
+
+
+def test_unknown_backend() -> None:
+    with pytest.raises(ConfigError, match="'math' is unknown: choose one of"):
+        attend(*inputs(), backend="math")  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(find_spec("flash_attn") is not None, reason="flash-attn is installed")
+def test_flash_without_the_package_says_how_to_get_it() -> None:
+    with pytest.raises(ConfigError, match="pip install"):
+        attend(*inputs(torch.bfloat16), backend="flash")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("backend", ["sdpa", "flash"])
+def test_gpu_backends_agree_with_the_formula(
+    padding: str, dtype: torch.dtype, backend: Backend
+) -> None:
+    if backend == "flash" and find_spec("flash_attn") is None:
+        pytest.skip("flash-attn is not installed")
+    device = pick_device()
+    mask = PADDINGS[padding]
+    tensors = inputs(dtype)
+    expected = by_hand(*tensors, mask)
+    moved = None if mask is None else mask.to(device)
+    ours = attend(*(x.to(device) for x in tensors), moved, backend=backend)
+    torch.testing.assert_close(ours.cpu().double(), expected, atol=2e-2, rtol=0)
