@@ -23,7 +23,6 @@ from unified.evaluation.report import (
     Row,
     Scores,
     percent,
-    run_parallel,
 )
 from unified.metrics import few_shot, generalized, iou, semantic
 from unified.metrics.davis import VOID, present_ids
@@ -113,7 +112,7 @@ def _overlaps(request: Request, problems: Problems) -> tuple[list[MaskPair], NDA
         areas = (int(np.count_nonzero(mask)) for mask in (truth, prediction))
         return (*iou.mask_overlap(truth, prediction), *areas), found
 
-    results = run_parallel(measure, pairs, request, "image")
+    results = request.run(measure, pairs, "image")
     for _, found in results:
         problems.merge(found)
     return pairs, np.array([counts for counts, _ in results])
@@ -201,7 +200,7 @@ def score_few_shot(request: Request) -> Scores:
         prediction = read_prediction(pair, truth.shape, found)
         return few_shot.areas(truth, prediction, ignore), found
 
-    results = run_parallel(measure, pairs, request, "episode")
+    results = request.run(measure, pairs, "episode")
     for _, found in results:
         problems.merge(found)
     inter, union = (np.array(side) for side in zip(*(areas for areas, _ in results), strict=True))
@@ -241,7 +240,7 @@ def score_semantic(request: Request, *, reduce_zero_label: bool) -> Scores:
         )
         return areas, found
 
-    results = run_parallel(measure, find_pairs(request, problems), request, "image")
+    results = request.run(measure, find_pairs(request, problems), "image")
     for _, found in results:
         problems.merge(found)
     total = sum((areas for areas, _ in results[1:]), start=results[0][0])

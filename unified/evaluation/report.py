@@ -64,6 +64,11 @@ class Request:
     num_workers: int = 1
     progress: bool = False
 
+    def run(self, work: Callable[[Item], Result], items: Sequence[Item], unit: str) -> list[Result]:
+        """Results in order, several at a time."""
+        workers, progress = self.num_workers, self.progress
+        return run_parallel(work, items, num_workers=workers, progress=progress, unit=unit)
+
 
 @dataclass
 class Problems:
@@ -261,15 +266,19 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
 
 
 def run_parallel(
-    work: Callable[[Item], Result], items: Sequence[Item], request: Request, unit: str
+    work: Callable[[Item], Result],
+    items: Sequence[Item],
+    *,
+    num_workers: int = 1,
+    progress: bool = False,
+    unit: str = "it",
 ) -> list[Result]:
     """Results in order, computed by threads: decoding and counting release the interpreter."""
     from tqdm import tqdm
 
-    with ThreadPoolExecutor(request.num_workers) as pool:
+    with ThreadPoolExecutor(num_workers) as pool:
         results = pool.map(work, items)
-        bar = tqdm(results, total=len(items), unit=unit, disable=not request.progress)
-        return list(bar)
+        return list(tqdm(results, total=len(items), unit=unit, disable=not progress))
 
 
 def percent(numbers: Mapping[str, Any]) -> dict[str, float]:

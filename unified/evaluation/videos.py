@@ -23,7 +23,6 @@ from unified.evaluation.report import (
     Row,
     Scores,
     percent,
-    run_parallel,
 )
 from unified.metrics import davis, video
 from unified.metrics.davis import VOID, Track
@@ -63,7 +62,7 @@ def score_videos(
                 raise
             raise InputError(f"{clip.prediction}: {error}") from error
 
-    results = run_parallel(score, clips(request, problems), request, "clip")
+    results = request.run(score, clips(request, problems), "clip")
     for _, found in results:
         problems.merge(found)
     scored = [result for result, _ in results]

@@ -1,0 +1,96 @@
+"""Check predictions for an evaluation server and write the zip it wants.
+
+    python tools/submit.py mevis --pred out --out mevis.zip --data MeViS/valid
+    python tools/submit.py davis17-testdev --check mine.zip --data DAVIS-test
+
+With --data also missing frames, sizes and object ids are compared with the data set.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from unified.data.formats.files import read_json
+from unified.errors import UnifiedError
+from unified.evaluation.doctor import Fault, diagnose, diagnose_results, read_videos
+from unified.evaluation.reading import read_split
+from unified.evaluation.submission import (
+    SERVERS,
+    Files,
+    Server,
+    find_server,
+    open_files,
+    write_submission,
+)
+
+MAX_SHOWN = 50
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns 0 if all is well, 1 if faults were found (no zip then), 2 on unusable input."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("server", help=", ".join(SERVERS))
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--pred", type=Path, help="folder of predictions, or results.json")
+    source.add_argument("--check", type=Path, metavar="ZIP", help="only check this zip")
+    add("--out", type=Path, help="zip to write")
+    add("--data", type=Path, help="data set folder with JPEGImages, or its instances JSON")
+    add("--meta", type=Path, help="meta_expressions.json; default: in --data")
+    add("--split", type=Path, help="videos to submit: text, or JSON with videos")
+    options = parser.parse_args(arguments)
+    if options.pred is not None and options.out is None:
+        parser.error("--pred needs --out file.zip")
+    try:
+        server = find_server(options.server)
+        with open_files(server, options.pred or options.check) as files:
+            return run(server, files, options)
+    except UnifiedError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def run(server: Server, files: Files, options: argparse.Namespace) -> int:
+    """Checks, and writes if there is no fault."""
+    if faults := find_faults(server, files, options):
+        show(faults, files)
+        return 1
+    if options.pred is None:
+        print(f"{options.check}: no fault found")
+        return 0
+    number = write_submission(server, files, options.out)
+    print(f"{options.out}: {number} files, no fault found")
+    return 0
+
+
+def find_faults(server: Server, files: Files, options: argparse.Namespace) -> list[Fault]:
+    """Asks the doctor for this kind of submission."""
+    if server.content == "results":
+        what = ("videos", "categories")
+        truth = None if options.data is None else read_json(options.data, "instances", what)
+        return diagnose_results(files, truth)
+    videos = None
+    if options.data is not None:
+        names = read_split(options.split, None).names
+        videos = read_videos(server, options.data, options.meta, names)
+    return diagnose(server, files, videos, num_workers=os.cpu_count() or 1, progress=True)
+
+
+def show(faults: list[Fault], files: Files) -> None:
+    """Prints the first faults and their number."""
+    for fault in faults[:MAX_SHOWN]:
+        print(f"fault: {fault}")
+    if len(faults) > MAX_SHOWN:
+        print(f"... and {len(faults) - MAX_SHOWN} more")
+    print(f"{files.root}: {len(faults)} faults, nothing was written", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
