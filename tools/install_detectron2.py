@@ -7,6 +7,7 @@ Python part runs on every later version, hence the explicit tag and target folde
 from __future__ import annotations
 
 import argparse
+import csv
 import subprocess
 import sys
 import sysconfig
@@ -26,18 +27,20 @@ def is_complete() -> bool:
         found = distribution(PACKAGE)
     except PackageNotFoundError:
         return False
-    # Byte code is recorded too, but Python rewrites it whenever it likes.
-    files = [file for file in found.files or () if file.suffix != ".pyc"]
-    return (
-        found.version == VERSION
-        and bool(files)
-        and all(is_intact(file.locate(), file.size) for file in files)
+    if found.version != VERSION:
+        return False
+    # Not found.files, which leaves out what is missing. Byte code is rewritten whenever Python likes.
+    rows = [row for row in csv.reader((found.read_text("RECORD") or "").splitlines()) if row]
+    return bool(rows) and all(
+        is_intact(Path(str(found.locate_file(name))), size)
+        for name, _, size in rows
+        if not name.endswith(".pyc")
     )
 
 
-def is_intact(path: Path, size: int | None) -> bool:
-    """Says whether ``path`` is a file of ``size`` bytes (None: of any size)."""
-    return path.is_file() and size in (None, path.stat().st_size)
+def is_intact(path: Path, size: str) -> bool:
+    """Says whether ``path`` is a file of ``size`` bytes (empty: of any size)."""
+    return path.is_file() and size in ("", str(path.stat().st_size))
 
 
 def foreign() -> str | None:

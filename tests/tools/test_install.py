@@ -57,7 +57,7 @@ def test_a_source_checkout_of_detectron2_is_left_alone(tmp_path: Path) -> None:
     assert done.stdout == f"detectron2 is here already and stays as it is: {tmp_path}/detectron2\n"
 
 
-@pytest.mark.parametrize("damage", ["nothing", "file", "version"])
+@pytest.mark.parametrize("damage", ["nothing", "emptied", "deleted", "version"])
 def test_only_a_whole_detectron2_counts_as_installed(tmp_path: Path, damage: str) -> None:
     try:
         ours = distribution("sal-detectron2")
@@ -67,8 +67,11 @@ def test_only_a_whole_detectron2_counts_as_installed(tmp_path: Path, damage: str
     for file in files:  # a copy in front of the real one
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(file.locate(), tmp_path / file)
-    if damage == "file":
-        (tmp_path / "detectron2/engine/train_loop.py").write_text("")
+    victim = tmp_path / "detectron2/engine/train_loop.py"
+    if damage == "emptied":
+        victim.write_text("")
+    if damage == "deleted":
+        victim.unlink()
     if damage == "version":
         metadata = next(tmp_path.glob("sal_detectron2-*.dist-info/METADATA"))
         metadata.write_text(metadata.read_text().replace("Version: 0.7.2", "Version: 0.7.1"))
