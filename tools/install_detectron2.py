@@ -29,7 +29,7 @@ def is_complete() -> bool:
         return False
     if found.version != VERSION:
         return False
-    # Not found.files, which leaves out what is missing. Byte code is rewritten whenever Python likes.
+    # Not found.files, which leaves out what is missing. Byte code is rewritten at any time.
     rows = [row for row in csv.reader((found.read_text("RECORD") or "").splitlines()) if row]
     return bool(rows) and all(
         is_intact(Path(str(found.locate_file(name))), size)
