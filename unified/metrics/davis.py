@@ -64,7 +64,11 @@ def region_similarity(truth: NDArray, prediction: NDArray, void: NDArray | None 
 def boundary_accuracy(truth: NDArray, prediction: NDArray, void: NDArray | None = None) -> float:
     """Returns F of two (H, W) masks: boundary pixels matched within 0.8% of the diagonal."""
     truth, prediction = _without_void(truth, prediction, void)
-    return _boundary_f(truth, prediction, boundary_radius(truth.shape))
+    window = _windows((truth | prediction).view(np.uint8), [1]).get(1)
+    if window is None:
+        return 1.0
+    window = _union(window, None)
+    return _boundary_f(truth[window], prediction[window], boundary_radius(truth.shape))
 
 
 def boundary_radius(shape: tuple[int, ...]) -> int:
