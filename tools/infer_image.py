@@ -38,7 +38,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Reads the command line."""
     about = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=about)
-    parser.add_argument("--input", required=True, help="image, folder or pattern of images")
+    parser.add_argument(
+        "--input", required=True, nargs="+", help="images as files, folder or pattern"
+    )
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder to fill")
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument(
@@ -90,7 +92,7 @@ def run(options: argparse.Namespace) -> None:
             masks, scores = zip(*(predictor.predict(prompt) for prompt in prompts), strict=True)
             if results is None:
                 # Only now, so that a prompt which the model cannot follow leaves no file.
-                prepare_folder(options.output, [options.input])
+                prepare_folder(options.output, options.input)
                 results = ResultsFile(options.output / RESULTS, header, "images")
                 stack.enter_context(results)
             rows = write_image_result(

@@ -34,7 +34,10 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     about = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=about)
     parser.add_argument(
-        "--input", required=True, help="video, folder or pattern of images, or camera number"
+        "--input",
+        required=True,
+        nargs="+",
+        help="video, camera number, or images as files, folder or pattern",
     )
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder to fill")
     parser.add_argument(
@@ -72,7 +75,7 @@ def run(options: argparse.Namespace) -> None:
     if options.mask:
         mask_files.insert(0, (options.start, options.mask))
     part = {"start": options.start, "end": options.end, "stride": options.stride}
-    with FrameReader(options.input, **part) as frames:
+    with FrameReader(*options.input, **part) as frames:
         prompts = cli.video_prompts(options.text, mask_files, frames, first=options.start)
         model = cli.load_model(options)
         settings = model.info.inference
@@ -106,7 +109,7 @@ def run(options: argparse.Namespace) -> None:
             )
             # A prompt that the model cannot follow is refused before any file is made.
             first = next(results)
-            prepare_folder(options.output, [options.input])
+            prepare_folder(options.output, options.input)
             with ClipWriter(
                 options.output,
                 header=header,

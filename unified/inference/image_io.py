@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,25 +17,30 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".
 JPEG_QUALITY = 92
 
 
-def find_images(source: str | os.PathLike[str]) -> list[Path]:
-    """The images that a file, a folder or a glob pattern names, in natural order (2 before 10).
+def find_images(sources: Sequence[str]) -> list[Path]:
+    """The images that files, folders and glob patterns name, in natural order (2 before 10).
 
     Raises:
-        InputError: nothing is there, or a folder or pattern holds no image.
+        InputError: one does not exist, or a folder or pattern holds no image.
     """
+    found = {path for source in sources for path in _images_of(source)}
+    return sorted(found, key=_natural_key)
+
+
+def _images_of(source: str) -> list[Path]:
     path = Path(source)
     if path.is_file():
         return [path]
     if path.is_dir():
         found = [entry for entry in path.iterdir() if _is_image(entry)]
-    elif glob.has_magic(str(source)):
-        found = [Path(name) for name in glob.glob(str(source)) if _is_image(Path(name))]
+    elif glob.has_magic(source):
+        found = [Path(name) for name in glob.glob(source) if _is_image(Path(name))]
     else:
         raise InputError(f"input {source} does not exist: give an image, a folder or a pattern")
     if not found:
         suffixes = " ".join(sorted(IMAGE_SUFFIXES))
         raise InputError(f"input {source} holds no image, expected files that end in {suffixes}")
-    return sorted(found, key=_natural_key)
+    return found
 
 
 def _is_image(path: Path) -> bool:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import glob
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ RESULTS = "results.json"
 GENERATED = ("masks/*.png", "masks/*/*.png", "overlay/*.jpg", "overlay.mp4", "logits/*.npz")
 
 
-def prepare_folder(folder: Path, inputs: Sequence[str] = ()) -> None:
+def prepare_folder(folder: Path, inputs: Iterable[str] = ()) -> None:
     """Makes the folder ready for a new run; files of an earlier run in it are deleted.
 
     Args:
@@ -54,12 +55,10 @@ def prepare_folder(folder: Path, inputs: Sequence[str] = ()) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Raises PermissionError or NotADirectoryError if ``folder`` cannot be made or written."""
+    """Raises OSError if ``folder`` cannot be made or written; leaves nothing behind."""
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not existing.is_dir():
-        raise NotADirectoryError(20, os.strerror(20), str(existing))
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise PermissionError(13, os.strerror(13), str(existing))
+    with TemporaryFile(dir=existing):
+        pass
 
 
 class ResultsFile:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -40,7 +41,7 @@ class FrameReader:
     frames have the size of the first. Iterate once; close, or use as a context manager.
 
     Args:
-        source: a video file; a folder or glob pattern of images; one image; or a camera number.
+        sources: a video file or a camera number; or images, as files, folders and glob patterns.
         start: number of the first frame in the source.
         end: number of the frame after the last one; None for all.
         stride: every how many frames.
@@ -58,19 +59,18 @@ class FrameReader:
 
     def __init__(
         self,
-        source: str | os.PathLike[str],
-        *,
+        *sources: str | os.PathLike[str],
         start: int = 0,
         end: int | None = None,
         stride: int = 1,
     ) -> None:
         if start < 0 or stride < 1 or (end is not None and end <= start):
             raise InputError(
-                f"frames {start} to {end} in steps of {stride} are none: give 0 <= start < end and "
-                "a stride of at least 1"
+                f"start {start}, end {end} and stride {stride} select no frame: expected "
+                "0 <= start < end and a stride of at least 1"
             )
-        self._source = source
-        opened = _open(str(source))
+        self._source = sources[0]
+        opened = _open([os.fspath(source) for source in sources])
         self._exact_total = opened.total if opened.exact else None
         last = end if opened.total is None else min(opened.total, end or opened.total)
         self._wanted = range(start, np.iinfo(np.int64).max if end is None else end, stride)
@@ -81,7 +81,7 @@ class FrameReader:
             self._first = next(self._frames, None)
             if self._first is None:
                 known = "" if opened.total is None else f", it has {opened.total}"
-                raise InputError(f"clip {source} has no frame from number {start} on{known}")
+                raise InputError(f"clip {sources[0]} has no frame from number {start} on{known}")
         except BaseException:
             self.close()
             raise
@@ -114,13 +114,13 @@ class FrameReader:
 
 
 class _Images:
-    """A folder or pattern of images; the frame number is the position in natural order."""
+    """Images as a clip; the frame number is the position in natural order."""
 
     fps = DEFAULT_FPS
     exact = True
 
-    def __init__(self, source: str) -> None:
-        self._paths = find_images(source)
+    def __init__(self, sources: Sequence[str]) -> None:
+        self._paths = find_images(sources)
         self.total: int | None = len(self._paths)
 
     def read(self, wanted: range) -> Generator[Frame, None, None]:
@@ -160,7 +160,8 @@ class _VideoFile:
         av = require("av")
         index = 0
         with self._container() as container:
-            container.streams.video[0].thread_type = "AUTO"
+            stream = container.streams.video[0]
+            stream.thread_type = "AUTO"
             try:
                 # Decoding from the beginning keeps frame numbers exact, which seeking does not.
                 for index, picture in enumerate(container.decode(video=0)):
@@ -172,6 +173,13 @@ class _VideoFile:
                 raise InputError(
                     f"clip {self._path} cannot be decoded after frame {index}: {_reason(error)}"
                 ) from error
+            size = os.path.getsize(self._path)
+            if any(entry.pos + entry.size > size for entry in stream.index_entries):
+                # FFmpeg takes the end of the file for the end of the clip.
+                raise InputError(
+                    f"clip {self._path} is cut off after frame {index}: the file is shorter than "
+                    "its index says. Copy it again, or end the part that is read there"
+                )
 
 
 class _Camera:
@@ -181,8 +189,9 @@ class _Camera:
     exact = False
 
     def __init__(self, number: int) -> None:
-        cv2 = require("cv2")
-        self._cv2 = cv2
+        self._cv2 = cv2 = require("cv2")
+        # The error below says what OpenCV would say less clearly.
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
         self._capture = cv2.VideoCapture(number)
         if not self._capture.isOpened():
             raise InputError(f"camera {number} cannot be opened: check that it is there and free")
@@ -200,19 +209,18 @@ class _Camera:
             self._capture.release()
 
 
-def _open(source: str) -> _Images | _VideoFile | _Camera:
-    path = Path(source)
-    if not path.exists():
+def _open(sources: Sequence[str]) -> _Images | _VideoFile | _Camera:
+    source, path = sources[0], Path(sources[0])
+    if len(sources) == 1 and not path.exists() and not glob.has_magic(source):
         if source.isdecimal():
             return _Camera(int(source))
-        if not glob.has_magic(source):
-            raise InputError(
-                f"input {source} does not exist: give a video, a folder or pattern of images, or a "
-                "camera number"
-            )
-    if path.is_file() and path.suffix.lower() not in IMAGE_SUFFIXES:
+        raise InputError(
+            f"input {source} does not exist: give a video, a folder or pattern of images, or a "
+            "camera number"
+        )
+    if len(sources) == 1 and path.is_file() and path.suffix.lower() not in IMAGE_SUFFIXES:
         return _VideoFile(source)
-    return _Images(source)
+    return _Images(sources)
 
 
 def _upright(picture: Any) -> np.ndarray:
@@ -253,7 +261,7 @@ class VideoWriter:
                 "flush_packets": "1",
             },
         )
-        rate = Fraction(fps).limit_denominator(1001)
+        rate = max(Fraction(fps).limit_denominator(1001), Fraction(1, 1001))
         # Without look-ahead, so that every frame is in the file as soon as it was given.
         stream = self._container.add_stream(
             "libx264", rate=rate, options={"crf": "20", "preset": "veryfast", "tune": "zerolatency"}
@@ -266,6 +274,7 @@ class VideoWriter:
         context.colorspace = context.color_primaries = context.color_trc = BT709
         self._stream = stream
         self._num_frames = 0
+        self._intact = 0  # bytes up to the end of the last whole fragment
 
     def write(self, image: np.ndarray) -> None:
         """Appends (H, W, 3) uint8 RGB."""
@@ -276,11 +285,16 @@ class VideoWriter:
         picture.pts = self._num_frames
         self._num_frames += 1
         self._container.mux(self._stream.encode(picture))
+        self._intact = self._path.stat().st_size
 
     def close(self) -> None:
         """Ends the clip and puts its index first."""
-        self._container.mux(self._stream.encode(None))
-        self._container.close()
+        try:
+            self._container.mux(self._stream.encode(None))
+            self._container.close()
+        except OSError:
+            self._abandon()
+            raise
         if self._num_frames:
             _put_index_first(self._path)
 
@@ -293,12 +307,17 @@ class VideoWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        try:
+        if isinstance(error, OSError):
+            self._abandon()
+        else:
             self.close()
-        except OSError:
-            # On a full disk the first error is the one to tell; the fragments stay playable.
-            if error is None:
-                raise
+
+    def _abandon(self) -> None:
+        """Keeps what plays when the disk is full or gone."""
+        with suppress(OSError):
+            self._container.close()
+        with suppress(OSError):
+            os.truncate(self._path, self._intact)
 
 
 def _put_index_first(path: Path) -> None:

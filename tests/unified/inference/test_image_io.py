@@ -69,18 +69,20 @@ def test_unreadable_images_are_named(tmp_path: Path) -> None:
 def test_a_folder_is_read_in_natural_order_without_other_files(tmp_path: Path) -> None:
     for name in ("10.jpg", "9.png", "1.JPG", ".hidden.jpg", "notes.txt", "b2.jpg", "b11.jpg"):
         (tmp_path / name).touch()
-    names = [path.name for path in find_images(tmp_path)]
+    names = [path.name for path in find_images([str(tmp_path)])]
     assert names == ["1.JPG", "9.png", "10.jpg", "b2.jpg", "b11.jpg"]
-    assert [path.name for path in find_images(f"{tmp_path}/b*.jpg")] == ["b2.jpg", "b11.jpg"]
+    assert [path.name for path in find_images([f"{tmp_path}/b*.jpg"])] == ["b2.jpg", "b11.jpg"]
+    expanded = [f"{tmp_path}/{name}" for name in ("10.jpg", "9.png", "9.png")]  # as by a shell
+    assert [path.name for path in find_images(expanded)] == ["9.png", "10.jpg"]
 
 
 def test_nothing_to_read_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
-    for source in (tmp_path, f"{tmp_path}/*.jpg"):
+    for source in (str(tmp_path), f"{tmp_path}/*.jpg"):
         with pytest.raises(InputError, match="holds no image"):
-            find_images(source)
+            find_images([source])
     with pytest.raises(InputError, match="does not exist"):
-        find_images(tmp_path / "nowhere")
+        find_images([f"{tmp_path}/notes.txt", f"{tmp_path}/nowhere"])
 
 
 def test_writing_leaves_the_older_file_when_it_fails(tmp_path: Path) -> None:

@@ -159,6 +159,15 @@ def test_an_error_while_writing_ends_the_clip_properly(tmp_path: Path) -> None:
     assert b"moof" not in path.read_bytes()
 
 
+def test_a_clip_that_was_cut_off_is_read_up_to_there(clip: Path, tmp_path: Path) -> None:
+    cut = tmp_path / "cut.mp4"
+    cut.write_bytes(clip.read_bytes()[:-100])
+    with FrameReader(cut) as reader, pytest.raises(InputError, match=r"cut\.mp4 is cut off after"):
+        list(reader)
+    with FrameReader(cut, end=4) as reader:
+        assert len(list(reader)) == 4
+
+
 def test_unusable_sources_are_named_with_the_reason(tmp_path: Path, clip: Path) -> None:
     (tmp_path / "text.mp4").write_text("not a clip")
     (tmp_path / "zero.mp4").touch()
@@ -187,7 +196,7 @@ def test_a_part_without_frames_is_refused(clip: Path) -> None:
     with pytest.raises(InputError, match="no frame from number 10 on, it has 10"):
         FrameReader(clip, start=10)
     for wrong in ({"start": 4, "end": 4}, {"stride": 0}, {"start": -1}):
-        with pytest.raises(InputError, match="give 0 <= start < end"):
+        with pytest.raises(InputError, match="select no frame: expected 0 <= start"):
             FrameReader(clip, **wrong)
 
 
