@@ -201,7 +201,7 @@ class UniRef(nn.Module):
         def decode(layer: int, image: int, index: Tensor) -> Tensor:
             height, width = features.image_sizes[image]
             start = queries.references[layer][image, index, :2]
-            points = start * shared.new_tensor([width, height])
+            points = start * start.new_tensor([width, height])
             hidden = queries.hidden[layer][image, index]
             return self.mask_head(
                 shared[image : image + 1], hidden[None], points[None], mask_stride=mask_stride
@@ -242,7 +242,9 @@ class UniRef(nn.Module):
         def take(x: Tensor) -> Tensor:
             return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
 
-        size = shared.new_tensor([(w, h) for h, w in image_sizes])[:, None]  # (B, 1, 2)
-        points = take(queries.references[layer])[..., :2] * size
+        centres = take(queries.references[layer])[..., :2]
+        # In the dtype of boxes: half precision cannot hold the width of every image.
+        size = centres.new_tensor([(w, h) for h, w in image_sizes])[:, None]  # (B, 1, 2)
+        points = centres * size
         hidden = take(queries.hidden[layer])
         return self.mask_head(shared, hidden, points, mask_stride=mask_stride)

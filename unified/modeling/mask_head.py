@@ -72,7 +72,10 @@ class MaskHead(nn.Module):
     def forward(
         self, features: Tensor, hidden: Tensor, points: Tensor, *, mask_stride: int = STRIDE
     ) -> Tensor:
-        """Mask logits of the given queries.
+        """Mask logits of the given queries, in the dtype of the weights also under autocast.
+
+        What a query predicts are weights that act on offsets of hundreds of pixels: rounding them
+        to half precision moves the contour, and computing them costs little.
 
         Args:
             features: (B, 8, H/4, W/4) from ``features``.
@@ -83,6 +86,13 @@ class MaskHead(nn.Module):
         Returns:
             (B, K, H / mask_stride, W / mask_stride).
         """
+        dtype = self.mask_conv.weight.dtype
+        with torch.autocast(features.device.type, enabled=False):
+            logits = self._decode(*(x.to(dtype) for x in (features, hidden, points)))
+            return aligned_bilinear(logits, STRIDE // mask_stride)
+
+    def _decode(self, features: Tensor, hidden: Tensor, points: Tensor) -> Tensor:
+        """(B, K, h, w) at the stride of ``features``."""
         batch, num, height, width = *points.shape[:2], *features.shape[-2:]
         c = MASK_CHANNELS
         parameters = self.controller(hidden)
@@ -96,8 +106,7 @@ class MaskHead(nn.Module):
         x = first[..., :2] @ offsets + first[..., 2:] @ shared + bias0[..., None]
         x = second @ F.relu(x) + bias1[..., None]
         x = third @ F.relu(x) + bias2[..., None]  # (B, K, 1, h * w)
-        logits = x.view(batch, num, height, width)
-        return aligned_bilinear(logits, STRIDE // mask_stride)
+        return x.view(batch, num, height, width)
 
     @staticmethod
     def _relative_coordinates(points: Tensor, height: int, width: int) -> Tensor:

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from unified.modeling.neck import Neck
+
+DIMS = {"res2": 8, "res3": 12, "res4": 16, "res5": 20}
+
+
+def stages(batch: int = 2) -> dict[str, Tensor]:
+    """Of a 128 x 192 input."""
+    generator = torch.Generator().manual_seed(0)
+    return {
+        name: torch.randn(batch, dim, 128 // stride, 192 // stride, generator=generator)
+        for stride, (name, dim) in zip((4, 8, 16, 32), DIMS.items(), strict=True)
+    }
+
+
+def padding_mask() -> Tensor:
+    mask = torch.ones(2, 128, 192, dtype=torch.bool)
+    mask[0], mask[1, :75, :130] = False, False
+    return mask
+
+
+def test_three_stages_and_a_strided_convolution_of_the_last() -> None:
+    torch.manual_seed(0)
+    neck = Neck(in_dims=DIMS, dim=32)
+    levels, _ = neck(stages(), padding_mask())
+    assert [tuple(x.shape[2:]) for x in levels] == [(16, 24), (8, 12), (4, 6), (2, 3)]
+    sources = [stages()[name] for name in ("res3", "res4", "res5", "res5")]
+    for source, (convolve, normalise), level in zip(sources, neck.input_proj, levels, strict=True):
+        torch.testing.assert_close(level, normalise(convolve(source)))
+    assert [convolve.stride for convolve, _ in neck.input_proj] == [(1, 1)] * 3 + [(2, 2)]
+
+
+def test_masks_take_the_pixel_at_the_corner_of_each_cell() -> None:
+    """The last from the first mask, which is one nearest resize more than from the pixels."""
+    _, masks = Neck(in_dims=DIMS, dim=32)(stages(), padding_mask())
+    for mask, stride in zip(masks, (8, 16, 32), strict=False):
+        assert torch.equal(mask, padding_mask()[:, ::stride, ::stride])
+    assert torch.equal(masks[3], masks[0][:, ::8, ::8])
+
+
+def test_every_image_keeps_an_unpadded_token_at_every_level() -> None:
+    """Attention to a reference without any token would be undefined."""
+    mask = torch.ones(2, 128, 192, dtype=torch.bool)
+    mask[0], mask[1, :1, :1] = False, False
+    _, masks = Neck(in_dims=DIMS, dim=32)(stages(), mask)
+    assert all((~level).flatten(1).any(dim=1).all() for level in masks)
+
+
+def test_odd_sizes_of_the_last_stage_round_up() -> None:
+    odd = {name: x[..., : x.shape[-2] * 3 // 4, :] for name, x in stages().items()}
+    levels, masks = Neck(in_dims=DIMS, dim=32)(odd, padding_mask()[:, :96])
+    assert [tuple(x.shape[2:]) for x in levels] == [(12, 24), (6, 12), (3, 6), (2, 3)]
+    assert [tuple(x.shape[1:]) for x in masks] == [(12, 24), (6, 12), (3, 6), (2, 3)]
+
+
+def test_gradient_reaches_every_parameter() -> None:
+    neck = Neck(in_dims=DIMS, dim=32)
+    levels, _ = neck(stages(), padding_mask())
+    sum((x * torch.randn(x.shape)).sum() for x in levels).backward()
+    for name, parameter in neck.named_parameters():
+        assert parameter.grad is not None and parameter.grad.any(), name
