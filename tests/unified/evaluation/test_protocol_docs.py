@@ -1,0 +1,44 @@
+"""docs/protocols.md says what the table of protocols says, and every line has its test."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from unified.evaluation.protocols import PROTOCOLS
+
+HERE = Path(__file__).parent
+LINES = (HERE.parents[2] / "docs" / "protocols.md").read_text().splitlines()
+TESTS = "\n".join(path.read_text() for path in sorted(HERE.parent.rglob("test_*.py")))
+
+
+def rows() -> list[list[str]]:
+    start = LINES.index("| protocol | benchmark | who reports it | what it counts | test |")
+    table = []
+    for line in LINES[start + 2 :]:
+        if not line.startswith("|"):
+            break
+        table.append([cell.strip() for cell in line.strip("|").split("|")])
+    return table
+
+
+def test_every_protocol_has_a_line_in_the_order_of_the_code() -> None:
+    assert [row[0].strip("`") for row in rows()] == list(PROTOCOLS)
+
+
+def test_every_line_is_complete_and_names_tests_that_exist() -> None:
+    for row in rows():
+        assert len(row) == 5
+        assert all(row)
+        names = re.findall(r"`(test_\w+)`", row[4])
+        assert names
+        assert [name for name in names if f"def {name}(" not in TESTS] == []
+
+
+def test_everything_named_in_the_text_exists() -> None:
+    text = "\n".join(LINES)
+    for name in re.findall(r"`(test_\w+)`", text):
+        assert f"def {name}(" in TESTS
+    quoted = set(re.findall(r"`([a-z0-9-]+)`", text.split("## The differences")[1]))
+    known = set(PROTOCOLS) | {"lvos-unsup", "lvos"}
+    assert {name for name in quoted if "-" in name and not name.startswith("--")} <= known
