@@ -5,7 +5,8 @@
 The weights are made from the key names of the official layout and loaded through the rename table,
 as an official checkpoint would be. One line per array: largest error, allowed error, verdict.
 Allowed is ten times the recorded float32 noise (noise.json beside the file), or 2e-5 of the array's
-largest magnitude if that is more.
+largest magnitude if that is more. Training steps: errors of losses and gradients are shares of the
+recorded values; matches are exact.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import sys
 from pathlib import Path
 
 from projects.uniref.parity import check_file, kind_of, read_arrays
+from projects.uniref.train_parity import check_train_file
 from unified.engine.config import load_config, system
 from unified.engine.models import CONFIGS
 from unified.errors import InputError, UnifiedError
@@ -71,9 +73,11 @@ def check(path: Path, manifest: dict[str, list] | None, args: argparse.Namespace
     """Prints the comparison of one file; returns the number of failures."""
     arrays = read_arrays(path)
     config = args.config_file or choose_config(path, arrays, manifest)
-    print(f"{path.name}: {kind_of(arrays)}, {config.stem}")
+    kind = kind_of(arrays)
+    print(f"{path.name}: {kind}, {config.stem}")
     cfg = load_config(config, args.opts)
-    results = check_file(path, system("UniRef").build(cfg), manifest)
+    replay = check_train_file if kind == "train" else check_file
+    results = replay(path, system("UniRef").build(cfg), manifest)
     for result in results:
         print(f"  {result}")
     return sum(not result.passed for result in results)

@@ -22,7 +22,6 @@ from unified.modeling.boxinst import box_masks, color_similarity, warm_up
 from unified.modeling.criterion import Criterion, base_name
 from unified.modeling.detr_head import Queries
 from unified.modeling.matcher import Match, match_hungarian, match_simota
-from unified.modeling.query_losses import layer_predictions, proposal_prediction, query_losses
 from unified.parity import Comparison, NoiseFloor, compare
 from unified.structures import ImageBatch, References, Size, Target
 
@@ -30,11 +29,6 @@ LOSS_TOLERANCE = 1e-5
 GRADIENT_TOLERANCE = 1e-3
 # A gradient below this share of the total norm is rounding, e.g. that of biases before a norm.
 GRADIENT_FLOOR = 1e-4
-
-
-def is_train_file(arrays: Arrays) -> bool:
-    """True for a recorded training step."""
-    return "out/total" in arrays
 
 
 def is_box_supervised(arrays: Arrays) -> bool:
@@ -58,8 +52,7 @@ def check_train_file(
     arrays = read_arrays(path)
     load_recorded_weights(model, arrays, manifest)
     noise = NoiseFloor.beside(path)
-    model.train()
-    with without_dropout(model):
+    with as_recorded(model, arrays):
         ours = replay_step(model, arrays)
     results = []
     for key, expected in arrays.items():
@@ -82,17 +75,33 @@ def check_train_file(
 
 
 @contextmanager
-def without_dropout(model: nn.Module) -> Iterator[None]:
-    """Train mode as recorded: every dropout keeps everything, batch norms learn."""
-    modules = [module for module in model.modules() if isinstance(module, nn.Dropout)]
-    rates = [module.p for module in modules]
-    for module in modules:
+def as_recorded(model: UniRef, arrays: Arrays) -> Iterator[None]:
+    """Train mode without dropout, with the losses and the frozen parts of the recording."""
+    official = _official_parameters(model)
+    text = [
+        (official[key], bool(norm >= 0))
+        for key, norm in zip(_gradient_keys(arrays), arrays["out/gradnorm"], strict=True)
+        if key.startswith("text_encoder.") and ".pooler." not in key
+    ]
+    dropouts = [module for module in model.modules() if isinstance(module, nn.Dropout)]
+    rates = [module.p for module in dropouts]
+    trained = [parameter.requires_grad for parameter, _ in text]
+    criterion, training = model.criterion, model.training
+    for module in dropouts:
         module.p = 0.0
+    for parameter, is_trained in text:
+        parameter.requires_grad_(is_trained)
+    model.criterion = Criterion(mask_aux="out/loss/loss_mask_cls" in arrays)
+    model.train()
     try:
         yield
     finally:
-        for module, rate in zip(modules, rates, strict=True):
+        for module, rate in zip(dropouts, rates, strict=True):
             module.p = rate
+        for (parameter, _), was_trained in zip(text, trained, strict=True):
+            parameter.requires_grad_(was_trained)
+        model.criterion = criterion
+        model.train(training)
 
 
 def replay_step(model: UniRef, arrays: Arrays) -> dict[str, np.ndarray]:
@@ -102,17 +111,8 @@ def replay_step(model: UniRef, arrays: Arrays) -> dict[str, np.ndarray]:
     references = _references(model, arrays)
     targets = _targets(arrays, batch)
     full = "in/ref_image0" in arrays and "in/input_ids" not in arrays
-    criterion = Criterion(mask_aux="out/loss/loss_mask_cls" in arrays)
-    queries = model.head(model.fuse(features, references), features.padding_masks)
-    losses = query_losses(
-        head=model.head,
-        mask_head=model.mask_head,
-        criterion=criterion,
-        queries=queries,
-        features=features,
-        targets=targets,
-        mask_stride=1 if full else 4,
-    )
+    with catch_queries(model) as caught:
+        losses = model.losses(features, references, targets, mask_stride=1 if full else 4)
     num_counted = sum(name.startswith("loss_pairwise") for name in losses)
     counter = arrays["out/after/criterion._iter"]
     losses = warm_up(losses, int(counter.item()) - num_counted)
@@ -123,14 +123,14 @@ def replay_step(model: UniRef, arrays: Arrays) -> dict[str, np.ndarray]:
     ours: dict[str, Tensor | np.ndarray] = {"total": total, "after/criterion._iter": counter}
     for name, value in losses.items():
         ours[f"loss/{name}"] = value
-        ours[f"rawloss/{name}"] = value / criterion.weights[base_name(name)]
+        ours[f"rawloss/{name}"] = value / model.criterion.weights[base_name(name)]
     for image, target in enumerate(targets):
         assert target.masks is not None
         ours[f"tgt_boxes_b{image}"] = target.boxes
         ours[f"tgt_masks_shape_b{image}"] = np.array(target.masks.shape)
         if target.color_similarity is not None:
             ours[f"color_sim_b{image}"] = target.color_similarity
-    ours |= _matches(model, queries, targets)
+    ours |= _matches(model, caught[0], targets)
     ours |= _gradients(model, arrays)
     official = uniref_keys(model.backbone.name).to_foreign(model.state_dict())
     ours |= {f"after/{key}": tensor for key, tensor in official.items()}
@@ -199,40 +199,60 @@ def _normalised(corners: Tensor, size: Size) -> Tensor:
     return xyxy_to_cxcywh(corners) / torch.tensor([width, height, width, height])
 
 
-def _matches(model: UniRef, queries: Queries, targets: Sequence[Target]) -> dict[str, np.ndarray]:
-    ours = {}
-    predictions = layer_predictions(model.head, queries)
-    proposals = proposal_prediction(queries)
-    for image, target in enumerate(targets):
-        for layer, prediction in enumerate(predictions):
-            match = match_simota(prediction.logits[image], prediction.boxes[image], target)
-            ours[f"match_l{layer}_b{image}"] = _pairs(match)
-        anything = Target(labels=torch.zeros_like(target.labels), boxes=target.boxes)
-        match = match_hungarian(proposals.logits[image], proposals.boxes[image], anything)
-        ours[f"match_enc_b{image}"] = _pairs(match)
-    last = predictions[-1]
-    return {
-        **ours,
-        "pred_logits": last.logits.detach().numpy(),
-        "pred_boxes": last.boxes.detach().numpy(),
+@contextmanager
+def catch_queries(model: UniRef) -> Iterator[list[Queries]]:
+    """Collects what the head returns."""
+    caught: list[Queries] = []
+    hook = model.head.register_forward_hook(lambda _, __, queries: caught.append(queries))
+    try:
+        yield caught
+    finally:
+        hook.remove()
+
+
+@torch.no_grad()
+def _matches(model: UniRef, queries: Queries, targets: Sequence[Target]) -> dict[str, Tensor]:
+    """Matched pairs of every layer and of the proposals, and what the last layer predicts."""
+    last = model.head.num_layers - 1
+    ours = {
+        "pred_logits": model.head.logits(queries, last),
+        "pred_boxes": model.head.boxes(queries, last),
     }
+    for layer in range(model.head.num_layers):
+        logits, boxes = model.head.logits(queries, layer), model.head.boxes(queries, layer)
+        for image, target in enumerate(targets):
+            match = match_simota(logits[image], boxes[image], target)
+            ours[f"match_l{layer}_b{image}"] = _pairs(match)
+    boxes = queries.proposal_boxes.sigmoid()
+    for image, target in enumerate(targets):
+        anything = Target(labels=torch.zeros_like(target.labels), boxes=target.boxes)
+        match = match_hungarian(queries.proposal_logits[image], boxes[image], anything)
+        ours[f"match_enc_b{image}"] = _pairs(match)
+    return ours
 
 
-def _pairs(match: Match) -> np.ndarray:
-    return torch.stack([match.queries, match.targets]).numpy()
+def _pairs(match: Match) -> Tensor:
+    return torch.stack([match.queries, match.targets])  # (2, K)
+
+
+def _gradient_keys(arrays: Arrays) -> list[str]:
+    return json.loads(str(arrays["gradkeys"]))
+
+
+def _official_parameters(model: UniRef) -> dict[str, Tensor]:
+    return uniref_keys(model.backbone.name).to_foreign(dict(model.named_parameters()))
 
 
 def _gradients(model: UniRef, arrays: Arrays) -> dict[str, np.ndarray]:
     """Norms in the recorded order, -1 for none, their total, and the recorded slices."""
-    keys, recorded = json.loads(str(arrays["gradkeys"])), arrays["out/gradnorm"]
-    parameters = uniref_keys(model.backbone.name).to_foreign(dict(model.named_parameters()))
+    parameters = _official_parameters(model)
     # In double: float32 sums over millions of entries lose the fifth digit.
-    norms = np.full(len(keys), -1.0)
-    for index, key in enumerate(keys):
-        frozen = key.startswith("text_encoder.") and recorded[index] < 0
-        gradient = parameters[key].grad
-        if gradient is not None and not frozen:
-            norms[index] = float(gradient.double().norm())
+    norms = np.array(
+        [
+            -1.0 if parameters[key].grad is None else float(parameters[key].grad.double().norm())
+            for key in _gradient_keys(arrays)
+        ]
+    )
     ours = {"gradnorm": norms, "gradnorm_total": np.sqrt((norms.clip(min=0) ** 2).sum())}
     for name in arrays:
         if name.startswith("out/grad/"):
