@@ -222,9 +222,9 @@ class TrainLoader:
                 logger.warning("skipped broken sample %d: %s", len(self.broken), name)
         if made.sample is None or len(self.broken) > self.max_broken:
             raise InputError(
-                f"{len(self.broken)} samples could not be used, at most {self.max_broken} and fewer "
-                f"than {MAX_TRIES} in a row may fail; the last is {made.broken[-1]}; find them with "
-                "`python tools/data.py check NAME`"
+                f"{len(self.broken)} samples could not be used, at most {self.max_broken} and "
+                f"fewer than {MAX_TRIES} in a row may fail; the last is {made.broken[-1]}; find "
+                "them with `python tools/data.py check NAME`"
             )
 
 

@@ -54,7 +54,7 @@ def read_told_objects(path: Path, folder: Path) -> list[ImageRecord]:
     result = [record for record in records if "expressions" in record]
     for record in records:
         for annotation in record["annotations"]:
-            if sentences := told[annotation["id"]]:
+            if sentences := told.get(annotation["id"]):
                 only: ImageRecord = {**record, "annotations": [annotation]}
                 result.append({**only, "expressions": list(sentences)})
     if not result:

@@ -1,0 +1,125 @@
+"""The examples of docs/own_data.md, run as they stand there."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from unified.data.augmentation import Augmentation
+from unified.data.catalog import find_dataset, load_records, register_datasets
+from unified.data.check import check_dataset
+from unified.data.loader import Source, TrainLoader
+from unified.data.mappers import TrainMapper
+from unified.data.synthetic.world import make_scene
+from unified.data.synthetic.writing import save_jpeg
+from unified.errors import ConfigError, InputError
+from unified.masks import write_label_map, write_mask
+
+GUIDE = (Path(__file__).parents[3] / "docs/own_data.md").read_text()
+
+
+def _examples() -> dict[str, str]:
+    """name of the dataset -> yaml, as printed in the guide."""
+    found = re.findall(r"`own/(\w+)\.yaml`:\n\n```yaml\n(.*?)```", GUIDE, flags=re.DOTALL)
+    return dict(found)
+
+
+def _json_examples() -> list[dict]:
+    return [json.loads(text) for text in re.findall(r"```json\n(.*?)```", GUIDE, flags=re.DOTALL)]
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The yaml files of the guide, with files as it describes them."""
+    folder = tmp_path / "own"
+    folder.mkdir()
+    for name, text in _examples().items():
+        (folder / f"{name}.yaml").write_text(text)
+    instances, expressions = _json_examples()
+    rng = np.random.default_rng(0)
+    save_jpeg(folder / "birds/images/a.jpg", np.zeros((96, 128, 3), dtype=np.uint8))
+    (folder / "birds/instances.json").write_text(json.dumps(instances))
+    for name in ("cells", "street"):
+        scene = make_scene(rng, num_frames=2)
+        for frame in range(2):
+            image, labels = scene.draw(frame)
+            save_jpeg(folder / f"{name}/frames/clip1/{frame:05d}.jpg", image)
+            write_label_map(folder / f"{name}/masks/clip1/{frame:05d}.png", labels)
+    (folder / "street/meta_expressions.json").write_text(json.dumps(expressions))
+    for number in (1, 2, 3):
+        image, labels = make_scene(rng).draw()
+        save_jpeg(folder / f"logos/acme/{number}.jpg", image)
+        write_mask(folder / f"logos/acme/{number}.png", labels == 1)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    return folder
+
+
+def test_guide_has_an_example_of_at_most_five_lines_per_kind() -> None:
+    examples = _examples()
+    assert set(examples) == {"birds", "cells", "street", "logos"}
+    assert all(len(text.strip().splitlines()) <= 5 for text in examples.values())
+
+
+@pytest.mark.parametrize("name", ["birds", "cells", "street", "logos"])
+def test_own_data_is_read_checked_and_trained_on(name: str, own: Path) -> None:
+    records = load_records(name)
+    assert check_dataset(name).num_records == len(records) >= 1
+    augmentation = Augmentation(short_sides=(48,), max_size=80, crop_range=(30, 60))
+    source = Source(name, records, TrainMapper(augmentation=augmentation), batch_size=2)
+    batch = next(iter(TrainLoader([source], seed=0)))
+    assert all(len(sample["instances"]) == 1 for sample in batch)
+    assert all(sample["dataset"] == name for sample in batch)
+
+
+def test_own_names_are_registered(own: Path) -> None:
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    register_datasets(["birds", "cells"])
+    assert MetadataCatalog.get("birds").task == "ris"
+    told = [record["expressions"] for record in DatasetCatalog.get("birds")]
+    assert told == [["the small bird on the left", "bird near the water"]]
+
+
+def test_split_decides_what_a_record_is(own: Path) -> None:
+    for name in ("birds", "cells"):
+        path = own / f"{name}.yaml"
+        path.write_text(path.read_text().replace("train", "test"))
+    assert [record["expressions"] for record in load_records("birds")] == [
+        ["the small bird on the left"],
+        ["bird near the water"],
+    ]
+    assert load_records("cells")[0]["first_frames"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("task: ris", "task: rsi"), "expected one of"),
+        (("split: train\n", ""), "'split' is missing"),
+        (("images:", "pictures:"), "'images' is missing"),
+        (("split: train", "split: val"), "expected train or test"),
+        (("task: ris", "task: ["), "not valid yaml"),
+    ],
+)
+def test_wrong_yaml_says_what_is_wrong(change: tuple[str, str], message: str, own: Path) -> None:
+    path = own / "birds.yaml"
+    path.write_text(path.read_text().replace(*change))
+    with pytest.raises(ConfigError, match=message) as error:
+        find_dataset("birds")
+    assert str(path) in str(error.value)
+
+
+def test_missing_sentences_and_files_are_named(own: Path) -> None:
+    content = json.loads((own / "birds/instances.json").read_text())
+    del content["annotations"][0]["expressions"]
+    (own / "birds/instances.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="'expressions' per annotation"):
+        load_records("birds")
+    (own / "cells/masks/clip1/00000.png").unlink()
+    (own / "cells/frames/clip1/00001.jpg").unlink()
+    with pytest.raises(InputError, match=r"00001\.jpg is missing"):
+        load_records("cells")
