@@ -18,6 +18,7 @@ from unified.evaluation.reading import (
     frame_names,
     read_binary,
     read_ids,
+    read_names,
     subfolders,
 )
 from unified.evaluation.report import Problems, Request
@@ -83,7 +84,7 @@ class Clip:
         check_ids: predicted ids must be those of the ground truth.
         unscored: frames whose prediction does not matter and is not read.
         spans: LVOS, object id -> its frames.
-        classes: YouTube-VOS, object id -> its class.
+        unseen_ids: objects that count as unseen, where a benchmark tells them apart.
     """
 
     sequence: str
@@ -95,7 +96,7 @@ class Clip:
     check_ids: bool = True
     unscored: frozenset[str] = frozenset()
     spans: Mapping[int, Span] | None = None
-    classes: Mapping[int, str] | None = None
+    unseen_ids: frozenset[int] | None = None
 
 
 MakeClips = Callable[[Request, Problems], list[Clip]]
@@ -146,11 +147,14 @@ def annotator_sets(request: Request, problems: Problems) -> list[Clip]:
 def classed_sequences(request: Request, problems: Problems) -> list[Clip]:
     """YouTube-VOS: label maps, and ``meta.json`` with the class of every object."""
     videos = _meta(request, "meta.json of YouTube-VOS")
+    is_unseen = _seen_or_unseen(
+        request, "the unseen classes, or train/meta.json with the seen ones"
+    )
     clips = []
     for clip in sequences(request, problems):
         objects = _entry(videos, clip.sequence, "objects", request)
-        classes = {int(i): entry["category"] for i, entry in objects.items()}
-        clips.append(replace(clip, classes=classes))
+        unseen = frozenset(int(i) for i, entry in objects.items() if is_unseen(entry["category"]))
+        clips.append(replace(clip, unseen_ids=unseen))
     return clips
 
 
@@ -159,19 +163,38 @@ def spanned_sequences(
 ) -> list[Clip]:
     """LVOS: label maps, and the meta file with the frames in which every object counts."""
     videos = _meta(request, "valid_meta.json of LVOS")
+    is_unseen = _seen_or_unseen(request, "unseen_videos.txt of LVOS")
     clips = []
     for clip in sequences(request, problems, check_ids=check_ids):
-        numbers = {int(frame): index for index, frame in enumerate(clip.frames)}
         objects = _entry(videos, clip.sequence, "objects", request)
-        spans = {int(i): _span(clip, numbers, o["frame_range"]) for i, o in objects.items()}
-        ends = 1 if skip_ends else 0
-        scored = {
-            frame
-            for span in spans.values()
-            for frame in clip.frames[span.start + ends : span.end - ends]
-        }
-        clips.append(replace(clip, spans=spans, unscored=frozenset(clip.frames) - scored))
+        ranges = {int(i): entry["frame_range"] for i, entry in objects.items()}
+        unseen = frozenset(ranges) if is_unseen(clip.sequence) else frozenset()
+        clips.append(replace(with_spans(clip, ranges, skip_ends), unseen_ids=unseen))
     return clips
+
+
+def with_spans(clip: Clip, ranges: Mapping[int, Mapping[str, Any]], skip_ends: bool) -> Clip:
+    """The clip with the frame ranges of the LVOS meta file; frames outside need no prediction."""
+    spans = {i: _span(clip, entry) for i, entry in ranges.items()}
+    ends = 1 if skip_ends else 0
+    scored = {
+        frame
+        for span in spans.values()
+        for frame in clip.frames[span.start + ends : span.end - ends]
+    }
+    return replace(clip, spans=spans, unscored=frozenset(clip.frames) - scored)
+
+
+def _seen_or_unseen(request: Request, what: str) -> Callable[[str], bool]:
+    """Whether a name is unseen: listed in a text file, or not a class of a training meta file."""
+    if request.unseen is None:
+        raise InputError(f"the protocol needs {what}: give its path with --unseen")
+    if request.unseen.suffix != ".json":
+        listed = set(read_names(request.unseen))
+        return lambda name: name in listed
+    videos = read_json(request.unseen, what, keys=("videos",))["videos"]
+    seen = {o["category"] for entry in videos.values() for o in entry["objects"].values()}
+    return lambda name: name not in seen
 
 
 def expressions(request: Request, problems: Problems) -> list[Clip]:
@@ -276,12 +299,12 @@ def _object_ids(
     return tuple(int(i) for i in (ids if isinstance(ids, list) else [ids]))
 
 
-def _span(clip: Clip, numbers: Mapping[int, int], entry: Mapping[str, str]) -> Span:
+def _span(clip: Clip, entry: Mapping[str, Any]) -> Span:
     """Meta entries count file numbers with an exclusive end; spans count annotated frames."""
     start, end = int(entry["start"]), int(entry["end"])
-    inside = [index for number, index in numbers.items() if start <= number < end]
+    inside = [index for index, frame in enumerate(clip.frames) if start <= int(frame) < end]
     expected = len(range(start, end, LVOS_STEP))
-    if len(inside) != expected:
+    if not inside or len(inside) != expected:
         raise InputError(
             f"video {clip.sequence}: the meta file has an object in {expected} annotated frames "
             f"from {start} to {end}, the ground truth has {len(inside)}: are both of the same "

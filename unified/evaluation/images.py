@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -101,89 +101,108 @@ def _picture(pair: MaskPair) -> Picture:
     return Picture(pair.name, truth, read_prediction(pair, truth.shape, allowed))
 
 
-def _overlaps(request: Request, problems: Problems) -> tuple[list[MaskPair], NDArray[np.int64]]:
-    """All pairs and their (N, 4) intersection, union, true and predicted area, in pixels."""
-    pairs = find_pairs(request, problems)
+@dataclass(frozen=True)
+class Overlap:
+    """One binary sample: pixel counts, and how to show it."""
 
-    def measure(pair: MaskPair) -> tuple[tuple[int, ...], Problems]:
+    name: str
+    intersection: float
+    union: float
+    true: float
+    predicted: float
+    picture: Callable[[], Picture] | None = None
+
+
+def measure(name: str, truth: NDArray, prediction: NDArray) -> Overlap:
+    """Counts the pixels of two (H, W) masks."""
+    intersection, union = iou.mask_overlap(truth, prediction)
+    true, predicted = (int(np.count_nonzero(mask)) for mask in (truth, prediction))
+    return Overlap(name, intersection, union, true, predicted)
+
+
+def _overlaps(request: Request, problems: Problems) -> list[Overlap]:
+    def work(pair: MaskPair) -> tuple[Overlap, Problems]:
         found = Problems(request.allow_missing)
         truth = read_binary(pair.truth)
-        prediction = read_prediction(pair, truth.shape, found)
-        areas = (int(np.count_nonzero(mask)) for mask in (truth, prediction))
-        return (*iou.mask_overlap(truth, prediction), *areas), found
+        overlap = measure(pair.name, truth, read_prediction(pair, truth.shape, found))
+        return replace(overlap, picture=partial(_picture, pair)), found
 
-    results = request.run(measure, pairs, "image")
+    results = request.run(work, find_pairs(request, problems), "image")
     for _, found in results:
         problems.merge(found)
-    return pairs, np.array([counts for counts, _ in results])
+    return [overlap for overlap, _ in results]
 
 
 def score_referring(request: Request, *, rule: ReferringRule) -> Scores:
-    """oIoU, mIoU and P@X of one binary mask per expression."""
+    """oIoU, mIoU and P@X of one binary mask per expression, from folders."""
     problems = Problems(request.allow_missing)
-    pairs, counts = _overlaps(request, problems)
-    inter, union, true, _ = counts.T
+    return referring_scores(_overlaps(request, problems), rule, problems)
+
+
+def referring_scores(
+    samples: Sequence[Overlap], rule: ReferringRule, problems: Problems, sample: str = "expression"
+) -> Scores:
+    """oIoU, mIoU and P@X of measured samples."""
+    kept = [s for s in samples if s.true > 0] if rule.needs_truth else list(samples)
     notes: tuple[str, ...] = ()
     if rule.needs_truth:
-        empty = true == 0
-        notes = (f"{np.count_nonzero(empty)} samples without ground truth left out",)
-        pairs = [pair for pair, left_out in zip(pairs, empty, strict=True) if not left_out]
-        inter, union = inter[~empty], union[~empty]
+        notes = (f"{len(samples) - len(kept)} samples without ground truth left out",)
+    inter, union = (
+        np.array([getattr(s, side) for s in kept]) for side in ("intersection", "union")
+    )
     numbers = iou.referring_summary(inter, union, rule)
-    return Scores(numbers, _iou_rows(pairs, inter, union), problems, "image", notes)
+    return Scores(numbers, [_iou_row(s) for s in kept], problems, sample, notes)
 
 
-def _iou_rows(pairs: Sequence[MaskPair], inter: NDArray, union: NDArray) -> list[Row]:
-    ratios = iou.overlap_ratio(inter, union)
-    return [
-        Row(
-            pair.name,
-            "",
-            {"IoU": 100 * float(ratio), "I": float(i), "U": float(u)},
-            partial(_picture, pair),
-        )
-        for pair, ratio, i, u in zip(pairs, ratios, inter, union, strict=True)
-    ]
+def _iou_row(sample: Overlap) -> Row:
+    ratio = iou.overlap_ratio(np.array(sample.intersection), np.array(sample.union))
+    values = {"IoU": 100 * float(ratio), "I": sample.intersection, "U": sample.union}
+    return Row(sample.name, "", values, sample.picture)
 
 
 def score_generalized(request: Request) -> Scores:
     """gIoU, cIoU, N-acc, T-acc and Pr@X; refusals from ``no_target.json`` or empty masks."""
     problems = Problems(request.allow_missing)
-    pairs, counts = _overlaps(request, problems)
-    inter, union, true, predicted = counts.T
+    samples = _overlaps(request, problems)
     flags = request.prediction / REFUSALS
-    if flags.is_file():
-        said = read_refusals(flags, [pair.name for pair in pairs])
-        note = f"refusals from {REFUSALS}"
-    else:
-        said = predicted == 0
-        note = "a refusal is an empty mask"
-    no_target = true == 0
-    samples = generalized.GeneralizedSamples(inter, union, no_target, said)
-    numbers = generalized.generalized_summary(samples)
+    said = read_refusals(flags, [s.name for s in samples]) if flags.is_file() else None
+    return generalized_scores(samples, said, problems)
+
+
+def generalized_scores(
+    samples: Sequence[Overlap], refused: Sequence[bool] | None, problems: Problems
+) -> Scores:
+    """gIoU, cIoU, N-acc, T-acc and Pr@X; without ``refused`` an empty mask is a refusal."""
+    said = [s.predicted == 0 for s in samples] if refused is None else refused
+    no_target = [s.true == 0 for s in samples]
+    numbers = generalized.generalized_summary(
+        generalized.GeneralizedSamples(
+            np.array([s.intersection for s in samples]),
+            np.array([s.union for s in samples]),
+            np.array(no_target),
+            np.array(said),
+        )
+    )
     for key in ("T_acc", "N_acc"):
         numbers[key] *= 100
-    rows = [
-        Row(
-            row.sequence,
-            "",
-            {**row.values, "refused": float(s), "no_target": float(n)},
-            row.picture,
-        )
-        for row, s, n in zip(_iou_rows(pairs, inter, union), said, no_target, strict=True)
-    ]
-    return Scores(numbers, rows, problems, "image", (note,))
+    rows = []
+    for sample, says, none in zip(samples, said, no_target, strict=True):
+        row = _iou_row(sample)
+        values = {**row.values, "refused": float(says), "no_target": float(none)}
+        rows.append(replace(row, values=values))
+    note = "a refusal is an empty mask" if refused is None else f"refusals from {REFUSALS}"
+    return Scores(numbers, rows, problems, "expression", (note,))
 
 
-def read_refusals(path: Path, names: Sequence[str]) -> NDArray[np.bool_]:
-    """(N,) which samples the model says have no target: JSON object, sample name -> bool."""
+def read_refusals(path: Path, names: Sequence[str]) -> list[bool]:
+    """Which samples the model says have no target: JSON object, sample name -> bool."""
     flags = read_json(path, "an object of sample names and booleans")
     if not isinstance(flags, dict) or any(not isinstance(v, bool) for v in flags.values()):
         raise InputError(f"{path} must be an object of sample names and booleans")
     missing = [name for name in names if name not in flags]
     if missing:
         raise InputError(f"{path} lacks sample {missing[0]}: give true or false for every sample")
-    return np.array([flags[name] for name in names])
+    return [flags[name] for name in names]
 
 
 def score_few_shot(request: Request) -> Scores:
@@ -194,26 +213,47 @@ def score_few_shot(request: Request) -> Scores:
     if outside:
         raise InputError(f"{outside[0]} lies in no class folder: expected <class>/<episode>.png")
 
-    def measure(pair: MaskPair) -> tuple[tuple[NDArray, NDArray], Problems]:
+    def work(pair: MaskPair) -> tuple[Episode, Problems]:
         found = Problems(request.allow_missing)
         truth, ignore = split_ignored(read_ids(pair.truth))
         prediction = read_prediction(pair, truth.shape, found)
-        return few_shot.areas(truth, prediction, ignore), found
+        class_name, name = pair.name.split("/", 1)
+        areas = few_shot.areas(truth, prediction, ignore)
+        return Episode(class_name, name, *areas, partial(_picture, pair)), found
 
-    results = request.run(measure, pairs, "episode")
+    results = request.run(work, pairs, "episode")
     for _, found in results:
         problems.merge(found)
-    inter, union = (np.array(side) for side in zip(*(areas for areas, _ in results), strict=True))
-    names = [pair.name.split("/")[0] for pair in pairs]
-    classes = list(request.split.names or dict.fromkeys(names))
-    ids = [classes.index(name) for name in names]
+    episodes = [episode for episode, _ in results]
+    classes = request.split.names or tuple(dict.fromkeys(e.class_name for e in episodes))
+    return few_shot_scores(episodes, classes, problems)
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One few-shot sample: (2,) background and foreground pixels, and how to show it."""
+
+    class_name: str
+    name: str
+    intersection: NDArray
+    union: NDArray
+    picture: Callable[[], Picture] | None = None
+
+
+def few_shot_scores(
+    episodes: Sequence[Episode], classes: Sequence[str], problems: Problems
+) -> Scores:
+    """Class mIoU and FB-IoU; classes without episode count 0."""
+    inter = np.array([e.intersection for e in episodes]).reshape(-1, 2)
+    union = np.array([e.union for e in episodes]).reshape(-1, 2)
+    ids = [classes.index(e.class_name) for e in episodes]
     numbers = few_shot.few_shot_summary(inter, union, ids, range(len(classes)))
-    ratios = iou.overlap_ratio(inter[:, 1], union[:, 1])
+    ratios = 100 * iou.overlap_ratio(inter[:, 1], union[:, 1])
     rows = [
-        Row(name, pair.name.split("/", 1)[1], {"IoU": 100 * float(ratio)}, partial(_picture, pair))
-        for name, pair, ratio in zip(names, pairs, ratios, strict=True)
+        Row(e.class_name, e.name, {"IoU": float(ratio)}, e.picture)
+        for e, ratio in zip(episodes, ratios, strict=True)
     ]
-    unsampled = len(classes) - len(set(names))
+    unsampled = len(classes) - len({e.class_name for e in episodes})
     notes = (f"{len(classes)} classes, {unsampled} without episode",)
     return Scores(numbers, rows, problems, "episode", notes)
 

@@ -9,11 +9,9 @@ from pathlib import Path
 
 from unified.errors import ConfigError
 from unified.evaluation import clips, images, results, videos
-from unified.evaluation.report import Report, Request, Scores, make_card
-from unified.evaluation.videos import score_videos
+from unified.evaluation.report import Report, Request, Scores, Split, make_card
+from unified.evaluation.videos import VideoScoring
 from unified.metrics import iou
-
-LVOS_TASKS = ("semi-supervised", "unsupervised_multiple", "unsupervised_single")
 
 
 @dataclass(frozen=True)
@@ -33,34 +31,33 @@ class Protocol:
     score: Callable[[Request], Scores]
 
 
-def _lvos(task: videos.LvosTask, *, skip_ends: bool) -> Callable[[Request], Scores]:
+def _lvos(task: videos.LvosTask, *, skip_ends: bool) -> VideoScoring:
     own_ids = task == "semi-supervised"
-    return partial(
-        score_videos,
+    return VideoScoring(
         clips=partial(clips.spanned_sequences, skip_ends=skip_ends, check_ids=own_ids),
         tracks=partial(videos.spanned, task=task, skip_ends=skip_ends),
         numbers=videos.lvos_numbers,
     )
 
 
-def _visible(*, skip_ends: bool) -> Callable[[Request], Scores]:
-    return partial(
-        score_videos,
+def _expressions(make: clips.MakeClips, tracks: videos.MakeTracks) -> VideoScoring:
+    return VideoScoring(clips=make, tracks=tracks, numbers=videos.mean_numbers, sample="expression")
+
+
+def _visible(*, skip_ends: bool) -> VideoScoring:
+    return VideoScoring(
         clips=partial(clips.sequences, skip_ends=skip_ends),
         tracks=partial(videos.visible, skip_ends=skip_ends),
         numbers=videos.mean_numbers,
     )
 
 
-_EXPRESSIONS = partial(score_videos, numbers=videos.mean_numbers, sample="expression")
-
 PROTOCOLS: dict[str, Protocol] = {
     "davis17-semi": Protocol(
         "vos",
         "DAVIS 2017",
         "objects of frame 0, first and last frame skipped, void is background",
-        partial(
-            score_videos,
+        VideoScoring(
             clips=partial(clips.sequences, skip_ends=True),
             tracks=videos.semi_supervised,
             numbers=videos.davis_numbers,
@@ -70,8 +67,7 @@ PROTOCOLS: dict[str, Protocol] = {
         "vos",
         "DAVIS 2017 unsupervised",
         "all frames, void ignored, up to 20 proposals assigned by mean J&F, extra ones free",
-        partial(
-            score_videos,
+        VideoScoring(
             clips=partial(clips.sequences, check_ids=False),
             tracks=videos.unsupervised,
             numbers=videos.davis_numbers,
@@ -90,8 +86,7 @@ PROTOCOLS: dict[str, Protocol] = {
         "vos",
         "SA-V",
         "one folder per object, first and last frame skipped",
-        partial(
-            score_videos,
+        VideoScoring(
             clips=clips.object_folders,
             tracks=partial(videos.visible, skip_ends=True),
             numbers=videos.mean_numbers,
@@ -102,8 +97,7 @@ PROTOCOLS: dict[str, Protocol] = {
         "YouTube-VOS",
         "G = mean of J and F over seen and unseen classes, the frame that introduces an object "
         "skipped; the server's program was never published",
-        partial(
-            score_videos,
+        VideoScoring(
             clips=clips.classed_sequences,
             tracks=partial(videos.visible, skip_ends=False, skip_prompt=True),
             numbers=videos.youtube_vos_numbers,
@@ -137,8 +131,7 @@ PROTOCOLS: dict[str, Protocol] = {
         "rvos",
         "Ref-DAVIS17",
         "as davis17-unsup, mean over the expression sets anno_0 to anno_3",
-        partial(
-            score_videos,
+        VideoScoring(
             clips=clips.annotator_sets,
             tracks=videos.unsupervised,
             numbers=videos.davis_numbers,
@@ -148,13 +141,13 @@ PROTOCOLS: dict[str, Protocol] = {
         "rvos",
         "Ref-YouTube-VOS",
         "J&F per expression over all annotated frames, mean over expressions",
-        partial(_EXPRESSIONS, clips=clips.expressions, tracks=videos.expression),
+        _expressions(clips.expressions, videos.expression),
     ),
     "mevis": Protocol(
         "rvos",
         "MeViS",
         "J&F per expression over all frames, union of its objects, missing prediction is 0",
-        partial(_EXPRESSIONS, clips=clips.mevis_expressions, tracks=videos.mevis_expression),
+        _expressions(clips.mevis_expressions, videos.mevis_expression),
     ),
     "lavt": Protocol(
         "ris",
@@ -250,17 +243,32 @@ def evaluate(
         ConfigError: no such protocol, or of another task.
         InputError: the files cannot be scored.
     """
-    protocol = PROTOCOLS.get(name)
-    if protocol is None or task not in (None, protocol.task):
-        fitting = [n for n, p in PROTOCOLS.items() if task in (None, p.task)]
+    if task not in (None, find_protocol(name).task):
+        fitting = [n for n, p in PROTOCOLS.items() if p.task == task]
         raise ConfigError(f"no protocol {name!r} of task {task}: choose from {', '.join(fitting)}")
-    scores = protocol.score(request)
+    return make_report(name, find_protocol(name).score(request), request.split, weights)
+
+
+def find_protocol(name: str) -> Protocol:
+    """The protocol of a name.
+
+    Raises:
+        ConfigError: it is not in the table.
+    """
+    if name not in PROTOCOLS:
+        raise ConfigError(f"no protocol {name!r}: choose from {', '.join(PROTOCOLS)}")
+    return PROTOCOLS[name]
+
+
+def make_report(name: str, scores: Scores, split: Split, weights: Path | None = None) -> Report:
+    """Puts the card beside the numbers of a protocol."""
+    protocol = find_protocol(name)
     card = make_card(
         scores,
         benchmark=protocol.benchmark,
         protocol=name,
         rule=protocol.rule,
-        split=request.split,
+        split=split,
         weights=weights,
     )
     return Report(scores, card)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,14 @@ import numpy as np
 
 from unified.data.formats.files import read_json
 from unified.errors import InputError
+from unified.evaluation import images
 from unified.evaluation.detections import coco_entries, read_results, youtube_vis_entries
+from unified.evaluation.images import Overlap
 from unified.evaluation.report import MISSING_RESULT, Problems, Request, Row, Scores, percent
 from unified.metrics import detection, generalized, iou
 from unified.metrics.detection import Scored
 
+NO_BOX = (0.0, 0.0, 0.0, 0.0)
 COCO_KEYS = ("images", "annotations", "categories")
 
 
@@ -23,7 +27,7 @@ def score_coco(request: Request, *, boxes: bool) -> Scores:
     shape = "bbox" if boxes else "segmentation"
     results = read_results(_results_file(request), ("image_id", "category_id", "score", shape))
     entries = coco_entries(truth, results, boxes=boxes)
-    return _detection_scores(request, truth, entries, detection.COCO_AREAS)
+    return detection_scores(truth, entries, detection.COCO_AREAS)
 
 
 def score_youtube_vis(request: Request) -> Scores:
@@ -31,15 +35,15 @@ def score_youtube_vis(request: Request) -> Scores:
     truth = read_json(request.truth, "YouTube-VIS instances", ("videos", *COCO_KEYS[1:]))
     keys = ("video_id", "category_id", "score", "segmentations")
     entries = youtube_vis_entries(truth, read_results(_results_file(request), keys))
-    return _detection_scores(request, truth, entries, detection.YOUTUBE_VIS_AREAS)
+    return detection_scores(truth, entries, detection.YOUTUBE_VIS_AREAS)
 
 
-def _detection_scores(
-    request: Request,
-    truth: Any,
-    entries: list[list[Scored]],
-    areas: tuple[detection.AreaRange, ...],
+def detection_scores(
+    truth: Mapping[str, Any],
+    entries: Sequence[Sequence[Scored]],
+    areas: Sequence[detection.AreaRange],
 ) -> Scores:
+    """The 12 numbers in percent and AP per category."""
     summary = detection.detection_summary(entries, areas)
     numbers = {key: 100 * v if v >= 0 else float("nan") for key, v in summary.items()}
     each = [detection.average_precision(category) for category in entries]
@@ -47,7 +51,7 @@ def _detection_scores(
         Row(category["name"], "", {"AP": 100 * ap if ap >= 0 else float("nan")})
         for category, ap in zip(truth["categories"], each, strict=True)
     ]
-    return Scores(numbers, rows, Problems(request.allow_missing), "category")
+    return Scores(numbers, rows, Problems(allowed=False), "category")
 
 
 def score_referring_boxes(request: Request) -> Scores:
@@ -60,30 +64,25 @@ def score_referring_boxes(request: Request) -> Scores:
         held = best.get(entry["image_id"])
         if held is None or entry["score"] > held["score"]:
             best[entry["image_id"]] = entry
-    overlaps = []
+    samples = []
     for annotation in truth["annotations"]:
         image = annotation["image_id"]
-        found = best.get(image)
-        if found is None:
+        found = best.get(image, {"bbox": NO_BOX})
+        if found["bbox"] is NO_BOX:
             problems.found(
                 MISSING_RESULT,
                 f"{_results_file(request)} has no box for image entry {image}: give one each",
             )
-        corners = [iou.xywh_to_xyxy([b]) for b in (annotation["bbox"], _box(found))]
-        inter, union = iou.box_overlap(*corners)
-        overlaps.append((float(inter[0, 0]), float(union[0, 0])))
-    inter, union = np.array(overlaps).reshape(-1, 2).T
-    numbers = iou.referring_summary(inter, union, iou.UNIREF)
-    ratios = 100 * iou.overlap_ratio(inter, union)
-    rows = [
-        Row(str(a["image_id"]), "", {"IoU": float(ratio)})
-        for a, ratio in zip(truth["annotations"], ratios, strict=True)
-    ]
-    return Scores(numbers, rows, problems, "expression")
+        samples.append(measure_boxes(str(image), annotation["bbox"], found["bbox"]))
+    return images.referring_scores(samples, iou.UNIREF, problems)
 
 
-def _box(entry: Any) -> list[float]:
-    return [0.0, 0.0, 0.0, 0.0] if entry is None else entry["bbox"]
+def measure_boxes(name: str, truth: Sequence[float], prediction: Sequence[float]) -> Overlap:
+    """Areas of two boxes (x, y, width, height)."""
+    inter, union = iou.box_overlap(*(iou.xywh_to_xyxy([box]) for box in (truth, prediction)))
+    areas = (float(box[2]) * float(box[3]) for box in (truth, prediction))
+    true, predicted = areas
+    return Overlap(name, float(inter[0, 0]), float(union[0, 0]), true, predicted)
 
 
 def score_generalized_boxes(request: Request) -> Scores:

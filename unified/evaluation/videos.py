@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from unified.errors import InputError
 from unified.evaluation.clips import Clip, MakeClips
-from unified.evaluation.reading import check_size, read_binary, read_ids, read_names, some_of
+from unified.evaluation.reading import check_size, read_binary, read_ids, some_of
 from unified.evaluation.report import (
     MISSING_MASK,
     STRAY_ID,
@@ -38,36 +38,44 @@ class ScoredClip:
 
 
 MakeTracks = Callable[[Clip, Iterable[FramePair]], Mapping[int, Track]]
-MakeNumbers = Callable[[Request, Sequence[ScoredClip]], Mapping[str, float]]
+MakeNumbers = Callable[[Sequence[ScoredClip]], Mapping[str, float]]
 
 
-def score_videos(
-    request: Request,
-    *,
-    clips: MakeClips,
-    tracks: MakeTracks,
-    numbers: MakeNumbers,
-    sample: str = "object",
-) -> Scores:
-    """Scores all clips of a protocol, several at a time, each read frame by frame."""
-    cv2.setNumThreads(1)  # there is one thread per clip already
-    problems = Problems(request.allow_missing)
+@dataclass(frozen=True)
+class VideoScoring:
+    """A protocol over videos: files to clips, clips to tracks, tracks to numbers (fractions)."""
 
-    def score(clip: Clip) -> tuple[ScoredClip, Problems]:
+    clips: MakeClips
+    tracks: MakeTracks
+    numbers: MakeNumbers
+    sample: str = "object"
+
+    def __call__(self, request: Request) -> Scores:
+        """Scores folders."""
+        problems = Problems(request.allow_missing)
+        return self.score(self.clips(request, problems), request, problems)
+
+    def score(self, clips: Sequence[Clip], request: Request, problems: Problems) -> Scores:
+        """Scores clips, several at a time, each read frame by frame."""
+        cv2.setNumThreads(1)  # there is one thread per clip already
+        results = request.run(self._score_clip, [(clip, request) for clip in clips], "clip")
+        for _, found in results:
+            problems.merge(found)
+        scored = [result for result, _ in results]
+        rows = [row for result in scored for row in _rows(result)]
+        if not rows:
+            raise InputError("no object of the ground truth is in a frame that counts")
+        return Scores(percent(self.numbers(scored)), rows, problems, self.sample)
+
+    def _score_clip(self, item: tuple[Clip, Request]) -> tuple[ScoredClip, Problems]:
+        clip, request = item
         found = Problems(request.allow_missing)
         try:
-            return ScoredClip(clip, tracks(clip, read_pairs(clip, found))), found
+            return ScoredClip(clip, self.tracks(clip, read_pairs(clip, found))), found
         except InputError as error:
             if str(clip.prediction) in str(error):
                 raise
             raise InputError(f"{clip.prediction}: {error}") from error
-
-    results = request.run(score, clips(request, problems), "clip")
-    for _, found in results:
-        problems.merge(found)
-    scored = [result for result, _ in results]
-    rows = [row for result in scored for row in _rows(result)]
-    return Scores(percent(numbers(request, scored)), rows, problems, sample)
 
 
 def read_pairs(clip: Clip, problems: Problems) -> Iterator[FramePair]:
@@ -210,68 +218,45 @@ def mevis_expression(clip: Clip, pairs: Iterable[FramePair]) -> Mapping[int, Tra
 # Tracks to numbers, as fractions.
 
 
-def davis_numbers(request: Request, scored: Sequence[ScoredClip]) -> Mapping[str, float]:
+def davis_numbers(scored: Sequence[ScoredClip]) -> Mapping[str, float]:
     """The seven DAVIS numbers; with several annotators, their mean."""
     sets: dict[str, list[Track]] = {}
     for one in scored:
-        key = "" if one.clip.binary else one.clip.item
-        sets.setdefault(key, []).extend(one.tracks.values())
+        sets.setdefault(one.clip.item, []).extend(one.tracks.values())
     each = [davis.summarise(tracks) for tracks in sets.values()]
     return {key: float(np.mean([numbers[key] for numbers in each])) for key in each[0]}
 
 
-def mean_numbers(request: Request, scored: Sequence[ScoredClip]) -> Mapping[str, float]:
+def mean_numbers(scored: Sequence[ScoredClip]) -> Mapping[str, float]:
     """J&F, J and F, every object or expression once."""
     tracks = [track for one in scored for track in one.tracks.values()]
-    if not tracks:
-        raise InputError(f"{request.truth} has no object in the frames that count")
     region = float(np.mean([track.region.mean() for track in tracks]))
     boundary = float(np.mean([track.boundary.mean() for track in tracks]))
     return {"J&F": (region + boundary) / 2, "J": region, "F": boundary}
 
 
-def youtube_vos_numbers(request: Request, scored: Sequence[ScoredClip]) -> Mapping[str, float]:
+def youtube_vos_numbers(scored: Sequence[ScoredClip]) -> Mapping[str, float]:
     """G and its four parts: J and F over objects of seen and of unseen classes."""
-    names = _seen_or_unseen(request, "the unseen classes, or train/meta.json with the seen ones")
-    values: dict[str, list[float]] = {"J": [], "F": []}
-    unseen = []
-    for one in scored:
-        classes = one.clip.classes or {}
-        for i, track in one.tracks.items():
-            if i not in classes:
-                raise InputError(f"{request.meta} has no object {i} in video {one.clip.sequence}")
-            values["J"].append(float(track.region.mean()))
-            values["F"].append(float(track.boundary.mean()))
-            unseen.append(names(classes[i]))
-    means = video.seen_unseen(values, unseen)
-    parts = {key.replace("-Mean", ""): value for key, value in means.items()}
+    means = _halves(scored)
+    parts = {
+        key.replace("-Mean", ""): value for key, value in means.items() if not key.startswith("V")
+    }
     return {"G": (parts.pop("J") + parts.pop("F")) / 2, **parts}
 
 
-def lvos_numbers(request: Request, scored: Sequence[ScoredClip]) -> Mapping[str, float]:
+def lvos_numbers(scored: Sequence[ScoredClip]) -> Mapping[str, float]:
     """J&F, J, F and V, each the mean of seen and unseen videos."""
-    names = _seen_or_unseen(request, "unseen_videos.txt of LVOS")
-    values: dict[str, list[float]] = {"J": [], "F": [], "V": []}
-    unseen = []
-    for one in scored:
-        for track in one.tracks.values():
-            values["J"].append(float(track.region.mean()))
-            values["F"].append(float(track.boundary.mean()))
-            values["V"].append(video.variation(track))
-            unseen.append(names(one.clip.sequence))
-    means = video.seen_unseen(values, unseen)
+    means = _halves(scored)
     return {"J&F-Mean": (means["J-Mean"] + means["F-Mean"]) / 2, **means}
 
 
-def _seen_or_unseen(request: Request, what: str) -> Callable[[str], bool]:
-    """Whether a name is unseen: listed in a text file, or not a class of a training meta file."""
-    if request.unseen is None:
-        raise InputError(f"the protocol needs {what}: give its path with --unseen")
-    if request.unseen.suffix != ".json":
-        listed = set(read_names(request.unseen))
-        return lambda name: name in listed
-    from unified.data.formats.files import read_json
-
-    videos = read_json(request.unseen, what, keys=("videos",))["videos"]
-    seen = {o["category"] for entry in videos.values() for o in entry["objects"].values()}
-    return lambda name: name not in seen
+def _halves(scored: Sequence[ScoredClip]) -> dict[str, float]:
+    """Means of J, F and V over seen objects, over unseen objects, and of the two."""
+    tracks = [(one.clip, i, track) for one in scored for i, track in one.tracks.items()]
+    values = {
+        "J": [float(track.region.mean()) for _, _, track in tracks],
+        "F": [float(track.boundary.mean()) for _, _, track in tracks],
+        "V": [video.variation(track) for _, _, track in tracks],
+    }
+    unseen = [i in (clip.unseen_ids or ()) for clip, i, _ in tracks]
+    return video.seen_unseen(values, unseen)

@@ -195,7 +195,9 @@ def test_json_of_another_benchmark(
 def test_meta_of_another_benchmark(tmp_path: Path) -> None:
     write_clip(tmp_path / "gt" / "a", np.zeros((3, 8, 8)))
     write_clip(tmp_path / "pred" / "a", np.zeros((3, 8, 8)))
-    request = Request(tmp_path / "gt", tmp_path / "pred", meta=tmp_path / "meta.json")
+    (tmp_path / "unseen.txt").write_text("a\n")
+    files = {"meta": tmp_path / "meta.json", "unseen": tmp_path / "unseen.txt"}
+    request = Request(tmp_path / "gt", tmp_path / "pred", **files)
     meta = write_json(tmp_path / "meta.json", {"images": []})
     for protocol in ("youtube-vos", "lvos", "ref-youtube-vos"):
         with pytest.raises(InputError, match=r"meta\.json has no 'videos'"):

@@ -169,6 +169,7 @@ def test_lvos_meta_of_another_version(score: Score, tmp_path: Path) -> None:
     write_clip(tmp_path / "gt" / "vidA", masks("lvos")["gt_vidA"][:6], "{:08d}", 5)
     write_clip(tmp_path / "pred" / "vidA", masks("lvos")["pred_vidA"][:6], "{:08d}", 5)
     meta = write_json(tmp_path / "meta.json", recorded("lvos")["meta_json"])
+    (tmp_path / "unseen.txt").write_text("vidC\n")
     with pytest.raises(InputError, match="same version of LVOS"):
         score("lvos", meta=meta, unseen=tmp_path / "unseen.txt")
 
