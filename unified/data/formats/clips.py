@@ -142,6 +142,7 @@ def read_lvos(root: Path, split: str) -> list[ClipRecord]:
             number: record["frame_names"].index(start) for number, start in starts.items()
         }
         record["unseen_ids"] = list(starts) if record["clip_id"] in hidden else []
+        record["frame_ranges"] = {int(n): entry["frame_range"] for n, entry in objects.items()}
     return records
 
 

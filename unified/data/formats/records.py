@@ -78,6 +78,7 @@ class ClipRecord(TypedDict, total=False):
             JSON file with that list; used instead of ``mask_files``.
         first_frames: object id -> index of the frame whose mask starts it at test time.
         unseen_ids: objects that count as unseen in a benchmark that tells them apart.
+        frame_ranges: LVOS; object id -> start, end and frame_nums of the frames that are scored.
         expression, expression_id: the sentence and its key in the released file.
         target_ids: the objects that the sentence refers to.
     """
@@ -94,6 +95,7 @@ class ClipRecord(TypedDict, total=False):
     tracks: dict[int, list[Any] | str]
     first_frames: dict[int, int]
     unseen_ids: list[int]
+    frame_ranges: dict[int, dict[str, str]]
     expression: str
     expression_id: str
     target_ids: list[int]
