@@ -12,6 +12,7 @@ Files of an earlier run in OUTPUT are replaced.
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,6 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from unified.errors import UnifiedError
 from unified.inference import cli
@@ -104,8 +106,10 @@ def run(options: argparse.Namespace) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Returns 0, 2 after bad input, 130 when stopped by Ctrl-C."""
     options = parse_arguments(arguments)
+    logging.basicConfig(format="%(levelname)s: %(message)s")
     try:
-        run(options)
+        with logging_redirect_tqdm():
+            run(options)
     except UnifiedError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

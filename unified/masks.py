@@ -7,6 +7,7 @@ so that models can be run without it.
 from __future__ import annotations
 
 import os
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -225,7 +226,7 @@ def draw_overlay(
     Args:
         image: (H, W, 3) uint8 RGB, left as it is.
         label_map: (H, W) uint8.
-        captions: object id -> legend line, in the order of the legend. Ids without a pixel are
+        captions: object id -> line of text, in the order of the legend. Ids without a pixel are
             listed with an empty swatch.
         opacity: of the fill, in [0, 1].
     """
@@ -303,9 +304,10 @@ def _draw_legend(canvas: np.ndarray, captions: Mapping[int, str], visible: set[i
 def _shorten(text: str, font: ImageFont.FreeTypeFont, limit: int) -> str:
     if font.getlength(text) <= limit:
         return text
-    while text and font.getlength(text + "…") > limit:
-        text = text[:-1]
-    return text + "…"
+    fitting = bisect_right(
+        range(len(text)), limit, key=lambda length: round(font.getlength(text[:length] + "…"))
+    )
+    return text[: max(0, fitting - 1)] + "…"
 
 
 @lru_cache(maxsize=4)

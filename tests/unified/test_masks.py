@@ -209,8 +209,9 @@ def test_overlay_colours_only_the_object_and_leaves_its_arguments() -> None:
 @pytest.mark.parametrize("size", [(8, 8), (48, 640), (480, 854)])
 def test_legend_fits_any_size_and_number_of_objects(size: tuple[int, int]) -> None:
     image = np.full((*size, 3), 255, np.uint8)
-    captions = {i: f"{i}  a rather long sentence about object {i}" for i in range(1, 256)}
+    captions = {i: f"{i}  a rather long sentence about object {i} " * 20 for i in range(1, 256)}
     overlay = draw_overlay(image, np.zeros(size, np.uint8), captions)
     assert overlay.shape == image.shape
     assert np.array_equal(overlay[-1], image[-1])
+    assert np.array_equal(overlay[:, -size[1] // 4 :], image[:, -size[1] // 4 :])
     assert (overlay[0, 0].max() < 128) == (min(size) > 40)

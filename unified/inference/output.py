@@ -223,9 +223,9 @@ def write_image_result(
 def captions_with_scores(
     captions: Mapping[int, str], scores: Mapping[int, float]
 ) -> dict[int, str]:
-    """The legend of an overlay: id, name and score of every object known so far."""
+    """The legend of an overlay: id, score and name, on one line, of every object known so far."""
     return {
-        object_id: f"{object_id}  {captions.get(object_id, '')}  {score:.2f}".replace("    ", "  ")
+        object_id: f"{object_id}  {score:.2f}  {' '.join(captions[object_id].split())}".rstrip()
         for object_id, score in sorted(scores.items())
     }
 

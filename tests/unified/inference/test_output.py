@@ -185,8 +185,8 @@ def test_an_image_becomes_one_label_map_by_score(tmp_path: Path) -> None:
 
 
 def test_captions_hold_id_name_and_score() -> None:
-    assert captions_with_scores({1: "the cat", 2: ""}, {2: 0.5, 1: 0.987}) == {
-        1: "1  the cat  0.99",
+    assert captions_with_scores({1: "the\ncat ", 2: ""}, {2: 0.5, 1: 0.987}) == {
+        1: "1  0.99  the cat",
         2: "2  0.50",
     }
 
