@@ -10,12 +10,14 @@ from detectron2.config import CfgNode
 
 from projects.uniref.checkpoint import find_uniref_keys
 from projects.uniref.model import UniRef
+from unified.engine.meta_arch import SegmenterShell
 from unified.errors import ConfigError
 from unified.modeling.attention import BACKENDS
 from unified.modeling.backbones import build_backbone, load_pretrained
 from unified.modeling.criterion import Criterion
 from unified.modeling.detr_head import DetrHead
 from unified.modeling.fusion import FusionLayer, build_fusion
+from unified.modeling.layers import recompute
 from unified.modeling.mask_encoder import MaskEncoder
 from unified.modeling.mask_head import MaskHead
 from unified.modeling.neck import Neck
@@ -23,8 +25,10 @@ from unified.modeling.text_encoder import TextEncoder, build_text_encoder
 from unified.modeling.transformer import DeformableTransformer
 from unified.weights import WEIGHTS, resolve
 
-# Part of what ``unified.engine`` expects of a system: the key table of a weights file.
+# Part of what ``unified.engine`` expects of a system: the key table of a weights file, and which of
+# our keys depend on the number of classes.
 key_table = find_uniref_keys
+CLASS_KEYS = ("head.class_embed.",)
 
 ATTENTION_DTYPES = {"input": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -35,6 +39,7 @@ def add_config(cfg: CfgNode) -> None:
     node.BACKBONE = "resnet50"
     node.BACKBONE_WEIGHTS = ""  # name in the weights registry or a file
     node.FREEZE_AT = 2
+    node.DROP_PATH = 0.0
     # RGB on the 0..255 scale, as the backbone was trained.
     node.PIXEL_MEAN = [123.675, 116.28, 103.53]
     node.PIXEL_STD = [58.395, 57.12, 57.375]
@@ -62,11 +67,14 @@ def add_config(cfg: CfgNode) -> None:
     node.TEXT_ENCODER.WEIGHTS = ""  # name in the weights registry or a folder
     node.TEXT_ENCODER.CONTEXT_LENGTH = 77
     node.TEXT_ENCODER.DROPOUT = 0.1
+    node.TEXT_ENCODER.FREEZE = False  # the language model, not the projection of its words
 
     node.MASK_ENCODER = CfgNode()
     node.MASK_ENCODER.ENABLED = True
     node.MASK_ENCODER.WIDTH = 64
     node.MASK_AUX_LOSS = False
+    node.BOX_SUPERVISED = False  # learn masks from boxes
+    node.GRADIENT_CHECKPOINTING = False  # recompute activations in the backward pass
     cfg.MODEL.UNIREF = node
 
 
@@ -77,7 +85,12 @@ def build(cfg: CfgNode) -> UniRef:
         ConfigError: a value is not among the known ones.
     """
     node = cfg.MODEL.UNIREF
-    backbone = build_backbone(node.BACKBONE, freeze_at=node.FREEZE_AT)
+    backbone = build_backbone(
+        node.BACKBONE,
+        freeze_at=node.FREEZE_AT,
+        drop_path=node.DROP_PATH,
+        checkpoint=node.GRADIENT_CHECKPOINTING,
+    )
     transformer = DeformableTransformer(
         dim=node.HIDDEN_DIM,
         num_heads=node.NUM_HEADS,
@@ -87,6 +100,8 @@ def build(cfg: CfgNode) -> UniRef:
         num_points=node.NUM_POINTS,
         dropout=node.DROPOUT,
     )
+    if node.GRADIENT_CHECKPOINTING:
+        recompute(*transformer.encoder.layers, *transformer.decoder.layers)
     return UniRef(
         backbone=backbone,
         neck=Neck(in_dims=backbone.channels, dim=node.HIDDEN_DIM),
@@ -103,6 +118,17 @@ def build(cfg: CfgNode) -> UniRef:
         pixel_std=node.PIXEL_STD,
         nms_threshold=node.NMS_THRESHOLD,
         criterion=Criterion(mask_aux=node.MASK_AUX_LOSS),
+    )
+
+
+def build_shell(cfg: CfgNode, model: UniRef) -> SegmenterShell:
+    """The model as Detectron2 trains and evaluates it."""
+    node = cfg.MODEL.UNIREF
+    return SegmenterShell(
+        model,
+        class_agnostic=node.NUM_CLASSES == 1,
+        box_supervised=node.BOX_SUPERVISED,
+        decoder_layers=node.DECODER_LAYERS,
     )
 
 
@@ -131,6 +157,7 @@ def load_parts(model: UniRef, cfg: CfgNode, given: Collection[str]) -> tuple[str
             weights=_file(node.TEXT_ENCODER.WEIGHTS),
         )
         text.bert, text.tokenizer = source.bert, source.tokenizer
+        _prepare_text(text, node)
         loaded.append(_TEXT_MODEL)
     return tuple(loaded)
 
@@ -170,9 +197,19 @@ def _build_fusion(node: CfgNode) -> FusionLayer | None:
 def _build_text_encoder(node: CfgNode) -> TextEncoder | None:
     if not node.TEXT_ENCODER.NAME:
         return None
-    return build_text_encoder(
+    text = build_text_encoder(
         node.TEXT_ENCODER.NAME,
         hidden_dim=node.HIDDEN_DIM,
         context_length=node.TEXT_ENCODER.CONTEXT_LENGTH,
         dropout=node.TEXT_ENCODER.DROPOUT,
     )
+    _prepare_text(text, node)
+    return text
+
+
+def _prepare_text(text: TextEncoder, node: CfgNode) -> None:
+    """Freezes the language model, whose dropout stays active in training, or saves its memory."""
+    if node.TEXT_ENCODER.FREEZE:
+        text.bert.requires_grad_(False)
+    elif node.GRADIENT_CHECKPOINTING:
+        recompute(*text.bert.encoder.layer)

@@ -30,6 +30,7 @@ def default_config() -> CfgNode:
     """Detectron2's defaults with the keys of every installed system."""
     cfg = get_cfg()
     cfg.MODEL.META_ARCHITECTURE = "UniRef"
+    cfg.MODEL.DEVICE = "auto"
     # Score below which a video object is absent, longest side and precision at inference.
     cfg.INFERENCE = CfgNode()
     cfg.INFERENCE.SCORE_THRESHOLD = 0.3
@@ -38,9 +39,53 @@ def default_config() -> CfgNode:
     cfg.INFERENCE.IMAGE_SHORT_SIDE = 800
     cfg.INFERENCE.VIDEO_SHORT_SIDE = 480
     cfg.INFERENCE.MAX_SIZE = 1333
+    _add_data(cfg)
+    _add_solver(cfg)
     for name in SYSTEMS:
         system(name).add_config(cfg)
     return cfg
+
+
+def _add_data(cfg: CfgNode) -> None:
+    """What to train on; maps are keyed by dataset name and hold what differs from the rest."""
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (), ()
+    cfg.DATALOADER.RATIOS = CfgNode(new_allowed=True)  # of batches, 1 where nothing is said
+    cfg.DATALOADER.BATCH_SIZES = CfgNode(new_allowed=True)  # instead of SOLVER.IMS_PER_BATCH
+    cfg.DATALOADER.NUM_WORKERS = 4  # per process
+    image = cfg.INPUT
+    image.MIN_SIZE_TRAIN = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
+    image.MAX_SIZE_TRAIN = 1333
+    image.CROP_PROBABILITY = 0.5
+    image.CROP_RANGE = (384, 600)
+    image.PRE_CROP_SIZES = (400, 500, 600)  # shorter sides before a crop; () crops the original
+    image.FLIP_PROBABILITY = 0.5
+    image.COLOR = 0.0  # largest relative change of brightness, contrast and saturation
+    image.FRAME_RANGE = 10  # largest distance of the two frames of a clip
+    image.PER_DATASET = CfgNode(new_allowed=True)  # name -> any of the keys above
+    cfg.TASK = CfgNode()
+    cfg.TASK.FSS = CfgNode()
+    cfg.TASK.FSS.NSHOT = 1
+
+
+def _add_solver(cfg: CfgNode) -> None:
+    """How to train; Detectron2's keys where it has them, with the reference's values."""
+    cfg.SEED = 0
+    solver = cfg.SOLVER
+    solver.BASE_LR = 1e-4
+    solver.BACKBONE_MULTIPLIER = 0.1
+    solver.TEXT_ENCODER_LR = 1e-5
+    solver.WEIGHT_DECAY = 0.05
+    solver.STEPS = ()
+    solver.WARMUP_FACTOR, solver.WARMUP_ITERS = 1.0, 0
+    # Over the gradient of the whole model, in all groups.
+    solver.CLIP_GRADIENTS.ENABLED = True
+    solver.CLIP_GRADIENTS.CLIP_TYPE = "full_model"
+    solver.CLIP_GRADIENTS.CLIP_VALUE = 0.1
+    solver.AMP.DTYPE = "bfloat16"  # or float16, with loss scaling; used if AMP.ENABLED
+    solver.ACCUMULATE = 1  # batches per process and step; IMS_PER_BATCH stays that of a step
+    solver.EMA_DECAY = 0.0  # of the averaged weights that are evaluated and handed on; 0 is off
+    solver.LOG_PERIOD = 20
+    solver.WANDB = ""  # project of Weights & Biases
 
 
 def load_config(file: str | Path | None = None, options: Sequence[str] = ()) -> CfgNode:

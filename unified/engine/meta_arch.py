@@ -15,7 +15,7 @@ from unified.modeling.box_ops import cxcywh_to_xyxy, xyxy_to_cxcywh
 from unified.modeling.boxinst import box_masks, color_similarity, warm_up
 from unified.segmenter import TrainableSegmenter
 from unified.structures import ImageBatch, Reference, References, Target, join_levels
-from unified.tasks import TASKS, Task, TaskSpec
+from unified.tasks import TASKS, Task
 
 Sample = Mapping[str, Any]
 MASK_STRIDE = 4
@@ -54,7 +54,7 @@ class SegmenterShell(nn.Module):
         task = TASKS[Task(batched_inputs[0]["task"])]
         images = self.model.preprocess([sample["image"] for sample in batched_inputs])
         features = self.model.encode_image(images)
-        references = self._references(batched_inputs, task)
+        references = self._references(batched_inputs)
         if not self.training:
             found = self.model.segment(features, references, top_k=task.top_k)
             return [
@@ -79,11 +79,11 @@ class SegmenterShell(nn.Module):
         first, *others = losses
         return {first: losses[first] + nothing, **{name: losses[name] for name in others}}
 
-    def _references(self, samples: Sequence[Sample], task: TaskSpec) -> list[References]:
+    def _references(self, samples: Sequence[Sample]) -> list[References]:
         references: list[References] = []
         if "expression" in samples[0]:
             references.append(self.model.encode_text([sample["expression"] for sample in samples]))
-        if "reference_masks" not in samples[0] or self._drop_masks(task, bool(references)):
+        if "reference_masks" not in samples[0]:
             return references
         supports = zip(
             *(zip(s["reference_images"], s["reference_masks"], strict=True) for s in samples),
@@ -91,10 +91,6 @@ class SegmenterShell(nn.Module):
         )
         references.append(join_levels([self._encode_masks(support) for support in supports]))
         return references
-
-    def _drop_masks(self, task: TaskSpec, has_text: bool) -> bool:
-        """Whether this training batch goes without its mask references."""
-        return self.training and has_text and bool(torch.rand(()) < task.mask_dropout)
 
     def _encode_masks(self, support: Sequence[tuple[Tensor, Tensor]]) -> tuple[Reference, ...]:
         """The k-th (image, mask) of every sample as one batched reference."""

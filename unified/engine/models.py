@@ -10,7 +10,7 @@ from pathlib import Path
 from detectron2.config import CfgNode
 from torch import nn
 
-from unified.checkpoint import Weights, load_weights, read_weights
+from unified.checkpoint import LoadReport, Weights, load_weights, read_weights
 from unified.devices import pick_device
 from unified.engine.config import load_config, system
 from unified.errors import CheckpointError, ConfigError
@@ -116,8 +116,17 @@ def load(
     return model.to(target).eval()
 
 
-def load_checkpoint(model: nn.Module, cfg: CfgNode, path: Path | None) -> None:
+def load_checkpoint(
+    model: nn.Module, cfg: CfgNode, path: Path | None, *, to_train: bool = False
+) -> LoadReport | None:
     """Loads a weights file of either layout, and the parts that the config takes from elsewhere.
+
+    Args:
+        to_train: whole parts that the file lacks, and class predictors for other classes, keep
+            their initial values.
+
+    Returns:
+        What became of the entries of the file, if there is one.
 
     Raises:
         CheckpointError: the weights belong to another model.
@@ -135,8 +144,19 @@ def load_checkpoint(model: nn.Module, cfg: CfgNode, path: Path | None) -> None:
                     f"first {report.unexpected[0]}"
                 )
     elsewhere = builder.load_parts(model, cfg, content)
-    if path is not None:
-        load_weights(model, content, optional=elsewhere, source=str(path))
+    if path is None:
+        return None
+    parts = tuple(f"{name}." for name, _ in model.named_children())
+    absent = tuple(part for part in parts if not any(key.startswith(part) for key in content))
+    if to_train and absent:
+        logger.info("%s has no %s: these parts start fresh", path, " ".join(absent))
+    return load_weights(
+        model,
+        content,
+        optional=(*elsewhere, *absent) if to_train else elsewhere,
+        reinitialise=builder.CLASS_KEYS if to_train else (),
+        source=str(path),
+    )
 
 
 def _configuration(

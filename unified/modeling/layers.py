@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 
 def xavier_init(*layers: nn.Module) -> None:
@@ -115,3 +119,15 @@ def aligned_bilinear(logits: Tensor, factor: int) -> Tensor:
     shift = factor // 2
     fine = F.pad(fine, (shift, 0, shift, 0), mode="replicate")
     return fine[..., : factor * height, : factor * width]
+
+
+def recompute(*modules: nn.Module) -> None:
+    """Makes modules forget their activations in training and compute them again when needed."""
+    for module in modules:
+        module.forward = partial(_recomputed, module, module.forward)
+
+
+def _recomputed(module: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    if module.training and torch.is_grad_enabled():
+        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+    return forward(*args, **kwargs)

@@ -1,0 +1,59 @@
+"""Train or evaluate a model, with Detectron2's command line or under torchrun.
+
+    python tools/train_net.py --config-file configs/ris_r50.yaml --num-gpus 8
+    python tools/train_net.py --config-file configs/ris_r50.yaml --num-gpus 8 --resume
+    python tools/train_net.py --config-file configs/ris_r50.yaml --eval-only MODEL.WEIGHTS FILE
+    torchrun --nproc-per-node 8 tools/train_net.py --config-file configs/ris_r50.yaml
+
+Keys and values at the end override the configuration. On a machine without a GPU, or with
+MODEL.DEVICE cpu, --num-gpus is the number of processes.
+"""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from detectron2.config import CfgNode
+from detectron2.engine import default_argument_parser
+
+from unified.devices import pick_device
+from unified.engine.config import load_config
+from unified.engine.launch import MISUSE, launch
+from unified.engine.run import set_up, train
+from unified.errors import ConfigError, UnifiedError
+
+
+def parse(arguments: Sequence[str] | None) -> Namespace:
+    """The command line."""
+    parser = default_argument_parser(epilog="")
+    parser.description = __doc__
+    return parser.parse_args(arguments)
+
+
+def work(cfg: CfgNode, resume: bool, eval_only: bool) -> None:
+    """What every process does."""
+    set_up(cfg)
+    if eval_only:
+        raise ConfigError("--eval-only: evaluators are not connected yet")
+    train(cfg, resume=resume)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs and returns the exit code: 0, 2 for what a user can mend, 1 for a lost process."""
+    args = parse(arguments)
+    try:
+        cfg = load_config(args.config_file or None, args.opts)
+        device = pick_device(cfg.MODEL.DEVICE).type
+        return launch(work, args, device, cfg, args.resume, args.eval_only)
+    except UnifiedError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return MISUSE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,300 @@
+"""What happens around training steps: logs, checkpoints, evaluation, pictures, curves."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+from detectron2.utils.events import EventStorage, EventWriter, TensorboardXWriter, get_event_storage
+from torch import Tensor
+
+from unified.data.mappers import Sample
+from unified.dependencies import require
+from unified.engine.trainer import Trainer
+from unified.files import atomic_path
+from unified.inference.image_io import write_image
+from unified.masks import draw_overlay
+
+logger = logging.getLogger(__name__)
+
+METRICS = "metrics.json"
+DRAWN_OBJECTS = 20
+DRAWN_SCORE = 0.3
+
+
+def default_hooks(
+    cfg: CfgNode, start: int, evaluate: Callable[[], Mapping[str, float]] | None
+) -> list[HookBase]:
+    """The hooks of a run; all processes checkpoint and evaluate, the first one writes.
+
+    Args:
+        start: the first step, to forget what a killed run logged after its last checkpoint.
+        evaluate: runs on all processes and returns numbers by name.
+    """
+    folder, period = Path(cfg.OUTPUT_DIR), cfg.TEST.EVAL_PERIOD
+    hooks: list[HookBase] = []
+    if comm.is_main_process():
+        frequent: list[EventWriter] = [MetricsFile(folder / METRICS, start)]
+        rare: list[EventWriter] = [
+            ProgressLine(start, cfg.SOLVER.MAX_ITER),
+            TensorboardXWriter(str(folder), window_size=1, purge_step=start),
+        ]
+        if cfg.SOLVER.WANDB:
+            rare.append(WandbWriter(cfg))
+        hooks += [Writers(frequent, 1), Writers(rare, cfg.SOLVER.LOG_PERIOD)]
+    hooks.append(Checkpoints(cfg.SOLVER.CHECKPOINT_PERIOD))
+    if evaluate is not None:
+        hooks.append(Evaluation(period, evaluate))
+    if comm.is_main_process():
+        if period:
+            hooks.append(SamplePictures(period, folder / "samples"))
+        hooks.append(Curves(folder))
+    return hooks
+
+
+def is_due(hook: HookBase, period: int) -> bool:
+    """True after every ``period`` steps and after the last one."""
+    done = hook.trainer.iter + 1
+    return bool(period > 0 and done % period == 0) or done == hook.trainer.max_iter
+
+
+class Writers(HookBase):
+    """Lets writers read the event storage every ``period`` steps."""
+
+    def __init__(self, writers: Sequence[EventWriter], period: int) -> None:
+        self.writers, self.period = writers, period
+
+    def after_step(self) -> None:
+        if is_due(self, self.period):
+            for writer in self.writers:
+                writer.write()
+
+    def after_train(self) -> None:
+        for writer in self.writers:
+            writer.close()
+
+
+class MetricsFile(EventWriter):
+    """One line of JSON per step; what is there from ``start`` on is dropped first."""
+
+    def __init__(self, path: Path, start: int) -> None:
+        kept = [line for line in read_metrics(path) if line["iteration"] < start]
+        with atomic_path(path) as temporary:
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        self.file = path.open("a", encoding="utf-8")
+
+    def write(self) -> None:
+        storage = get_event_storage()
+        line = _latest(storage) | {"iteration": storage.iter}
+        self.file.write(json.dumps(line, sort_keys=True) + "\n")
+        self.file.flush()
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics file; a last line that was cut off is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def _latest(storage: EventStorage) -> dict[str, float]:
+    """The scalars of this very step."""
+    return {name: value for name, (value, step) in storage.latest().items() if step == storage.iter}
+
+
+class ProgressLine(EventWriter):
+    """Logs one line: step, losses, rate, samples per second, share of waiting for data, ETA."""
+
+    def __init__(self, start: int, max_iter: int) -> None:
+        self.last, self.max_iter = start, max_iter
+        self.clock = time.perf_counter()
+
+    def write(self) -> None:
+        storage = get_event_storage()
+        done = storage.iter + 1
+        steps, self.last = done - self.last, done
+        elapsed, self.clock = time.perf_counter() - self.clock, time.perf_counter()
+        mean = {
+            name: storage.history(name).avg(steps)
+            for name in ("total_loss", "time", "data_time", "samples")
+        }
+        eta = timedelta(seconds=int(elapsed / max(steps, 1) * (self.max_iter - done)))
+        logger.info(
+            "step %d/%d  loss %.4g  lr %.2e  %.2f samples/s  %.1f%% waiting for data  eta %s",
+            done,
+            self.max_iter,
+            mean["total_loss"],
+            storage.history("lr").latest(),
+            mean["samples"] / mean["time"],
+            100 * mean["data_time"] / mean["time"],
+            eta,
+        )
+
+
+class WandbWriter(EventWriter):
+    """The scalars of each written step to Weights & Biases."""
+
+    def __init__(self, cfg: CfgNode) -> None:
+        self.run = require("wandb").init(
+            project=cfg.SOLVER.WANDB, dir=cfg.OUTPUT_DIR, name=Path(cfg.OUTPUT_DIR).name, config=cfg
+        )
+
+    def write(self) -> None:
+        storage = get_event_storage()
+        self.run.log(_latest(storage), step=storage.iter)
+
+    def close(self) -> None:
+        self.run.finish()
+
+
+class Checkpoints(HookBase):
+    """Saves every ``period`` steps and at the end."""
+
+    trainer: Trainer
+
+    def __init__(self, period: int) -> None:
+        self.period = period
+
+    def after_step(self) -> None:
+        if is_due(self, self.period):
+            self.trainer.save()
+
+
+class Evaluation(HookBase):
+    """Evaluates every ``period`` steps and at the end, with the averaged weights if there are."""
+
+    trainer: Trainer
+
+    def __init__(self, period: int, evaluate: Callable[[], Mapping[str, float]]) -> None:
+        self.period, self.evaluate = period, evaluate
+
+    def after_step(self) -> None:
+        if not is_due(self, self.period):
+            return
+        with self.trainer.evaluated_weights():
+            numbers = self.evaluate()
+        self.trainer.shell.train()
+        for name, value in numbers.items():
+            self.trainer.storage.put_scalar(name, value, smoothing_hint=False)
+        comm.synchronize()
+
+
+class SamplePictures(HookBase):
+    """Draws reference, truth and prediction of one sample of every dataset seen."""
+
+    trainer: Trainer
+
+    def __init__(self, period: int, folder: Path) -> None:
+        self.period, self.folder = period, folder
+        self.samples: dict[str, Sample] = {}
+
+    def after_step(self) -> None:
+        sample = self.trainer.batch[0]
+        self.samples[sample["dataset"]] = sample
+        if not is_due(self, self.period):
+            return
+        self.trainer.shell.eval()
+        with self.trainer.evaluated_weights(), torch.no_grad():
+            for dataset, sample in self.samples.items():
+                path = self.folder / f"step_{self.trainer.iter:07d}" / f"{dataset}.png"
+                write_image(path, picture(self.trainer.shell, sample))
+        self.trainer.shell.train()
+
+
+def picture(shell: torch.nn.Module, sample: Sample) -> np.ndarray:
+    """Reference if it is a mask, truth and prediction side by side, (H, W, 3) uint8."""
+    image = _pixels(sample["image"])
+    height, width = image.shape[:2]
+    caption = str(sample.get("expression", sample["task"]))
+    found = shell([{**sample, "height": height, "width": width}])[0]["instances"].to("cpu")
+    order = found.scores.argsort(descending=True)[:DRAWN_OBJECTS]
+    order = [
+        i for rank, i in enumerate(order.tolist()) if not rank or found.scores[i] > DRAWN_SCORE
+    ]
+    score = f"{float(found.scores[order[0]]):.2f}" if order else "nothing"
+    truth = sample["instances"]
+    masks = truth.gt_masks.tensor if truth.has("gt_masks") else np.zeros((0, height, width))
+    panels = [
+        draw_overlay(image, _label_map(masks, (height, width)), {1: caption}),
+        draw_overlay(image, _label_map(found.pred_masks[order], (height, width)), {1: score}),
+    ]
+    if "reference_masks" in sample:
+        support, mask = sample["reference_images"][0], sample["reference_masks"][0]
+        labels = _label_map(mask[None], (mask.shape[-2], mask.shape[-1]))
+        panels.insert(0, draw_overlay(_pixels(support), labels, {1: "reference"}))
+    tallest = max(panel.shape[0] for panel in panels)
+    return np.concatenate(
+        [np.pad(panel, ((0, tallest - panel.shape[0]), (0, 0), (0, 0))) for panel in panels], axis=1
+    )
+
+
+def _pixels(image: Tensor) -> np.ndarray:
+    return np.ascontiguousarray(image.numpy().transpose(1, 2, 0))  # (H, W, 3)
+
+
+def _label_map(masks: Iterable[Any], size: tuple[int, int]) -> np.ndarray:
+    labels = np.zeros(size, np.uint8)
+    for number, mask in enumerate(masks, 1):
+        labels[np.asarray(mask, bool)] = number
+    return labels
+
+
+class Curves(HookBase):
+    """Draws the losses and the learning rate at the end."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def after_train(self) -> None:
+        lines = read_metrics(self.folder / METRICS)
+        if lines:
+            plot_curves(lines, self.folder / "curves.png")
+
+
+def plot_curves(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Losses per dataset, losses by kind and learning rate over the steps, as a PNG."""
+    from matplotlib.figure import Figure
+
+    names = sorted({name for line in lines for name in line})
+    groups = {
+        "total loss by dataset": [n for n in names if n.startswith("total_loss/")],
+        "losses": [n for n in names if n.startswith("loss_")],
+        "learning rate": ["lr"],
+    }
+    figure = Figure(figsize=(9, 10), layout="constrained")
+    for axes, (title, members) in zip(figure.subplots(len(groups), 1), groups.items(), strict=True):
+        for name in members:
+            points = [(line["iteration"], line[name]) for line in lines if name in line]
+            steps, values = np.array(points, dtype=float).T
+            axes.plot(steps, _smooth(values), label=name.removeprefix("total_loss/"), linewidth=1)
+        axes.set(title=title, xlabel="step", yscale="log")
+        axes.grid(alpha=0.3)
+        if title != "learning rate" and members:
+            axes.legend(fontsize=7)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=120)
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+    """Running mean over a hundredth of the curve; as long as the curve."""
+    width = max(math.ceil(len(values) / 100), 1)
+    sums = np.cumsum(np.concatenate([np.zeros(1), values]))
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(ends - width, 0)
+    smoothed: np.ndarray = (sums[ends] - sums[starts]) / (ends - starts)
+    return smoothed

@@ -1,0 +1,112 @@
+"""AdamW with a learning rate per part, clipping over the whole model, and averaged weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.solver import build_lr_scheduler
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
+
+from unified.errors import ConfigError
+
+SAMPLING_MULTIPLIER = 0.1
+SCHEDULERS = ("WarmupMultiStepLR", "WarmupCosineLR")
+
+
+def learning_rate(name: str, cfg: CfgNode) -> float:
+    """Initial learning rate of a parameter by its key; the first rule that matches counts.
+
+    Source: UniRef's optimiser. Its last group holds the language model alone, not the projection
+    of the words, which is why ours is matched by "text_encoder.bert".
+    """
+    base = cfg.SOLVER.BASE_LR
+    if "backbone" in name:
+        return base * cfg.SOLVER.BACKBONE_MULTIPLIER
+    if "sampling_offsets" in name or "reference_points" in name:
+        return base * SAMPLING_MULTIPLIER
+    if "text_encoder.bert" in name:
+        return cfg.SOLVER.TEXT_ENCODER_LR
+    return base
+
+
+def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.AdamW:
+    """AdamW over all trainable parameters, one group per learning rate, all with weight decay."""
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault(learning_rate(name, cfg), []).append(parameter)
+    return torch.optim.AdamW(
+        [{"params": group, "lr": rate} for rate, group in groups.items()],
+        lr=cfg.SOLVER.BASE_LR,
+        weight_decay=cfg.SOLVER.WEIGHT_DECAY,
+    )
+
+
+def build_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRScheduler:
+    """Detectron2's schedule by name; it multiplies the rates of all groups alike.
+
+    Raises:
+        ConfigError: the name is unknown.
+    """
+    if cfg.SOLVER.LR_SCHEDULER_NAME not in SCHEDULERS:
+        raise ConfigError(
+            f"SOLVER.LR_SCHEDULER_NAME is {cfg.SOLVER.LR_SCHEDULER_NAME!r}: choose one of "
+            f"{SCHEDULERS}"
+        )
+    return build_lr_scheduler(cfg, optimizer)
+
+
+def check_clipping(cfg: CfgNode) -> None:
+    """Raises ConfigError unless gradients are clipped over the full model or not at all."""
+    clip = cfg.SOLVER.CLIP_GRADIENTS
+    if clip.ENABLED and clip.CLIP_TYPE != "full_model":
+        raise ConfigError(
+            f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE is {clip.CLIP_TYPE!r}: only full_model is known"
+        )
+
+
+def clip_gradients(cfg: CfgNode, model: nn.Module) -> None:
+    """Scales all gradients so that their common norm is at most ``CLIP_VALUE``."""
+    if cfg.SOLVER.CLIP_GRADIENTS.ENABLED:
+        nn.utils.clip_grad_norm_(model.parameters(), cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE)
+
+
+class AveragedWeights:
+    """Exponential moving average of a model's weights; counters and the like are copied.
+
+    The decay grows to its final value over the first steps, so that the initial weights are soon
+    forgotten.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.weights = {name: value.clone() for name, value in model.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        """Takes in the weights after optimiser step number ``step``, counted from 0."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        for name, value in model.state_dict().items():
+            if value.is_floating_point():
+                self.weights[name].lerp_(value, 1 - decay)
+            else:
+                self.weights[name].copy_(value)
+
+    def load(self, weights: Mapping[str, Tensor]) -> None:
+        """Goes on from saved averages."""
+        for name, value in self.weights.items():
+            value.copy_(weights[name])
+
+    @contextmanager
+    def inside(self, model: nn.Module) -> Iterator[None]:
+        """The model holds the averages within the block, its own weights again after it."""
+        own = {name: value.clone() for name, value in model.state_dict().items()}
+        model.load_state_dict(self.weights)
+        try:
+            yield
+        finally:
+            model.load_state_dict(own)

@@ -1,0 +1,82 @@
+"""The stream of training batches that a configuration describes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+
+from unified.data.augmentation import Augmentation
+from unified.data.catalog import find_dataset
+from unified.data.loader import Source, TrainLoader, train_records
+from unified.data.mappers import TrainMapper
+from unified.errors import ConfigError
+
+
+def build_train_loader(cfg: CfgNode) -> TrainLoader:
+    """Batches of the sets in ``DATASETS.TRAIN`` for this process.
+
+    Raises:
+        ConfigError: a name is unknown, no training set, or a map names a set that is not used.
+        InputError: a set is not installed; the message says where it is expected.
+    """
+    names = tuple(cfg.DATASETS.TRAIN)
+    for key in ("DATALOADER.RATIOS", "DATALOADER.BATCH_SIZES"):
+        unused = set(_node(cfg, key)) - set(names)
+        if unused:
+            raise ConfigError(f"{key} names {sorted(unused)}, which DATASETS.TRAIN does not list")
+    for name in names:
+        if find_dataset(name).split != "train":
+            raise ConfigError(f"DATASETS.TRAIN lists {name}, which is a test set")
+    return TrainLoader(
+        [build_source(cfg, name) for name in names],
+        seed=cfg.SEED,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        rank=comm.get_rank(),
+        world_size=comm.get_world_size(),
+    )
+
+
+def build_source(cfg: CfgNode, name: str) -> Source:
+    """One training set with what its samples go through.
+
+    Raises:
+        ConfigError, InputError: as for ``build_train_loader``.
+    """
+    unknown = set(cfg.INPUT.PER_DATASET.get(name, {})) - set(cfg.INPUT)
+    if unknown:
+        raise ConfigError(f"INPUT.PER_DATASET.{name} has {sorted(unknown)}: INPUT has no such key")
+    mapper = TrainMapper(
+        augmentation=Augmentation(
+            short_sides=tuple(_input(cfg, name, "MIN_SIZE_TRAIN")),
+            max_size=_input(cfg, name, "MAX_SIZE_TRAIN"),
+            flip=_input(cfg, name, "FLIP_PROBABILITY"),
+            crop=_input(cfg, name, "CROP_PROBABILITY"),
+            crop_range=tuple(_input(cfg, name, "CROP_RANGE")),
+            pre_crop_sides=tuple(_input(cfg, name, "PRE_CROP_SIZES")),
+            colour=_input(cfg, name, "COLOR"),
+        ),
+        class_agnostic=False,  # the shell decides which labels count
+        num_supports=cfg.TASK.FSS.NSHOT,
+        frame_range=_input(cfg, name, "FRAME_RANGE"),
+    )
+    return Source(
+        name=name,
+        records=train_records(name),
+        mapper=mapper,
+        ratio=float(cfg.DATALOADER.RATIOS.get(name, 1.0)),
+        batch_size=int(cfg.DATALOADER.BATCH_SIZES.get(name, cfg.SOLVER.IMS_PER_BATCH)),
+    )
+
+
+def _input(cfg: CfgNode, name: str, key: str) -> Any:
+    """``INPUT.PER_DATASET[name][key]`` or else ``INPUT[key]``."""
+    special = cfg.INPUT.PER_DATASET.get(name, {})
+    return special.get(key, cfg.INPUT[key])
+
+
+def _node(cfg: CfgNode, key: str) -> CfgNode:
+    for part in key.split("."):
+        cfg = cfg[part]
+    return cfg
