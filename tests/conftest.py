@@ -18,7 +18,7 @@ from unified.modeling.neck import Neck
 from unified.modeling.text_encoder import TextEncoder
 from unified.modeling.transformer import DeformableTransformer
 
-DIM = 32
+DIM = 64
 WORDS = ("a", "the", "red", "left", "right", "man", "dog", "cat", "on", "in", "chair", "tree")
 MakeUniRef = Callable[..., UniRef]
 
@@ -83,13 +83,11 @@ def make_uniref(
     num_queries: int = 12,
     num_classes: int = 1,
 ) -> UniRef:
-    """C = 32, two encoder and decoder layers, every weight random, in eval mode.
-
-    Images need more than 64 pixels a side: its GroupNorm has one channel per group, which cannot
-    normalise a single pixel of the coarsest level.
+    """C = 64, two encoder and decoder layers, every weight random, in eval mode.
 
     The zero-initialised layers (box refinement, fusion gate, sampling offsets) get random weights
-    too, so that nothing is an identity.
+    too, so that nothing is an identity. With C = 32 each of GroupNorm's 32 groups would be one
+    channel: no mean of a channel would differ between images.
     """
     torch.manual_seed(seed)
     transformer = DeformableTransformer(
@@ -110,7 +108,10 @@ def make_uniref(
             if parameter.ndim > 1 and not parameter.any():
                 parameter.normal_(std=0.3 / parameter[0].numel() ** 0.5)
             elif name.startswith("head.class_embed") and name.endswith("bias"):
-                parameter.normal_(std=0.5)  # scores on both sides of thresholds
+                parameter.normal_(std=0.5)  # scores in the middle of 0..1
+        if model.fusion is not None:
+            model.fusion.modulation[1].weight.normal_(std=0.3)  # references matter
+        model.mask_head.controller.layers[-1].weight.mul_(0.3)  # masks are neither full nor empty
     return model.eval()
 
 

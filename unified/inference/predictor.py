@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unified.errors import InputError
+from unified.errors import ConfigError, InputError
 from unified.inference.memory import VideoMemory
 from unified.masks import MAX_OBJECT_ID, binary_masks, mask_box, mask_probabilities, merge
 from unified.segmenter import Segmenter
@@ -21,6 +21,7 @@ from unified.structures import (
     FrameResult,
     ImageBatch,
     Prompt,
+    Reference,
     References,
     Size,
     Support,
@@ -30,6 +31,7 @@ from unified.structures import (
 MASK_STRIDE = 4
 
 MergeRule = Literal["soft", "separate"]
+PRECISIONS = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -48,11 +50,16 @@ class FrameEncoder:
         short_side: the shorter image side is resized to this many pixels.
         max_size: the longer side is never larger than this.
         precision: "float32", or "bfloat16"/"float16" autocast.
+
+    Raises:
+        ConfigError: the precision is none of these.
     """
 
     def __init__(
         self, model: Segmenter, *, short_side: int, max_size: int, precision: str = "float32"
     ) -> None:
+        if precision not in PRECISIONS:
+            raise ConfigError(f"precision {precision!r} is unknown: choose one of {PRECISIONS}")
         self.model = model
         self.short_side, self.max_size = short_side, max_size
         self.precision = precision
@@ -70,11 +77,7 @@ class FrameEncoder:
         Raises:
             InputError: another shape or dtype.
         """
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
-            raise InputError(
-                f"expected an RGB image (H, W, 3) of uint8, got {image.shape} of {image.dtype}: "
-                "convert grey or RGBA images first"
-            )
+        check_image(image)
         resized = resize_image(image, resized_size(image.shape[:2], self.short_side, self.max_size))
         pixels = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
         with torch.inference_mode(), self.autocast():
@@ -109,20 +112,26 @@ class FrameEncoder:
             levels = self.model.encode_mask(
                 images, frame.features.expand(num), resized.to(images.tensor.device)
             )
-        return [tuple(level[index : index + 1] for level in levels) for index in range(num)]
+        return [tuple(_row(level, index) for level in levels) for index in range(num)]
 
-    def supports(self, supports: Sequence[Support]) -> References:
-        """K example images with masks as one reference."""
+    def supports(self, supports: Sequence[Support]) -> list[References]:
+        """References of K example images with masks."""
         references = []
         for support in supports:
             check_mask(support.mask, support.image.shape[:2])
             references.extend(self.masks(self.image(support.image), [support.mask]))
-        return join_levels(references)
+        return references
 
     def _require(self, kind: str) -> None:
         if kind not in self.model.reference_kinds:
             known = " and ".join(sorted(self.model.reference_kinds)) or "no"
             raise InputError(f"this model follows {known} references, not {kind}: load another")
+
+
+def _row(reference: Reference, index: int) -> Reference:
+    """One object of a batch, without keeping the values of the others in memory."""
+    row = reference[index : index + 1]
+    return replace(row, values=row.values.clone()) if len(reference.keys) > 1 else row
 
 
 class ImagePredictor:
@@ -237,9 +246,12 @@ class VideoPredictor:
         self.memory = VideoMemory()
 
     def add(self, object_id: int, prompt: Prompt) -> None:
-        """Makes an object known from the next frame on, or corrects a known one there."""
-        if not 1 <= object_id <= MAX_OBJECT_ID:
-            raise InputError(f"object ids go from 1 to {MAX_OBJECT_ID}, got {object_id}")
+        """Makes an object known from the next frame on, or corrects a known one there.
+
+        Raises:
+            InputError: id or prompt cannot be used. Whether a mask fits is known at that frame.
+        """
+        _check_object(object_id, prompt)
         self._waiting[object_id] = prompt
 
     def forget(self, object_id: int) -> None:
@@ -277,33 +289,42 @@ class VideoPredictor:
             output_size: (h, w) of the result, the frame's own by default.
 
         Raises:
-            InputError: frame or prompt does not fit.
+            InputError: frame or prompt does not fit. Nothing was changed: another frame or other
+                prompts can follow.
         """
-        height, width = frame.shape[:2]
-        size = output_size or (height, width)
-        for object_id, prompt in (prompts or {}).items():
-            check_prompt(prompt, (height, width))
-            self.add(object_id, prompt)
-        for prompt in self._waiting.values():
-            check_prompt(prompt, (height, width))
-        if not self.object_ids:
+        check_image(frame)
+        frame_size = (frame.shape[0], frame.shape[1])
+        size = output_size or frame_size
+        waiting = {**self._waiting, **(prompts or {})}
+        for object_id, prompt in waiting.items():
+            _check_object(object_id, prompt)
+            check_prompt(prompt, frame_size)
+        if not waiting and not self.memory.object_ids:
             return FrameResult(np.zeros(size, np.uint8), scores={}, boxes={}, areas={})
         encoded = self.encoder.image(frame)
-        given = self._take_prompts(encoded)
+        given = self._take_prompts(encoded, waiting)
         scores, probabilities = self._predict(encoded, given, size)
         return self._finish(encoded, given, scores, probabilities, size)
 
-    def _take_prompts(self, frame: EncodedFrame) -> dict[int, np.ndarray]:
-        """Moves waiting prompts into memory; returns the masks given on this frame."""
-        given: dict[int, np.ndarray] = {}
-        for object_id, prompt in self._waiting.items():
-            text = None if prompt.text is None else self.encoder.text(prompt.text)
-            visual = _visual_reference(self.encoder, frame, prompt)
+    def _take_prompts(
+        self, frame: EncodedFrame, waiting: Mapping[int, Prompt]
+    ) -> dict[int, np.ndarray]:
+        """Puts prompts into memory, all or none; returns the masks given on this frame."""
+        encoded = {
+            object_id: (
+                None if prompt.text is None else self.encoder.text(prompt.text),
+                _visual_reference(self.encoder, frame, prompt),
+            )
+            for object_id, prompt in waiting.items()
+        }
+        for object_id, (text, visual) in encoded.items():
             self.memory.add(object_id, text=text, mask=visual)
-            if prompt.mask is not None:
-                given[object_id] = np.asarray(prompt.mask, bool)
         self._waiting.clear()
-        return given
+        return {
+            object_id: np.asarray(prompt.mask, bool)
+            for object_id, prompt in waiting.items()
+            if prompt.mask is not None
+        }
 
     def _predict(
         self, frame: EncodedFrame, given: Mapping[int, np.ndarray], size: Size
@@ -374,19 +395,32 @@ def _visual_reference(
     encoder: FrameEncoder, frame: EncodedFrame, prompt: Prompt
 ) -> References | None:
     """Supports and the mask on this frame as one reference, or None."""
-    references: list[References] = []
-    if prompt.supports:
-        references.append(encoder.supports(prompt.supports))
+    references = encoder.supports(prompt.supports)
     if prompt.mask is not None:
         references.extend(encoder.masks(frame, [np.asarray(prompt.mask, bool)]))
     return join_levels(references) if references else None
 
 
-def check_prompt(prompt: Prompt, size: Size) -> None:
-    """Raises InputError unless the prompt says something and its mask fits the frame."""
+def _check_object(object_id: int, prompt: Prompt) -> None:
+    if not 1 <= object_id <= MAX_OBJECT_ID:
+        raise InputError(f"object ids go from 1 to {MAX_OBJECT_ID}, got {object_id}")
+    check_prompt(prompt)
+
+
+def check_image(image: np.ndarray) -> None:
+    """Raises InputError unless the image is RGB (H, W, 3) uint8 with a pixel in it."""
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
+        raise InputError(
+            f"expected an RGB image (H, W, 3) of uint8, got {image.shape} of {image.dtype}: "
+            "convert grey or RGBA images first"
+        )
+
+
+def check_prompt(prompt: Prompt, size: Size | None = None) -> None:
+    """Raises InputError unless the prompt says something and its mask fits a frame of ``size``."""
     if prompt.text is None and prompt.mask is None and not prompt.supports:
         raise InputError("the prompt is empty: give a text, a mask or example images with masks")
-    if prompt.mask is not None:
+    if prompt.mask is not None and size is not None:
         check_mask(prompt.mask, size)
 
 

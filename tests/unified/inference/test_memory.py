@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import weakref
+
+import pytest
+import torch
+
+from unified.inference.memory import VideoMemory
+from unified.structures import Reference, References, join_levels
+
+LEVELS = 2
+
+
+def references(seed: int, num: int = 5) -> References:
+    """``num`` tokens of one object at two levels."""
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(
+        Reference(
+            keys=torch.randn(1, num + level, 4, generator=generator),
+            values=torch.randn(1, num + level, 4, generator=generator),
+            padding_mask=torch.zeros(1, num + level, dtype=torch.bool),
+            summary=torch.randn(1, 4, generator=generator),
+        )
+        for level in range(LEVELS)
+    )
+
+
+def only(memory: VideoMemory, object_id: int) -> tuple[tuple[Reference, ...], ...]:
+    """The references of one object."""
+    ((ids, kinds),) = memory.batches([object_id], 8)
+    assert ids == (object_id,)
+    return kinds
+
+
+def same(ours: References, expected: References) -> bool:
+    return all(
+        torch.equal(getattr(a, name), getattr(b, name))
+        for a, b in zip(ours, expected, strict=True)
+        for name in ("keys", "values", "padding_mask", "summary")
+    )
+
+
+def test_a_mask_counts_once_until_a_later_frame_is_seen() -> None:
+    memory, first, second, third = VideoMemory(), references(1), references(2), references(3)
+    memory.add(1, mask=first)
+    (kind,) = only(memory, 1)
+    assert same(kind, first)
+    memory.update(1, second)
+    (kind,) = only(memory, 1)
+    assert same(kind, join_levels([first, second]))
+    memory.update(1, third)
+    (kind,) = only(memory, 1)
+    assert same(kind, join_levels([first, third]))
+
+
+def test_a_sentence_is_joined_by_the_first_mask_that_is_seen() -> None:
+    memory, text, first, second = VideoMemory(), references(1), references(2), references(3)
+    memory.add(1, text=text)
+    assert [same(kind, text) for kind in only(memory, 1)] == [True]
+    memory.update(1, first)
+    words, visual = only(memory, 1)
+    assert same(words, text) and same(visual, first)
+    memory.update(1, second)
+    words, visual = only(memory, 1)
+    assert same(words, text) and same(visual, join_levels([first, second]))
+
+
+def test_a_correction_replaces_what_it_gives() -> None:
+    memory, text, mask = VideoMemory(), references(1), references(2)
+    memory.add(1, text=text, mask=mask)
+    memory.update(1, references(3))
+    memory.add(1, mask=references(4))
+    words, visual = only(memory, 1)
+    assert same(words, text) and same(visual, references(4))
+    memory.add(1, text=references(5))
+    words, visual = only(memory, 1)
+    assert same(words, references(5)) and same(visual, references(4))
+
+
+def test_ids_ascend_and_can_be_forgotten() -> None:
+    memory = VideoMemory()
+    for object_id in (7, 2, 30):
+        memory.add(object_id, text=references(object_id))
+    assert memory.object_ids == (2, 7, 30)
+    memory.forget(7)
+    memory.forget(99)
+    assert memory.object_ids == (2, 30)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 10])
+def test_batches_hold_every_object_once_with_its_own_references(size: int) -> None:
+    """Objects of one make-up share a batch; shorter references are padded, never cut."""
+    memory = VideoMemory()
+    for object_id in range(1, 5):
+        memory.add(object_id, mask=references(object_id, num=4 + object_id))
+    memory.update(2, references(20))
+    memory.add(5, text=references(50))
+    memory.add(6, text=references(60), mask=references(61))
+    wanted = [6, 1, 5, 2, 3, 4]
+    seen: list[int] = []
+    for ids, kinds in memory.batches(wanted, size):
+        assert 1 <= len(ids) <= size
+        seen += ids
+        for row, object_id in enumerate(ids):
+            for ours, expected in zip(kinds, only(memory, object_id), strict=True):
+                for level, alone in zip(ours, expected, strict=True):
+                    length = alone.keys.shape[1]
+                    assert torch.equal(level.keys[row, :length], alone.keys[0])
+                    assert torch.equal(level.values[row, :length], alone.values[0])
+                    assert torch.equal(level.summary[row], alone.summary[0])
+                    assert torch.equal(level.padding_mask[row, :length], alone.padding_mask[0])
+                    assert level.padding_mask[row, length:].all()
+                    assert level.keys.isfinite().all() and level.values.isfinite().all()
+    assert sorted(seen) == sorted(wanted)
+
+
+def test_no_objects_no_batches() -> None:
+    assert list(VideoMemory().batches([], 8)) == []
+
+
+def test_only_two_frames_are_kept() -> None:
+    memory = VideoMemory()
+    alive: list[weakref.ref[torch.Tensor]] = []
+    for frame in range(10):
+        mask = references(frame)
+        alive.append(weakref.ref(mask[0].keys))
+        if frame == 0:
+            memory.add(1, mask=mask)
+        else:
+            memory.update(1, mask)
+    del mask
+    assert [frame for frame, tensor in enumerate(alive) if tensor() is not None] == [0, 9]
