@@ -51,9 +51,9 @@ def check_train_file(
     """
     arrays = read_arrays(path)
     load_recorded_weights(model, arrays, manifest)
-    noise = NoiseFloor.beside(path)
     with as_recorded(model, arrays):
         ours = replay_step(model, arrays)
+    noise = NoiseFloor.beside(path)
     results = []
     for key, expected in arrays.items():
         if not key.startswith("out/"):
@@ -61,17 +61,31 @@ def check_train_file(
         name = key.removeprefix("out/")
         if name not in ours:
             raise InputError(f"{path.name}: no replay for the recorded array {name}")
-        actual = np.asarray(ours[name])
-        if name.startswith(("loss/", "rawloss/", "total")):
-            results.append(_compare_relative(name, expected, actual, LOSS_TOLERANCE))
-        elif name.startswith("grad"):
-            floor = _floor(name, arrays)
-            results.append(_compare_relative(name, expected, actual, GRADIENT_TOLERANCE, floor))
-        else:
-            exact = expected.dtype.kind != "f"
-            allowed = 0.0 if exact else noise.allowed(path.stem, name, expected)
-            results.append(compare(name, expected, actual, allowed))
+        allowed = noise.allowed(path.stem, name, expected) if expected.dtype.kind == "f" else 0.0
+        results.append(compare_output(name, expected, np.asarray(ours[name]), arrays, allowed))
     return results
+
+
+def compare_output(
+    name: str, expected: np.ndarray, actual: np.ndarray, arrays: Arrays, allowed: float
+) -> Comparison:
+    """Losses and gradients by shares of the recorded values, all else as it is.
+
+    Args:
+        arrays: of the recorded file, for the size of gradients that counts as rounding.
+        allowed: for what is neither loss nor gradient.
+    """
+    if name.startswith(("loss/", "rawloss/", "total")):
+        return _compare_shares(name, expected, actual, LOSS_TOLERANCE)
+    if name.startswith("grad/"):
+        floor = float(np.abs(expected).max())
+        return _compare_shares(name, expected, actual, GRADIENT_TOLERANCE, floor)
+    if name.startswith("gradnorm"):
+        floor = GRADIENT_FLOOR * float(arrays["out/gradnorm_total"])
+        # -1 stands for no gradient, which is as good as a zero one.
+        expected, actual = np.clip(expected, 0, None), np.clip(actual, 0, None)
+        return _compare_shares(name, expected, actual, GRADIENT_TOLERANCE, floor)
+    return compare(name, expected, actual, allowed)
 
 
 @contextmanager
@@ -262,22 +276,13 @@ def _gradients(model: UniRef, arrays: Arrays) -> dict[str, np.ndarray]:
     return ours
 
 
-def _floor(name: str, arrays: Arrays) -> float:
-    if name.startswith("grad/"):
-        return float(np.abs(arrays[f"out/{name}"]).max())
-    return GRADIENT_FLOOR * float(arrays["out/gradnorm_total"])
-
-
-def _compare_relative(
-    name: str, expected: np.ndarray, actual: np.ndarray, allowed: float, floor: float = 0.0
+def _compare_shares(
+    name: str, expected: np.ndarray, actual: np.ndarray, allowed: float, floor: float = 1e-30
 ) -> Comparison:
-    """The largest difference as a share of the recorded value, or of ``floor`` where it is less."""
+    """The largest difference, as a share of the recorded value or of ``floor``, the larger."""
     if expected.shape != actual.shape:
         raise InputError(f"{name}: recorded shape {expected.shape}, ours {actual.shape}")
-    # -1 stands for no gradient, which is as good as a zero one.
-    expected, actual = (
-        x.astype(np.float64).clip(min=0) if name == "gradnorm" else x.astype(np.float64)
-        for x in (expected, actual)
+    difference = np.abs(expected.astype(np.float64) - actual.astype(np.float64))
+    return Comparison(
+        name, float((difference / np.maximum(np.abs(expected), floor)).max()), allowed
     )
-    share = np.abs(expected - actual) / np.maximum(np.abs(expected), max(floor, 1e-30))
-    return Comparison(name, float(share.max()), allowed)
