@@ -47,28 +47,22 @@ def check(names: Sequence[str]) -> int:
 
 
 def make(names: Sequence[str], size: int, seed: int) -> int:
-    """Writes the releases that the datasets belong to; never over data that was not made."""
-    from unified.data.synthetic.releases import RELEASES
+    """Writes the releases that the datasets belong to; never beside data that was not made."""
+    from unified.data.synthetic.releases import RELEASES, write_releases
 
     if size < 1:
         raise InputError(f"--size is {size}: expected 1 or more")
     rows = CATALOG.values() if names == ["all"] else [find_dataset(name) for name in names]
-    releases = dict.fromkeys(row.release for row in rows)
-    if "refdavis" in releases:
-        releases.pop("davis17", None)  # it is part of the other
+    for row in rows:
+        if row.release not in RELEASES:
+            raise InputError(f"{row.name} cannot be made: it is own data")
     marker = data_root() / "MADE.txt"
-    for release in releases:
-        if release not in RELEASES:
-            raise InputError(f"{release} data cannot be made: only rows of the table can")
-        members = [row.name for row in CATALOG.values() if row.release == release]
-        if not marker.exists() and any(map(is_installed, members)):
-            raise InputError(
-                f"{data_root()} holds a {release} that was not made: give another --root"
-            )
-        marker.parent.mkdir(parents=True, exist_ok=True)
-        marker.write_text("Made by tools/data.py make; every set in here may be replaced by it.\n")
-        RELEASES[release](data_root(), size, seed)
-        print(f"{release}: written below {data_root()}")
+    if not marker.exists() and any(map(is_installed, CATALOG)):
+        raise InputError(f"{data_root()} holds data that was not made: give another --root")
+    marker.parent.mkdir(parents=True, exist_ok=True)
+    marker.write_text("Made by tools/data.py make; every set in here may be replaced by it.\n")
+    for release in write_releases((row.release for row in rows), data_root(), size, seed):
+        print(f"{release}: written below {data_root()}", flush=True)
     return 0
 
 

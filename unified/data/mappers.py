@@ -1,10 +1,11 @@
 """From a record to a sample: what a model trains on, or is asked at test time.
 
 Sample dictionary: ``image`` (3, h, w) uint8 RGB; ``instances`` with ``gt_boxes`` (xyxy pixels),
-``gt_classes`` and ``gt_masks`` (M, h, w); ``box_only`` where masks are filled boxes; ``height`` and
-``width`` of the file; ``task``; ``dataset``; ``name`` for messages; and one key per reference that
-is present: ``expression``, or ``reference_images`` K x (3, h', w') uint8 with ``reference_masks``
-K x (h', w') bool. Supports of few-shot samples and the first frame of clips are the same two keys.
+``gt_classes`` and ``gt_masks`` (M, h, w), which are filled boxes where only boxes are known;
+``height`` and ``width`` of the file; ``task``; ``dataset``; ``name`` for messages; and one key per
+reference that is present: ``expression``, or ``reference_images`` K x (3, h', w') uint8 with
+``reference_masks`` K x (h', w') bool. Supports of few-shot samples and the first frame of clips are
+the same two keys.
 """
 
 from __future__ import annotations
@@ -315,7 +316,7 @@ def make_sample(view: View, classes: np.ndarray) -> Sample:
         instances.gt_boxes = Boxes(torch.from_numpy(boxes[visible]))
     instances.gt_classes = torch.from_numpy(classes[visible])
     instances.gt_masks = masks
-    return {"image": to_tensor(view.image), "instances": instances, "box_only": boxes is not None}
+    return {"image": to_tensor(view.image), "instances": instances}
 
 
 def add_references(sample: Sample, views: Sequence[View]) -> Sample:

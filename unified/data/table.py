@@ -122,7 +122,7 @@ def _referring() -> Iterable[Dataset]:
                 name=f"{name}-{split}",
                 task=Task.RIS,
                 split=use,
-                release="grefcoco" if generalized else "refer",
+                release=folder.replace("+", "plus"),
                 files=(json_file, pickle_file),
                 read=_sentences(partial(_read_refer, name=name, split=split), use),
                 evaluator="gris" if generalized else "ris",
@@ -132,8 +132,11 @@ def _referring() -> Iterable[Dataset]:
         name="refcoco-mixed",
         task=Task.RIS,
         split="train",
-        release="refer",
-        files=("coco2014/annotations/refcoco-mixed/instances_train.json", "refer/refcoco"),
+        release="refcoco_mixed",
+        files=(
+            "coco2014/annotations/refcoco-mixed/instances_train.json",
+            "refer/refcoco+/refs(unc).p",
+        ),
         read=_read_mixed,
     )
     yield mixed

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from unified.data.synthetic.releases import RELEASES
+from unified.data.synthetic.releases import RELEASES, write_releases
 
 SIZE = 3
 
@@ -17,8 +17,8 @@ SIZE = 3
 def made_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder; tests must not change it."""
     root = tmp_path_factory.mktemp("datasets")
-    for write in RELEASES.values():
-        write(root, SIZE, 0)
+    for _ in write_releases(RELEASES, root, SIZE, 0):
+        pass
     return root
 
 

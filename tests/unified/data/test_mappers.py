@@ -160,15 +160,16 @@ def test_k_supports(data_root: Path) -> None:
 def test_detection_keeps_classes_and_boxes(data_root: Path) -> None:
     record = load_records("objects365_v2_train")[0]
     sample = _sample(TrainMapper(augmentation=PLAIN, class_agnostic=False), record, 0)
-    assert sample["box_only"]
     expected = [annotation["category_id"] for annotation in record["annotations"]]
     assert sample["instances"].gt_classes.tolist() == expected
     scale = sample["image"].shape[1] / record["height"]
     x, y, w, h = record["annotations"][0]["bbox"]
     box = sample["instances"].gt_boxes.tensor[0]
     assert torch.allclose(box, torch.tensor([x, y, x + w, y + h]) * scale, atol=1.0)
-    masks = load_records("coco_2017_train")[0]
-    assert not _sample(TrainMapper(augmentation=PLAIN), masks, 0)["box_only"]
+    mask = sample["instances"].gt_masks.tensor[0]
+    left, top, right, bottom = (int(value) for value in box)
+    assert mask[top : bottom + 1, left : right + 1].all()
+    assert mask.sum() == mask[top : bottom + 1, left : right + 1].sum()
 
 
 def test_several_and_no_targets_become_one_mask_or_none(data_root: Path) -> None:

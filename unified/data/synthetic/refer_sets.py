@@ -40,23 +40,31 @@ UNIREF_FOLDERS = {
 }
 
 
-def write_refer(root: Path, size: int, seed: int) -> None:
-    """RefCOCO, RefCOCO+, RefCOCOg and RefCLEF as REFER folders, the first three as JSON too."""
+def write_refer(root: Path, size: int, seed: int, dataset: str) -> None:
+    """One of RefCOCO, RefCOCO+, RefCOCOg and RefCLEF as REFER folder, all but the last as JSON."""
+    _write_refer_set(root, dataset, size, seed)
+
+
+def write_mixed(root: Path, size: int, seed: int) -> None:
+    """RefCOCO, RefCOCO+ and RefCOCOg, and the JSON of their training sets together."""
     mixed = CocoFile({1: "object"})
-    for dataset in REFER_SPLITS:
-        _write_refer_set(root, dataset, size, seed, mixed)
+    for dataset, split_by in UNIREF_FOLDERS:
+        coco, refs = _write_refer_set(root, dataset, size, seed)
+        _add_uniref(mixed, coco, list(_resplit(refs, REFER_SPLITS[dataset][split_by])), "train")
     write_json(root / "coco2014/annotations/refcoco-mixed/instances_train.json", mixed.content())
 
 
-def _write_refer_set(root: Path, dataset: str, size: int, seed: int, mixed: CocoFile) -> None:
+def _write_refer_set(
+    root: Path, dataset: str, size: int, seed: int
+) -> tuple[CocoFile, list[dict[str, Any]]]:
+    """Writes one dataset; returns its instances and references."""
     coco = CocoFile(CATEGORIES, first_image_id=REFER_IMAGE_IDS[dataset])
     folder = root / "coco2014/train2014"
     if dataset == "refclef":
         folder = root / "refer/images/saiapr_tc-12"
     attributes = WITHOUT_PLACE if dataset == "refcoco+" else STILL
     refs: list[dict[str, Any]] = []
-    primary = next(iter(REFER_SPLITS[dataset].values()))
-    for split in primary:
+    for split in next(iter(REFER_SPLITS[dataset].values())):
         for rng in random_streams(seed, f"{dataset}/{split}", split_size(split, size)):
             name = _refer_file_name(dataset, coco.next_image_id())
             scene = make_scene(rng)
@@ -68,13 +76,12 @@ def _write_refer_set(root: Path, dataset: str, size: int, seed: int, mixed: Coco
     for split_by, splits in REFER_SPLITS[dataset].items():
         chosen = list(_resplit(refs, splits))
         save_pickle(root / "refer" / dataset / f"refs({split_by}).p", chosen)
-        if (dataset, split_by) in UNIREF_FOLDERS:
-            _add_uniref(mixed, coco, chosen, "train")
-            for split in splits:
-                single = CocoFile({1: "object"})
-                _add_uniref(single, coco, chosen, split)
-                target = root / "coco2014/annotations" / UNIREF_FOLDERS[dataset, split_by]
-                write_json(target / f"instances_{split}.json", single.content())
+        for split in splits if (dataset, split_by) in UNIREF_FOLDERS else ():
+            single = CocoFile({1: "object"})
+            _add_uniref(single, coco, chosen, split)
+            target = root / "coco2014/annotations" / UNIREF_FOLDERS[dataset, split_by]
+            write_json(target / f"instances_{split}.json", single.content())
+    return coco, refs
 
 
 def _refer_file_name(dataset: str, image_id: int) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +19,11 @@ Writer = Callable[[Path, int, int], None]  # root, pictures or clips in the trai
 RELEASES: dict[str, Writer] = {
     "coco": coco_sets.write_coco,
     "objects365": coco_sets.write_objects365,
-    "refer": refer_sets.write_refer,
+    "refcoco": partial(refer_sets.write_refer, dataset="refcoco"),
+    "refcocoplus": partial(refer_sets.write_refer, dataset="refcoco+"),
+    "refcocog": partial(refer_sets.write_refer, dataset="refcocog"),
+    "refclef": partial(refer_sets.write_refer, dataset="refclef"),
+    "refcoco_mixed": refer_sets.write_mixed,
     "grefcoco": refer_sets.write_grefcoco,
     "fss1000": few_shot_sets.write_fss1000,
     "pascal5i": few_shot_sets.write_pascal5i,
@@ -37,3 +41,19 @@ RELEASES: dict[str, Writer] = {
     "refdavis": referring_clip_sets.write_refdavis,
     "mevis": referring_clip_sets.write_mevis,
 }
+
+# release -> releases that it writes as well
+CONTAINS = {
+    "refcoco_mixed": ("refcoco", "refcocoplus", "refcocog"),
+    "refdavis": ("davis17",),
+}
+
+
+def write_releases(names: Iterable[str], root: Path, size: int, seed: int) -> Iterator[str]:
+    """Writes each release once and yields its name."""
+    wanted = dict.fromkeys(names)
+    contained = {part for name in wanted for part in CONTAINS.get(name, ())}
+    for name in wanted:
+        if name not in contained:
+            RELEASES[name](root, size, seed)
+            yield name

@@ -110,7 +110,7 @@ def _digests(root: Path) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("name", ["refer", "ytbvos18"])
+@pytest.mark.parametrize("name", ["refcoco", "ytbvos18"])
 def test_same_seed_same_files(name: str, tmp_path: Path) -> None:
     RELEASES[name](tmp_path / "a", 2, 7)
     RELEASES[name](tmp_path / "b", 2, 7)
