@@ -109,7 +109,7 @@ def lvos_objects(
     *,
     skip_first_last: bool = True,
 ) -> dict[int, Track]:
-    """Scores each object inside its own span of annotated frames.
+    """Scores each object inside its own span of annotated frames; one without frames is left out.
 
     Args:
         frames: all annotated frames of the video in order.
@@ -131,7 +131,8 @@ def lvos_objects(
         affinity = np.stack([scores.mean(axis=(0, 2)) for scores in spread], axis=-1)  # (P, O)
         pairs = match_proposals(affinity[None, ..., None])
     kept = slice(1, -1) if skip_first_last else slice(None)
-    return {i: _track(spread[o][kept, p]) for i, (p, o) in zip(spans, pairs, strict=True)}
+    tracks = {i: _track(spread[o][kept, p]) for i, (p, o) in zip(spans, pairs, strict=True)}
+    return {i: track for i, track in tracks.items() if len(track.region)}
 
 
 def variation(track: Track) -> float:

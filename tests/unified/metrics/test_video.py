@@ -80,6 +80,7 @@ def test_lvos_counts_inside_the_span_and_fills_missing_frames_with_zero() -> Non
     whole = lvos_objects(pairs, spans, "unsupervised_single", skip_first_last=False)[1]
     assert whole.region.tolist() == [1, 1, 1, 1, 0]
     assert lvos_objects(pairs, spans)[1].region.tolist() == [1, 1, 1]
+    assert lvos_objects(pairs, {1: Span(1, 3, 2)}) == {}  # nothing is left between the ends
     with pytest.raises(InputError, match=r"frames 1 to 7 .* the video has 6"):
         lvos_objects(pairs, {1: Span(1, 7, 6)})
 
