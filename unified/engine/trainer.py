@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -161,16 +162,17 @@ class Trainer(TrainerBase):
         self._stream = iter(self.loader)
         with EventStorage(self.start_iter) as self.storage:
             self.before_train()
-            for number in range(self.start_iter, self.max_iter):
-                self.iter = number
-                self.before_step()
-                self.run_step()
-                self.after_step()
-            self.iter = max(self.max_iter - 1, 0)
-            with self.evaluated_weights():
-                if comm.is_main_process():
-                    save_final_weights(self.folder, self.segmenter.state_dict())
-            self.after_train()
+            try:
+                for number in range(self.start_iter, self.max_iter):
+                    self.iter = number
+                    self.before_step()
+                    self.run_step()
+                    self.after_step()
+            finally:
+                self.after_train()  # the curves are of use after an error too
+        with self.evaluated_weights():
+            if comm.is_main_process():
+                save_final_weights(self.folder, self.segmenter.state_dict())
 
     def run_step(self) -> None:
         """One optimiser step on the next batch, in ``ACCUMULATE`` parts."""
@@ -195,7 +197,10 @@ class Trainer(TrainerBase):
         self.scaler.update()
         self.optimizer.zero_grad()
         terms["lr"] = max(group["lr"] for group in self.optimizer.param_groups)
-        self.scheduler.step()
+        with warnings.catch_warnings():
+            # The scaler may skip the very first step, which is no mistake; the schedule goes on.
+            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+            self.scheduler.step()
         if self.average is not None:
             self.average.update(self.segmenter, self.iter)
         self._record(terms, waited, time.perf_counter() - start)

@@ -1,0 +1,198 @@
+"""Training steps: they learn, split and repeat exactly, and stop with a reason."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from unified.checkpoint import read_weights
+from unified.engine.config import load_config, system
+from unified.engine.run import set_up, train
+from unified.engine.trainer import Trainer, TrainingError, split
+from unified.errors import ConfigError
+
+CONFIG = Path(__file__).parents[3] / "configs/lite/joint_tiny.yaml"
+
+
+def run(options: list[str], *more: str, resume: bool = False) -> Trainer:
+    cfg = load_config(CONFIG, [*options, *more])
+    set_up(cfg)
+    return train(cfg, resume=resume)
+
+
+def metrics(trainer: Trainer) -> list[dict[str, Any]]:
+    lines = (trainer.folder / "metrics.json").read_text().splitlines()
+    keep = ("iteration", "lr", "total_loss")
+    return [
+        {k: v for k, v in json.loads(line).items() if k in keep or k.startswith("loss")}
+        for line in lines
+    ]
+
+
+def test_a_joint_run_lowers_the_loss_and_leaves_its_records(options: list[str]) -> None:
+    trainer = run(options, "SOLVER.MAX_ITER", "24", "TEST.EVAL_PERIOD", "12")
+    losses = [line["total_loss"] for line in metrics(trainer)]
+    assert len(losses) == 24
+    assert np.mean(losses[-8:]) < 0.8 * np.mean(losses[:8])
+    names = {path.name for path in trainer.folder.iterdir()}
+    assert {"config.yaml", "curves.png", "last_checkpoint", "model_final.pth"} <= names
+    assert any(name.startswith("events.out.tfevents") for name in names)
+    with Image.open(trainer.folder / "curves.png") as curves:
+        assert curves.size[0] > 500
+    drawn = {path.name for path in trainer.folder.glob("samples/step_0000023/*")}
+    assert drawn == {"fss-1000-train.png", "ytbvos19-train.png", "coco_2017_train.png"}
+
+
+def test_every_parameter_gets_a_gradient_from_every_task(options: list[str]) -> None:
+    trainer = Trainer(*_parts(options))
+    for batch, _ in zip(trainer.loader, range(6), strict=False):
+        losses = trainer.model(batch)
+        torch.stack(list(losses.values())).sum().backward()
+        trainable = [p for p in trainer.segmenter.parameters() if p.requires_grad]
+        assert all(parameter.grad is not None for parameter in trainable)
+        trainer.segmenter.zero_grad(set_to_none=True)
+
+
+def _parts(options: list[str]) -> tuple[Any, Any]:
+    from unified.engine.sources import build_train_loader
+
+    cfg = load_config(CONFIG, options)
+    return cfg, build_train_loader(cfg)
+
+
+def test_resuming_gives_the_same_losses_to_the_last_bit(
+    options: list[str], tmp_path: Path
+) -> None:
+    whole = run(options)
+    options[-1] = str(tmp_path / "parts")
+    more = ("SOLVER.CHECKPOINT_PERIOD", "2")
+    trainer = Trainer(*_parts([*options, *more]))
+    trainer.max_iter = 4  # as if it were ended here, one step after what the next run finds
+    trainer.register_hooks([])
+    trainer.train()
+    trainer.iter = 3
+    trainer.save()
+    resumed = run(options, *more, resume=True)
+    assert resumed.start_iter == 4
+    assert metrics(resumed) == metrics(whole)[4:]
+    for name, value in whole.segmenter.state_dict().items():
+        assert torch.equal(value, resumed.segmenter.state_dict()[name]), name
+
+
+def test_what_was_logged_after_the_last_checkpoint_is_replaced(options: list[str]) -> None:
+    whole = run(options, "SOLVER.CHECKPOINT_PERIOD", "4")
+    (whole.folder / "last_checkpoint").write_text("model_0000003.pth")
+    with (whole.folder / "metrics.json").open("a") as file:
+        file.write('{"iteration": 6, "total_lo')
+    before = metrics_of_file(whole)
+    resumed = run(options, resume=True)
+    assert [line["iteration"] for line in metrics(resumed)] == list(range(6))
+    assert metrics(resumed) == before
+
+
+def metrics_of_file(trainer: Trainer) -> list[dict[str, Any]]:
+    path = trainer.folder / "metrics.json"
+    text = path.read_text()
+    path.write_text(text[: text.rindex("\n") + 1])
+    before = metrics(trainer)
+    path.write_text(text)
+    return before
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_stays_near_full_precision(options: list[str], dtype: str) -> None:
+    more = ("SOLVER.MAX_ITER", "3")
+    full = metrics(run(options, *more))
+    options[-1] += dtype
+    half = run(options, *more, "SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", dtype)
+    assert half.scaler.is_enabled() == (dtype == "float16")
+    assert metrics(half)[0]["total_loss"] == pytest.approx(full[0]["total_loss"], rel=0.05)
+    assert metrics(half)[0]["total_loss"] != full[0]["total_loss"]
+
+
+def test_parts_of_a_batch_add_up_to_the_batch_of_their_losses(options: list[str]) -> None:
+    """Without random numbers, two halves of a batch give the mean of their gradients."""
+    more = ("SOLVER.MAX_ITER", "1", "MODEL.UNIREF.FUSION.DROPOUT", "0.0")
+    trainer = Trainer(*_parts([*options, *more]))
+    batch = next(iter(trainer.loader))
+    gradients = []
+    for part in split(batch, 2):
+        total = torch.stack(list(trainer.model(part).values())).sum()
+        total.backward()
+        gradients.append(
+            [p.grad.clone() for p in trainer.segmenter.parameters() if p.grad is not None]
+        )
+        trainer.segmenter.zero_grad()
+    mean = [(a + b) / 2 for a, b in zip(*gradients, strict=True)]
+    seen: list[torch.Tensor] = []
+    twin = Trainer(*_parts([*options, *more, "SOLVER.ACCUMULATE", "2"]))
+    zero_grad = twin.optimizer.zero_grad
+
+    def keep_gradients() -> None:
+        seen.extend(p.grad.clone() for p in twin.segmenter.parameters() if p.grad is not None)
+        zero_grad()
+
+    twin.optimizer.zero_grad = keep_gradients  # type: ignore[method-assign]
+    twin.train()
+    norm = torch.stack([g.norm() for g in mean]).norm()
+    for expected, actual in zip(mean, seen, strict=True):
+        torch.testing.assert_close(actual, expected * min(1, 0.1 / norm), rtol=1e-4, atol=1e-7)
+
+
+def test_recomputing_activations_changes_nothing(options: list[str]) -> None:
+    plain = metrics(run(options))
+    options[-1] += "recomputed"
+    saved = run(options, "MODEL.UNIREF.GRADIENT_CHECKPOINTING", "True")
+    for expected, actual in zip(plain, metrics(saved), strict=True):
+        assert actual["total_loss"] == pytest.approx(expected["total_loss"], rel=1e-5)
+
+
+def test_averaged_weights_are_handed_on_and_resumed(options: list[str]) -> None:
+    trainer = run(options, "SOLVER.EMA_DECAY", "0.9")
+    assert trainer.average is not None
+    final = read_weights(trainer.folder / "model_final.pth")
+    differ = 0
+    for name, value in trainer.segmenter.state_dict().items():
+        assert torch.equal(final[name], trainer.average.weights[name]), name
+        differ += not torch.equal(final[name], value)
+    assert differ > 50
+    averages = {name: value.clone() for name, value in trainer.average.weights.items()}
+    again = Trainer(*_parts([*options, "SOLVER.EMA_DECAY", "0.9"]))
+    assert again.resume() and again.average is not None
+    assert all(torch.equal(averages[n], value) for n, value in again.average.weights.items())
+
+
+def test_a_loss_that_is_no_number_names_the_samples(options: list[str]) -> None:
+    trainer = Trainer(*_parts(options))
+    with torch.no_grad():
+        trainer.segmenter.mask_head.controller.layers[0].weight.fill_(float("nan"))
+    with pytest.raises(TrainingError, match=r"step 0: total_loss.*became NaN.*(fss|ytb|coco)"):
+        trainer.train()
+
+
+def test_a_batch_that_cannot_be_divided_is_an_error(options: list[str]) -> None:
+    with pytest.raises(ConfigError, match="2 samples of .*ACCUMULATE 3 does not divide it"):
+        Trainer(*_parts([*options, "SOLVER.ACCUMULATE", "3"])).train()
+
+
+def test_a_folder_with_a_run_is_not_overwritten(options: list[str]) -> None:
+    run(options, "SOLVER.MAX_ITER", "1")
+    with pytest.raises(ConfigError, match="continue it with --resume"):
+        run(options, "SOLVER.MAX_ITER", "1")
+
+
+def test_a_frozen_text_encoder_keeps_its_dropout(options: list[str]) -> None:
+    at = options.index("MODEL.UNIREF.TEXT_ENCODER.NAME")
+    options[at + 1] = "minilm"
+    cfg = load_config(CONFIG, [*options, "MODEL.UNIREF.TEXT_ENCODER.FREEZE", "True"])
+    model = system("UniRef").build(cfg)
+    assert not any(p.requires_grad for p in model.text_encoder.bert.parameters())
+    assert all(p.requires_grad for p in model.text_encoder.project.parameters())
+    dropouts = [m for m in model.text_encoder.bert.modules() if isinstance(m, torch.nn.Dropout)]
+    assert dropouts and all(module.training for module in dropouts)
