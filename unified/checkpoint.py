@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -158,7 +159,11 @@ def read_weights(path: str | Path) -> Weights:
         if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
             content = content[name]
     weights = (
-        {key: torch.as_tensor(value) for key, value in content.items() if _is_array(value)}
+        {
+            key: torch.as_tensor(value)
+            for key, value in content.items()
+            if isinstance(key, str) and _holds_numbers(value)
+        }
         if isinstance(content, Mapping)
         else {}
     )
@@ -167,8 +172,10 @@ def read_weights(path: str | Path) -> Weights:
     return weights
 
 
-def _is_array(value: object) -> bool:
-    return isinstance(value, Tensor) or type(value).__module__ == "numpy"
+def _holds_numbers(value: object) -> bool:
+    if isinstance(value, np.ndarray | np.generic):
+        return value.dtype.kind in "biufc"
+    return isinstance(value, Tensor)
 
 
 def _first_line(error: BaseException) -> str:
@@ -200,19 +207,26 @@ _READERS: dict[str, Callable[[Path], object]] = {
 def write_weights(
     path: str | Path, weights: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Writes .safetensors, or for other suffixes ``{"model": weights}`` as torch does; atomic."""
-    path = Path(path)
-    with atomic_path(path) as temporary:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import save_file
+    """Writes .safetensors, or for other suffixes ``{"model": weights}`` as torch does; atomic.
 
-            save_file(
-                {key: tensor.contiguous().clone() for key, tensor in weights.items()},
-                temporary,
-                dict(metadata or {}),
-            )
-        else:
-            torch.save({"model": dict(weights), **(metadata or {})}, temporary)
+    Raises:
+        CheckpointError: the file cannot be written; an older one is as it was.
+    """
+    path = Path(path)
+    try:
+        with atomic_path(path) as temporary:
+            if path.suffix == ".safetensors":
+                from safetensors.torch import save_file
+
+                save_file(
+                    {key: tensor.contiguous().clone() for key, tensor in weights.items()},
+                    temporary,
+                    dict(metadata or {}),
+                )
+            else:
+                torch.save({"model": dict(weights), **(metadata or {})}, temporary)
+    except Exception as error:  # of a full disk both libraries tell by errors of their own
+        raise CheckpointError(f"{path} cannot be written: {_first_line(error)}") from error
 
 
 @dataclass(frozen=True)
