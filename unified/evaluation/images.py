@@ -29,6 +29,7 @@ from unified.metrics.davis import VOID, present_ids
 from unified.metrics.iou import ReferringRule
 
 REFUSALS = "no_target.json"
+SHOTS = "shot_"
 
 
 @dataclass(frozen=True)
@@ -206,9 +207,14 @@ def read_refusals(path: Path, names: Sequence[str]) -> list[bool]:
 
 
 def score_few_shot(request: Request) -> Scores:
-    """Class mIoU and FB-IoU of ``<class>/<episode>.png``; classes without episode count 0."""
+    """Class mIoU and FB-IoU of ``<class>/<episode>.png``; classes without episode count 0.
+
+    Predictions in ``shot_<k>/<class>/<episode>.png`` vote, the k-shot protocol of hsnet.
+    """
     problems = Problems(request.allow_missing)
-    pairs = find_pairs(request, problems)
+    folder = request.prediction
+    shots = sorted(folder.glob(f"{SHOTS}[0-9]*")) or [folder]
+    pairs = find_pairs(replace(request, prediction=shots[0]), problems)
     outside = [pair.truth for pair in pairs if "/" not in pair.name]
     if outside:
         raise InputError(f"{outside[0]} lies in no class folder: expected <class>/<episode>.png")
@@ -216,9 +222,12 @@ def score_few_shot(request: Request) -> Scores:
     def work(pair: MaskPair) -> tuple[Episode, Problems]:
         found = Problems(request.allow_missing)
         truth, ignore = split_ignored(read_ids(pair.truth))
-        prediction = read_prediction(pair, truth.shape, found)
+        masks = [
+            read_prediction(replace(pair, prediction=shot / f"{pair.name}.png"), truth.shape, found)
+            for shot in shots
+        ]
+        areas = few_shot.areas(truth, few_shot.vote(np.stack(masks)), ignore)
         class_name, name = pair.name.split("/", 1)
-        areas = few_shot.areas(truth, prediction, ignore)
         return Episode(class_name, name, *areas, partial(_picture, pair)), found
 
     results = request.run(work, pairs, "episode")
@@ -226,7 +235,10 @@ def score_few_shot(request: Request) -> Scores:
         problems.merge(found)
     episodes = [episode for episode, _ in results]
     classes = request.split.names or tuple(dict.fromkeys(e.class_name for e in episodes))
-    return few_shot_scores(episodes, classes, problems)
+    scores = few_shot_scores(episodes, classes, problems)
+    if len(shots) == 1:
+        return scores
+    return replace(scores, notes=(*scores.notes, f"{len(shots)} shots vote"))
 
 
 @dataclass(frozen=True)

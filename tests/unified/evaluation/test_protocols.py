@@ -370,6 +370,21 @@ def test_hsnet(score: Score, tmp_path: Path, data: str) -> None:
     assert report.scores.numbers["mIoU"] == pytest.approx(sampled * share)
 
 
+@pytest.mark.parametrize("shots", [1, 2, 5])
+def test_hsnet_shots_vote(score: Score, tmp_path: Path, shots: int) -> None:
+    arrays = masks("fss")
+    for query in range(3):
+        name = f"a/{query}.png"
+        write_mask(tmp_path / "gt" / name, arrays["fss_gt"][query] * 255)
+        write_mask(tmp_path / "voted" / name, arrays[f"vote_out_{shots}shot"][query] * 255)
+        for k in range(shots):
+            write_mask(tmp_path / "pred" / f"shot_{k}" / name, arrays["vote_in"][k, query] * 255)
+    report = score("hsnet")
+    voted = score("hsnet", prediction=tmp_path / "voted")
+    assert report.scores.numbers == voted.scores.numbers
+    assert (f"{shots} shots vote" in report.card.notes) == (shots > 1)
+
+
 def test_class_and_image_means_differ(score: Score, tmp_path: Path) -> None:
     full, half = np.ones((4, 4)), np.ones((4, 4))
     half[2:] = 0
