@@ -24,8 +24,8 @@ from detectron2.engine import default_argument_parser
 from unified.devices import pick_device
 from unified.engine.config import load_config
 from unified.engine.launch import MISUSE, launch
-from unified.engine.run import set_up, train
-from unified.errors import ConfigError, UnifiedError
+from unified.engine.run import evaluate_weights, set_up, train
+from unified.errors import UnifiedError
 
 
 def parse(arguments: Sequence[str] | None) -> Namespace:
@@ -39,8 +39,9 @@ def work(cfg: CfgNode, resume: bool, eval_only: bool) -> None:
     """What every process does."""
     set_up(cfg)
     if eval_only:
-        raise ConfigError("--eval-only: evaluators are not connected yet")
-    train(cfg, resume=resume)
+        evaluate_weights(cfg)
+    else:
+        train(cfg, resume=resume)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from pathlib import Path
 
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from unified.engine.checkpointing import POINTER
+from unified.devices import pick_device
+from unified.engine.checkpointing import POINTER, find_weights
+from unified.engine.config import system
 from unified.engine.hooks import default_hooks
+from unified.engine.models import load_checkpoint
 from unified.engine.sources import build_train_loader
+from unified.engine.testing import check_test_sets, evaluate
 from unified.engine.trainer import Trainer
 from unified.errors import ConfigError
 from unified.files import atomic_path
@@ -41,10 +46,30 @@ def train(cfg: CfgNode, *, resume: bool) -> Trainer:
             f"OUTPUT_DIR {cfg.OUTPUT_DIR} holds a training run: continue it with --resume, or "
             "choose another folder"
         )
-    loader = build_train_loader(cfg)
-    trainer = Trainer(cfg, loader)
+    check_test_sets(cfg)
+    trainer = Trainer(cfg, build_train_loader(cfg))
     if resume and trainer.resume():
         logger.info("resumed at step %d", trainer.start_iter)
-    trainer.register_hooks(default_hooks(cfg, trainer.start_iter, None))
+    score = partial(evaluate, cfg, trainer.shell) if cfg.DATASETS.TEST else None
+    trainer.register_hooks(default_hooks(cfg, trainer.start_iter, score))
     trainer.train()
     return trainer
+
+
+def evaluate_weights(cfg: CfgNode) -> dict[str, float]:
+    """Evaluates ``MODEL.WEIGHTS`` on the sets of ``DATASETS.TEST``; nothing may be missing in them.
+
+    Raises:
+        UnifiedError: weights or sets are missing or wrong; the message says what to do.
+    """
+    path = find_weights(cfg)
+    if path is None:
+        raise ConfigError("--eval-only needs trained weights: add MODEL.WEIGHTS FILE")
+    if not cfg.DATASETS.TEST:
+        raise ConfigError("--eval-only needs test sets: add DATASETS.TEST \"('NAME',)\"")
+    check_test_sets(cfg)
+    builder = system(cfg.MODEL.META_ARCHITECTURE)
+    model = builder.build(cfg)
+    load_checkpoint(model, cfg, path)
+    shell = builder.build_shell(cfg, model).to(pick_device(cfg.MODEL.DEVICE))
+    return evaluate(cfg, shell, path)

@@ -49,17 +49,17 @@ def build_source(cfg: CfgNode, name: str) -> Source:
         raise ConfigError(f"INPUT.PER_DATASET.{name} has {sorted(unknown)}: INPUT has no such key")
     mapper = TrainMapper(
         augmentation=Augmentation(
-            short_sides=tuple(_input(cfg, name, "MIN_SIZE_TRAIN")),
-            max_size=_input(cfg, name, "MAX_SIZE_TRAIN"),
-            flip=_input(cfg, name, "FLIP_PROBABILITY"),
-            crop=_input(cfg, name, "CROP_PROBABILITY"),
-            crop_range=tuple(_input(cfg, name, "CROP_RANGE")),
-            pre_crop_sides=tuple(_input(cfg, name, "PRE_CROP_SIZES")),
-            colour=_input(cfg, name, "COLOR"),
+            short_sides=tuple(input_option(cfg, name, "MIN_SIZE_TRAIN")),
+            max_size=input_option(cfg, name, "MAX_SIZE_TRAIN"),
+            flip=input_option(cfg, name, "FLIP_PROBABILITY"),
+            crop=input_option(cfg, name, "CROP_PROBABILITY"),
+            crop_range=tuple(input_option(cfg, name, "CROP_RANGE")),
+            pre_crop_sides=tuple(input_option(cfg, name, "PRE_CROP_SIZES")),
+            colour=input_option(cfg, name, "COLOR"),
         ),
         class_agnostic=False,  # the shell decides which labels count
         num_supports=cfg.TASK.FSS.NSHOT,
-        frame_range=_input(cfg, name, "FRAME_RANGE"),
+        frame_range=input_option(cfg, name, "FRAME_RANGE"),
     )
     return Source(
         name=name,
@@ -70,10 +70,10 @@ def build_source(cfg: CfgNode, name: str) -> Source:
     )
 
 
-def _input(cfg: CfgNode, name: str, key: str) -> Any:
-    """``INPUT.PER_DATASET[name][key]`` or else ``INPUT[key]``."""
+def input_option(cfg: CfgNode, name: str, key: str, default: Any = None) -> Any:
+    """``INPUT.PER_DATASET[name][key]`` or else the default, ``INPUT[key]`` if there is none."""
     special = cfg.INPUT.PER_DATASET.get(name, {})
-    return special.get(key, cfg.INPUT[key])
+    return special.get(key, cfg.INPUT[key] if default is None else default)
 
 
 def _node(cfg: CfgNode, key: str) -> CfgNode:
