@@ -278,7 +278,7 @@ def _davis_row(name: str, year: int, folder: str, split: str) -> Dataset:
         folder,
         split,
         partial(_read_davis, year=2000 + year),
-        files=(f"{folder}/ImageSets/{2000 + year}/{split}.txt",),
+        files=tuple(f"{folder}/ImageSets/{part}/{split}.txt" for part in (2000 + year, "480p")),
         protocols=("davis17-semi",),
         score_threshold=0.3,
     )

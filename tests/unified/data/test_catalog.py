@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from unified.data.catalog import CATALOG, find_dataset, load_records, register_datasets
 from unified.data.formats.files import image_size, read_label_map
@@ -135,6 +136,32 @@ def test_davis16_object_is_one(data_root: Path) -> None:
     record = load_records("davis16-val")[0]
     assert set(np.unique(read_label_map(record["mask_files"][0]))) == {0, 255}
     assert list(frame_masks(record, 0)) == [1]
+
+
+def test_davis16_lists_of_frames(made_root: Path, tmp_path: Path) -> None:
+    """The release of 2016 lists every frame with its mask instead of sequence names."""
+    shutil.copytree(made_root / "DAVIS2016", tmp_path / "DAVIS2016")
+    lists = tmp_path / "DAVIS2016/ImageSets"
+    names = (lists / "2016/val.txt").read_text().split()
+    (lists / "480p").mkdir()
+    pair = "/JPEGImages/480p/{0}/{1:05d}.jpg /Annotations/480p/{0}/{1:05d}.png"
+    lines = [pair.format(name, frame) for name in names for frame in range(8)]
+    (lists / "480p/val.txt").write_text("\n".join(lines))
+    (lists / "2016/val.txt").unlink()
+    assert [record["clip_id"] for record in CATALOG["davis16-val"].read(tmp_path)] == names
+
+
+def test_fss_masks_may_be_saved_in_colours(made_root: Path, tmp_path: Path) -> None:
+    shutil.copytree(made_root / "fss-1000", tmp_path / "fss-1000")
+    before = CATALOG["fss-1000-val"].read(made_root)[0]
+    record = CATALOG["fss-1000-val"].read(tmp_path)[0]
+    path = record["annotations"][0]["mask_file"]
+    with Image.open(path) as image:
+        image.convert("RGB").save(path)
+    size = record["height"], record["width"]
+    masks = [annotation_mask(r["annotations"][0], *size) for r in (before, record)]
+    np.testing.assert_array_equal(*masks)
+    assert masks[0] is not None and masks[0].any()
 
 
 def test_sentence_masks_of_the_three_referring_clip_sets(data_root: Path) -> None:

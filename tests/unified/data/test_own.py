@@ -12,6 +12,7 @@ import pytest
 from unified.data.augmentation import Augmentation
 from unified.data.catalog import find_dataset, load_records, register_datasets
 from unified.data.check import check_dataset
+from unified.data.formats.records import target_mask
 from unified.data.loader import Source, TrainLoader
 from unified.data.mappers import TrainMapper
 from unified.data.synthetic.world import make_scene
@@ -93,6 +94,16 @@ def test_split_decides_what_a_record_is(own: Path) -> None:
         ["bird near the water"],
     ]
     assert load_records("cells")[0]["first_frames"]
+
+
+def test_black_and_white_masks_are_one_object(own: Path) -> None:
+    for path in sorted((own / "street/masks/clip1").iterdir()):
+        write_mask(path, np.arange(96 * 128).reshape(96, 128) % 7 == 0)
+        save_jpeg(
+            own / f"street/frames/clip1/{path.stem}.jpg", np.zeros((96, 128, 3), dtype=np.uint8)
+        )
+    assert check_dataset("street").num_records == 1
+    assert target_mask(load_records("street")[0], 1).sum() == 96 * 128 // 7 + 1  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

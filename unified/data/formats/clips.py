@@ -154,7 +154,11 @@ def read_davis(
     Args:
         annotations: ``Annotations_unsupervised`` for the unsupervised task and Ref-DAVIS17.
     """
-    names = read_lines(root / f"ImageSets/{year}/{split}.txt", "one sequence name per line")
+    path = root / f"ImageSets/{year}/{split}.txt"
+    if not path.exists() and year == 2016:
+        path = root / f"ImageSets/480p/{split}.txt"  # lines of "image mask", sorted by sequence
+    lines = read_lines(path, "one sequence name per line")
+    names = dict.fromkeys(Path(line.split()[0]).parent.name or line for line in lines)
     records = read_clip_folders(
         root / "JPEGImages/480p", root / annotations / "480p", names, binary_masks=year == 2016
     )

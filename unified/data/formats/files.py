@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -98,22 +99,43 @@ def read_image(path: Path | str) -> np.ndarray:
         raise InputError(f"{path} is not a readable image ({error})") from error
 
 
-def read_label_map(path: Path | str) -> np.ndarray:
+def read_label_map(path: Path | str, *, white_is_object: bool = False) -> np.ndarray:
     """(H, W) uint8 object ids of an indexed or grey PNG; 0 background, 255 void.
+
+    Args:
+        white_is_object: a grey file of nothing but 0 and 255 is one object, with id 1.
 
     Raises:
         InputError: the file is missing, damaged, or has colour channels instead of indices.
     """
+    with _open_mask(path) as image:
+        if image.mode not in ("1", "P", "L"):
+            raise InputError(
+                f"{path} has mode {image.mode}: expected one channel of object ids (an indexed "
+                "PNG); colours cannot be turned back into ids, save it as a palette image"
+            )
+        values = np.array(image, dtype=np.uint8)
+        if white_is_object and image.mode == "L" and np.isin(values, (0, VOID)).all():
+            return (values == VOID).astype(np.uint8)
+    return values
+
+
+def read_bright_mask(path: Path | str) -> np.ndarray:
+    """(H, W) bool: where a picture of a mask, grey or in colours, is 128 or brighter.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    with _open_mask(path) as image:
+        return np.array(image.convert("L")) >= 128
+
+
+@contextmanager
+def _open_mask(path: Path | str) -> Iterator[Image.Image]:
     try:
         with Image.open(path) as image:
-            if image.mode == "1":
-                return np.array(image, dtype=np.uint8)
-            if image.mode not in ("P", "L"):
-                raise InputError(
-                    f"{path} has mode {image.mode}: expected one channel of object ids (an indexed "
-                    "PNG); colours cannot be turned back into ids, save it as a palette image"
-                )
-            return np.array(image)
+            image.load()
+            yield image
     except (OSError, SyntaxError) as error:
         raise InputError(f"{path} is not a readable mask ({error})") from error
 

@@ -12,7 +12,12 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from unified.data.formats.files import VOID, read_label_map, segmentation_mask
+from unified.data.formats.files import (
+    VOID,
+    read_bright_mask,
+    read_label_map,
+    segmentation_mask,
+)
 from unified.errors import InputError
 
 XYWH_ABS = 1  # the value of detectron2.structures.BoxMode.XYWH_ABS
@@ -126,16 +131,16 @@ def annotation_void(annotation: Annotation, height: int, width: int) -> np.ndarr
 
 def _mask_file(annotation: Annotation, height: int, width: int) -> np.ndarray:
     """(H, W) uint8: 1 on the object, 255 on void, 0 elsewhere."""
-    values = read_label_map(annotation["mask_file"])
-    if values.shape != (height, width):
+    path, value = annotation["mask_file"], annotation.get("mask_value")
+    if value is None:
+        result = read_bright_mask(path).astype(np.uint8)
+    else:
+        labels = read_label_map(path)
+        result = np.where(labels == VOID, VOID, labels == value).astype(np.uint8)
+    if result.shape != (height, width):
         raise InputError(
-            f"{annotation['mask_file']} has size {values.shape}: expected {(height, width)}, the "
-            "size of its image"
+            f"{path} has size {result.shape}: expected {(height, width)}, the size of its image"
         )
-    if "mask_value" not in annotation:
-        return (values >= 128).astype(np.uint8)
-    result = (values == annotation["mask_value"]).astype(np.uint8)
-    result[values == VOID] = VOID
     return result
 
 
@@ -157,7 +162,7 @@ def frame_labels(record: ClipRecord, frame: int) -> np.ndarray | None:
     path = record["mask_files"][frame]
     if path is None:
         return None
-    labels = read_label_map(path)
+    labels = read_label_map(path, white_is_object=True)
     return (labels > 0).astype(np.uint8) if record.get("binary_masks") else labels
 
 
