@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 
 from projects.uniref.parity import check_file, kind_of, read_arrays
-from projects.uniref.train_parity import check_train_file
+from projects.uniref.parity.training import check_train_file
 from unified.engine.config import load_config, system
 from unified.engine.models import CONFIGS
 from unified.errors import InputError, UnifiedError

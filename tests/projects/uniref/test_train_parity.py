@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from projects.uniref.train_parity import check_train_file, compare_output
+from projects.uniref.parity.training import check_train_file, compare_output
 from unified.engine.config import load_config, system
 from unified.engine.models import CONFIGS
 from unified.parity import Comparison

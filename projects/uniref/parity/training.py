@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from projects.uniref.checkpoint import uniref_keys
 from projects.uniref.model import UniRef
-from projects.uniref.parity import Arrays, load_recorded_weights, read_arrays
+from projects.uniref.parity.recorded import Arrays, load_recorded_weights, read_arrays
 from unified.errors import InputError
 from unified.masks import mask_box
 from unified.modeling.box_ops import xyxy_to_cxcywh
