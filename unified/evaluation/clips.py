@@ -22,6 +22,7 @@ from unified.evaluation.reading import (
     subfolders,
 )
 from unified.evaluation.report import Problems, Request
+from unified.metrics.davis import VOID, present_ids
 from unified.metrics.video import Span
 
 LVOS_STEP = 5  # every fifth frame is annotated, file names count from 1
@@ -105,15 +106,18 @@ MakeClips = Callable[[Request, Problems], list[Clip]]
 def sequences(
     request: Request, problems: Problems, *, skip_ends: bool = False, check_ids: bool = True
 ) -> list[Clip]:
-    """``<sequence>/<frame>.png`` label maps on both sides."""
+    """``<sequence>/<frame>.png`` on both sides: label maps, or masks of 0 and 255."""
     truth, prediction = annotation_root(request.truth), annotation_root(request.prediction)
     clips = []
     for name in _wanted(request, subfolders(truth), prediction, problems):
         frames = tuple(frame_names(truth / name))
         unscored = frozenset((frames[0], frames[-1])) if skip_ends else frozenset()
-        maps = LabelMaps(truth / name)
-        clip = Clip(name, "", frames, maps, prediction / name, unscored=unscored)
-        clips.append(replace(clip, check_ids=check_ids))
+        load: LoadTruth = LabelMaps(truth / name)
+        # DAVIS 2016 and much own data: black and white masks of one object, not 255 for void.
+        binary = set(present_ids(load(frames[0]))) in ({0, VOID}, {VOID})
+        load = BinaryMasks(truth / name) if binary else load
+        clip = Clip(name, "", frames, load, prediction / name, binary, check_ids, unscored)
+        clips.append(clip)
     return clips
 
 

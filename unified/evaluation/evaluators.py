@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
@@ -260,7 +261,7 @@ class VideoEvaluator(ProtocolEvaluator):
             raise ConfigError(f"protocol {protocol} of dataset {self.dataset} is not for videos")
         made = {self._place(record): record for record in self._records()}
         expected = [self._clip(record, protocol) for record in made.values()]
-        request = Request(Path(), self.folder / PREDICTIONS, num_workers=2)
+        request = Request(Path(), self.folder / PREDICTIONS, num_workers=os.cpu_count() or 1)
         return scoring.score(expected, request, Problems(allowed=False))
 
     def _place(self, record: Sample) -> str:

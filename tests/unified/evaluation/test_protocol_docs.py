@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from unified.evaluation.protocols import PROTOCOLS
+from unified.evaluation.submission import SERVERS
 
 HERE = Path(__file__).parent
 LINES = (HERE.parents[2] / "docs" / "protocols.md").read_text().splitlines()
@@ -39,6 +40,17 @@ def test_everything_named_in_the_text_exists() -> None:
     text = "\n".join(LINES)
     for name in re.findall(r"`(test_\w+)`", text):
         assert f"def {name}(" in TESTS
-    quoted = set(re.findall(r"`([a-z0-9-]+)`", text.split("## The differences")[1]))
-    known = set(PROTOCOLS) | {"lvos-unsup", "lvos"}
-    assert {name for name in quoted if "-" in name and not name.startswith("--")} <= known
+    section = text.split("## The differences that matter")[1].split("## Submissions")[0]
+    quoted = set(re.findall(r"`([a-z0-9-]+)`", section)) - {"lvos-unsup"}
+    assert {name for name in quoted if not name.startswith("--")} <= set(PROTOCOLS)
+
+
+def first_column(heading: str) -> set[str]:
+    section = "\n".join(LINES).split(heading)[1].split("\n## ")[0]
+    cells = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    return {name for cell in cells for name in re.findall(r"`([a-z0-9-]+)`", cell)}
+
+
+def test_files_and_servers_are_listed_for_all() -> None:
+    assert first_column("## Files") == set(PROTOCOLS)
+    assert first_column("## Submissions") == set(SERVERS)
