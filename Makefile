@@ -47,7 +47,7 @@ test: $(READY)
 
 demo: $(READY)
 	@clip="$$($(PY) -c 'from unified.samples import sample_path; print(sample_path("bikes"))')" && \
-	$(PY) tools/infer_video.py --input "$$clip" --text "a person on a bike" --output $(DEMO)/video
+	$(PY) tools/infer_video.py --input "$$clip" --text "a person on a bike" --end 60 --output $(DEMO)/video
 	@photo="$$($(PY) -c 'from unified.samples import sample_path; print(sample_path("cat"))')" && \
 	$(PY) tools/infer_image.py --input "$$photo" --text "the cat" --output $(DEMO)/image
 	@echo "Look at $(DEMO)/video/overlay.mp4 and $(DEMO)/image/overlay"
