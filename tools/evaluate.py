@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
         command.error("give --gt, --pred and --task or --protocol (see --list)")
     try:
         return run(options)
-    except UnifiedError as error:
+    except (UnifiedError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

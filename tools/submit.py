@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
         server = find_server(options.server)
         with open_files(server, options.pred or options.check) as files:
             return run(server, files, options)
-    except UnifiedError as error:
+    except (UnifiedError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

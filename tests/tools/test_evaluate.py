@@ -74,6 +74,14 @@ def test_faults_are_errors_or_counted(
     assert "warnings: 1 missing mask" in out
 
 
+def test_a_place_that_cannot_be_written_is_an_error(
+    folders: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("x")
+    assert main(["--task", "vos", *folders, "--out", str(tmp_path / "file" / "out")]) == 2
+    assert "error: " in capsys.readouterr().err
+
+
 def test_protocols_can_be_listed_and_must_fit_the_task(
     folders: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

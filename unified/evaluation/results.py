@@ -25,7 +25,7 @@ def score_coco(request: Request, *, boxes: bool) -> Scores:
     """The 12 numbers of COCO for masks or boxes."""
     truth = read_json(request.truth, "COCO instances", COCO_KEYS)
     shape = "bbox" if boxes else "segmentation"
-    results = read_results(_results_file(request), ("image_id", "category_id", "score", shape))
+    results = _read(request, truth, ("image_id", "category_id", "score", shape))
     entries = coco_entries(truth, results, boxes=boxes)
     return detection_scores(truth, entries, detection.COCO_AREAS)
 
@@ -34,8 +34,22 @@ def score_youtube_vis(request: Request) -> Scores:
     """The 12 numbers of YouTube-VIS."""
     truth = read_json(request.truth, "YouTube-VIS instances", ("videos", *COCO_KEYS[1:]))
     keys = ("video_id", "category_id", "score", "segmentations")
-    entries = youtube_vis_entries(truth, read_results(_results_file(request), keys))
+    entries = youtube_vis_entries(truth, _read(request, truth, keys))
     return detection_scores(truth, entries, detection.YOUTUBE_VIS_AREAS)
+
+
+def _read(request: Request, truth: Mapping[str, Any], keys: Sequence[str]) -> list[dict[str, Any]]:
+    """The results, whose classes must be those of the ground truth."""
+    path = _results_file(request)
+    found = read_results(path, keys)
+    known = {category["id"] for category in truth["categories"]}
+    for index, entry in enumerate(found):
+        if entry["category_id"] not in known:
+            raise InputError(
+                f"{path}, entry {index} has category_id {entry['category_id']}, which "
+                f"{request.truth} does not: are the class ids those of this benchmark?"
+            )
+    return found
 
 
 def detection_scores(

@@ -426,6 +426,9 @@ def test_coco(score: Score, tmp_path: Path, protocol: str) -> None:
     write_json(tmp_path / "r.json", [{**result, "segmentation": polygon, "image_id": 7}])
     with pytest.raises(InputError, match="image_id 7"):
         score(protocol, **paths)
+    write_json(tmp_path / "r.json", [{**result, "segmentation": polygon, "category_id": 9}])
+    with pytest.raises(InputError, match=r"r\.json, entry 0 has category_id 9"):
+        score(protocol, **paths)
 
 
 @pytest.mark.parametrize(
