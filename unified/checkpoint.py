@@ -31,7 +31,7 @@ class KeyTable:
         rules: (foreign, ours) patterns; ``*`` stands for any text and appears equally often on
             both sides.
         aliases: (alias, original) foreign patterns of entries stored twice.
-        unused: foreign patterns of entries that our models do not need.
+        unused: foreign patterns of entries that our models do not need, also where a rule fits.
     """
 
     rules: Sequence[tuple[str, str]]
@@ -56,9 +56,9 @@ class KeyTable:
                     )
                 report.aliases.append(key)
                 continue
-            renamed = _translate(key, self.rules)
+            known = any(_regex(pattern).fullmatch(key) for pattern in self.unused)
+            renamed = None if known else _translate(key, self.rules)
             if renamed is None:
-                known = any(_regex(pattern).fullmatch(key) for pattern in self.unused)
                 (report.unused if known else report.unexpected).append(key)
                 renamed = FOREIGN_PREFIX + key
             if renamed in native:

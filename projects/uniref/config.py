@@ -85,6 +85,11 @@ def build(cfg: CfgNode) -> UniRef:
         ConfigError: a value is not among the known ones.
     """
     node = cfg.MODEL.UNIREF
+    if node.HIDDEN_DIM % 32 or node.HIDDEN_DIM % node.NUM_HEADS:
+        raise ConfigError(
+            f"MODEL.UNIREF.HIDDEN_DIM is {node.HIDDEN_DIM}: expected a multiple of 32 and of "
+            f"NUM_HEADS, which is {node.NUM_HEADS}"
+        )
     backbone = build_backbone(
         node.BACKBONE,
         freeze_at=node.FREEZE_AT,

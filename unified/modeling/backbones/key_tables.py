@@ -81,12 +81,13 @@ EFFICIENTNET_LITE0 = KeyTable(rules=_lite0_rules(), unused=("_conv_head.*", "_bn
 KEY_TABLES: dict[str, KeyTable] = {
     "resnet50": RESNET,
     "resnet101": RESNET,
+    # Before Swin, whose patterns also cover our ConvNeXt keys: the first table that fits is taken.
+    "convnext_tiny": CONVNEXT,
+    "convnext_base": CONVNEXT,
+    "convnext_large": CONVNEXT,
     "swin_tiny": SWIN,
     "swin_small": SWIN,
     "swin_base": SWIN,
     "swin_large": SWIN,
-    "convnext_tiny": CONVNEXT,
-    "convnext_base": CONVNEXT,
-    "convnext_large": CONVNEXT,
     "efficientnet_lite0": EFFICIENTNET_LITE0,
 }
