@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from unified.data.formats.files import encode_mask, write_json
 from unified.data.synthetic.clip_sets import (
     Clip,
@@ -31,7 +33,7 @@ def write_refytvos(root: Path, size: int, seed: int) -> None:
         test: dict[str, Any] = {}
         for clip in make_clips(seed, f"refytvos/{split}", split_size(split, size), step=5):
             clip.save_images(release / split / "JPEGImages")
-            told = _sentences(clip, LOOKS_AND_MOTION, per_thing=2)
+            told = _sentences(clip, LOOKS_AND_MOTION, per_thing=2, from_start=True)
             expressions = {
                 str(number): {
                     "exp": said.text,
@@ -54,9 +56,12 @@ def write_refytvos(root: Path, size: int, seed: int) -> None:
             _save_expressions(release, "test", test)
 
 
-def _sentences(clip: Clip, attributes: tuple[str, ...], per_thing: int) -> list[Sentence]:
+def _sentences(
+    clip: Clip, attributes: tuple[str, ...], per_thing: int, *, from_start: bool = False
+) -> list[Sentence]:
+    """Sentences about the things that are ever visible, or visible in the first frame."""
     found = sentences(clip.scene, clip.rng, attributes=attributes, per_thing=per_thing)
-    visible = clip.frames_of()
+    visible = set(np.unique(clip.label_maps[0]).tolist()) if from_start else clip.frames_of()
     return [said for label, told in found.items() if label in visible for said in told]
 
 
