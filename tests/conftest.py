@@ -80,6 +80,7 @@ def make_uniref(
     *,
     seed: int = 0,
     kinds: tuple[str, ...] = ("text", "mask"),
+    backbone: nn.Module | None = None,
     num_queries: int = 12,
     num_classes: int = 1,
 ) -> UniRef:
@@ -93,7 +94,7 @@ def make_uniref(
     transformer = DeformableTransformer(
         dim=DIM, num_heads=4, encoder_layers=2, decoder_layers=2, feedforward_dim=64, num_points=2
     )
-    backbone = TinyBackbone()
+    backbone = TinyBackbone() if backbone is None else backbone
     model = UniRef(
         backbone=backbone,
         neck=Neck(in_dims=backbone.channels, dim=DIM),

@@ -131,12 +131,6 @@ def compare_recorded(
             expected, actual = (np.compress(keep, x, axis=axis) for x in (expected, actual))
             note = f"{int(swapped.sum())} near-tied queries left out"
             result = compare(name, expected, actual, allowed, note)
-        if not result.passed and name in CALL_ARRAYS:
-            keep = ours["near_tie"] > NEAR_TIE
-            note = (
-                f"{int((~keep).sum())} of {len(keep)} calls have near-tied proposals: informative"
-            )
-            result = compare(name, expected[keep], actual[keep], allowed, note)
         results.append(result)
     return results
 
@@ -158,12 +152,6 @@ QUERY_AXES = {
     "inter_references": 2,
     "topk_idx": 1,
 }
-
-
-# Recorded arrays of calls inside a larger run. Those files hold no proposal logits, so a call whose
-# own proposals lie closer than this is judged by the masks that came of it.
-CALL_ARRAYS = ("call_logits", "call_boxes", "call_top1")
-NEAR_TIE = 1e-5
 
 
 def near_tied_queries(recorded: Arrays, ours: Arrays, noise: NoiseFloor, stem: str) -> np.ndarray:

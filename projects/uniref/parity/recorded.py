@@ -79,10 +79,10 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         InputError: it cannot be read.
     """
     try:
-        content = np.load(path)
-        if isinstance(content, np.ndarray):
-            raise ValueError("a single array")
-        with content:
+        with open(path, "rb") as file:
+            content = np.load(file)
+            if isinstance(content, np.ndarray):
+                raise ValueError("a single array")
             return {name: content[name] for name in content.files}
     except (OSError, ValueError, EOFError, BadZipFile, zlib.error) as error:
         raise InputError(

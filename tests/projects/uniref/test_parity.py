@@ -1,0 +1,227 @@
+"""Recorded runs of the reference on its full R50 video model.
+
+The files are recordings of the reference implementation; those of det, ground and fss1 hold every
+tenth of the recorded masks. How far a float may be off is in noise.json: the recording's own
+difference between float32 and float64, ten times.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from projects.uniref.model import UniRef
+from projects.uniref.parity import (
+    compare_recorded,
+    kind_of,
+    load_recorded_weights,
+    read_arrays,
+    replay,
+)
+from projects.uniref.parity.recorded import make_weight
+from unified.engine.config import load_config, system
+from unified.engine.models import CONFIGS
+from unified.errors import CheckpointError, InputError
+from unified.parity import Comparison, NoiseFloor
+
+DATA = Path(__file__).parents[2] / "data" / "uniref"
+KINDS = {
+    "det": "call",
+    "features": "features",
+    "fss1": "call",
+    "ground": "call",
+    "maskenc": "maskenc",
+    "msdeform": "msdeform",
+    "post_ris": "post",
+    "text": "text",
+    "unifusion": "unifusion",
+    "video_rvos_refdavis": "video",
+    "vos": "call",
+}
+NOISE = NoiseFloor.beside(DATA / "any")
+
+Arrays = dict[str, np.ndarray]
+Replayed = Callable[[str], tuple[Arrays, Arrays]]
+
+
+@pytest.fixture(scope="module")
+def r50() -> UniRef:
+    """The model with the recorded weights, loaded through the official layout."""
+    model = system("UniRef").build(load_config(CONFIGS / "video_joint_r50.yaml"))
+    manifest = json.loads((DATA / "manifest_r50.json").read_text())
+    load_recorded_weights(model, {}, manifest)
+    return model
+
+
+@pytest.fixture(scope="module")
+def replayed(r50: UniRef) -> Replayed:
+    """Recorded and our arrays of a file, replayed once."""
+    done: dict[str, tuple[Arrays, Arrays]] = {}
+    last_bias = r50.mask_head.controller.layers[-1].bias
+
+    def get(name: str) -> tuple[Arrays, Arrays]:
+        if name not in done:
+            arrays = read_arrays(DATA / f"golden_{name}.npz")
+            with torch.no_grad():
+                built = float(last_bias[-1])
+                last_bias[-1] = float(arrays.get("in/controller_last_bias", built))
+                done[name] = arrays, replay(r50, arrays)
+                last_bias[-1] = built
+        arrays, ours = done[name]
+        return dict(arrays), {key: array.copy() for key, array in ours.items()}
+
+    return get
+
+
+def judge(name: str, arrays: Arrays, ours: Arrays) -> dict[str, Comparison]:
+    return {r.name: r for r in compare_recorded(f"golden_{name}", arrays, ours, NOISE)}
+
+
+def failed(results: dict[str, Comparison]) -> list[str]:
+    return [name for name, result in results.items() if not result.passed]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_recorded_run_replays(replayed: Replayed, name: str) -> None:
+    arrays, ours = replayed(name)
+    assert kind_of(arrays) == KINDS[name]
+    results = judge(name, arrays, ours)
+    assert failed(results) == [], "\n".join(map(str, results.values()))
+    recorded = {key.removeprefix("out/") for key in arrays if key.startswith("out/")}
+    assert set(results) == recorded and not any(result.note for result in results.values())
+
+
+@pytest.mark.parametrize("name", ["ground", "post_ris", "text", "unifusion", "vos"])
+def test_one_wrong_number_fails_its_array_alone(replayed: Replayed, name: str) -> None:
+    arrays, ours = replayed(name)
+    if "near_tie" in ours:
+        ours["near_tie"][:] = 1.0  # nothing is excused
+    for key in [key.removeprefix("out/") for key in arrays if key.startswith("out/")]:
+        wrong = {**ours, key: ours[key].copy()}
+        value = wrong[key].reshape(-1)[-1:]
+        if value.dtype.kind == "f":
+            # Beyond the allowance from wherever the replay is; the other arrays are untouched.
+            value += 4 * NOISE.allowed(f"golden_{name}", key, arrays[f"out/{key}"])
+        elif key == "masks":
+            wrong[key][..., :2, :] ^= 1
+        else:
+            value[...] = ~value if value.dtype == bool else value + 1
+        results = judge(name, arrays, wrong)
+        assert failed(results) == [key], str(results[key])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_numbers_that_are_none_fail(replayed: Replayed, bad: float) -> None:
+    arrays, ours = replayed("ground")
+    ours["pred_logits"][0, 7, 0] = bad
+    assert failed(judge("ground", arrays, ours)) == ["pred_logits"]
+
+
+def swap_neighbours(arrays: Arrays, ours: Arrays, *, tied: bool) -> int:
+    """Two selected tokens change places, and with them all that their queries say."""
+    token, other = arrays["out/topk_idx"][0, 10:12]
+    logits = arrays["out/enc_class"] = arrays["out/enc_class"].copy()
+    ours["enc_class"][0, [token, other], 0] = logits[0, [token, other], 0]
+    if tied:
+        logits[0, other, 0] = ours["enc_class"][0, other, 0] = logits[0, token, 0]
+    ours["topk_idx"][0, 10:12] = other, token
+    for name, axis in (("pred_logits", 1), ("pred_boxes", 1), ("inter_references", 2)):
+        moved = np.moveaxis(ours[name], axis, 0)
+        moved[10:12] += 1.0
+    ours["hs_last_q10"][:, 1] += 1.0  # of every tenth query: number 10
+    return 2
+
+
+def test_near_ties_in_the_selection_are_left_out_and_told(replayed: Replayed) -> None:
+    arrays, ours = replayed("ground")
+    number = swap_neighbours(arrays, ours, tied=True)
+    results = judge("ground", arrays, ours)
+    assert failed(results) == []
+    told = {name for name, result in results.items() if result.note}
+    assert told == {"topk_idx", "pred_logits", "pred_boxes", "inter_references", "hs_last_q10"}
+    assert results["topk_idx"].note == f"{number} near-tied queries left out"
+    ours["pred_boxes"][0, 50] += 0.1
+    assert failed(judge("ground", arrays, ours)) == ["pred_boxes"], "other queries still count"
+
+
+def test_another_order_without_a_tie_fails(replayed: Replayed) -> None:
+    arrays, ours = replayed("ground")
+    swap_neighbours(arrays, ours, tied=False)
+    expected = {"topk_idx", "pred_logits", "pred_boxes", "inter_references", "hs_last_q10"}
+    assert set(failed(judge("ground", arrays, ours))) == expected
+
+
+def test_calls_of_a_video_count_unless_their_proposals_are_tied(replayed: Replayed) -> None:
+    arrays, ours = replayed("video_rvos_refdavis")
+    ours["call_logits"][3] += 1.0
+    ours["near_tie"][:] = 1.0
+    assert failed(judge("video_rvos_refdavis", arrays, ours)) == ["call_logits"]
+    ours["near_tie"][3] = 0.0
+    results = judge("video_rvos_refdavis", arrays, ours)
+    assert failed(results) == []
+    assert results["call_logits"].note.startswith("1 of 8 calls have near-tied proposals")
+
+
+def test_an_array_that_nobody_replays_is_an_error(replayed: Replayed) -> None:
+    arrays, ours = replayed("text")
+    with pytest.raises(InputError, match=r"golden_text: no replay .* arrays surprise"):
+        judge("text", {**arrays, "out/surprise": np.zeros(1)}, ours)
+    inputs = {key: array for key, array in arrays.items() if key.startswith("in/")}
+    with pytest.raises(InputError, match="none at all"):
+        judge("text", inputs, ours)
+
+
+def test_another_shape_is_an_error(replayed: Replayed) -> None:
+    arrays, ours = replayed("text")
+    with pytest.raises(InputError, match="words: recorded shape"):
+        judge("text", {**arrays, "out/words": arrays["out/words"][:1]}, ours)
+
+
+def test_a_file_of_no_kind() -> None:
+    with pytest.raises(InputError, match=r"expected a recorded file .* got the arrays a, b"):
+        kind_of({"b": np.zeros(1), "a": np.zeros(1)})
+
+
+@pytest.mark.parametrize("damage", ["missing", "text", "truncated", "npy", "objects"])
+def test_unreadable_files(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "run.npz"
+    if damage == "text":
+        path.write_text("no arrays")
+    elif damage == "truncated":
+        path.write_bytes((DATA / "golden_text.npz").read_bytes()[:20000])
+    elif damage == "npy":
+        with open(path, "wb") as file:
+            np.save(file, np.zeros(3))
+    elif damage == "objects":
+        np.savez(path, x=np.array([{}], dtype=object))
+    with pytest.raises(InputError, match=r"run\.npz cannot be read"):
+        read_arrays(path)
+
+
+def test_a_manifest_of_another_model_is_refused(r50: UniRef) -> None:
+    manifest = {"detr.detr.unknown.weight": [[2, 2], "float32"]}
+    with pytest.raises(CheckpointError, match="belong to another model"):
+        load_recorded_weights(r50, {}, manifest)
+
+
+def test_the_recipe_of_the_weights() -> None:
+    """By kind of entry, in the order of the rules."""
+    assert (make_weight("a.running_var", (1000,)) >= 0.5).all()
+    assert np.abs(make_weight("a.running_mean", (1000,)).std() - 0.1) < 0.01
+    assert abs(make_weight("a.norm.weight", (1000,)).mean() - 1) < 0.02
+    assert abs(make_weight("a.norm.bias", (1000,)).std() - 0.02) < 2e-3
+    assert abs(make_weight("text_encoder.embeddings.x.weight", (100, 50)).std() - 0.02) < 2e-3
+    assert abs(make_weight("detr.detr.query_embed.weight", (100, 50)).std() - 0.5) < 0.02
+    assert abs(make_weight("a.conv.weight", (64, 16, 3, 3)).std() - 1 / 12) < 2e-3
+    assert abs(make_weight("detr.controller.layers.2.weight", (99, 64)).std() - 0.025) < 2e-3
+    for name in ("bbox_embed.3.layers.0.weight", "class_embed.6.weight"):
+        alias = make_weight(f"detr.detr.transformer.decoder.{name}", (4, 4))
+        assert np.array_equal(alias, make_weight(f"detr.detr.{name}", (4, 4)))
+        assert alias.dtype == np.float32
+    other = make_weight("detr.detr.class_embed.5.weight", (4, 4))
+    assert not np.array_equal(other, make_weight("detr.detr.class_embed.6.weight", (4, 4)))
