@@ -10,7 +10,7 @@ from pathlib import Path
 from detectron2.config import CfgNode
 from torch import nn
 
-from unified.checkpoint import LoadReport, Weights, load_weights, read_weights
+from unified.checkpoint import FOREIGN_PREFIX, LoadReport, Weights, load_weights, read_weights
 from unified.devices import pick_device
 from unified.engine.config import load_config, system
 from unified.errors import CheckpointError, ConfigError
@@ -123,7 +123,7 @@ def load_checkpoint(
 
     Args:
         to_train: whole parts that the file lacks, and class predictors for other classes, keep
-            their initial values.
+            their initial values; whole parts that the model lacks are left out.
 
     Returns:
         What became of the entries of the file, if there is one.
@@ -148,8 +148,10 @@ def load_checkpoint(
         return None
     parts = tuple(f"{name}." for name, _ in model.named_children())
     absent = tuple(part for part in parts if not any(key.startswith(part) for key in content))
-    if to_train and absent:
-        logger.info("%s has no %s: these parts start fresh", path, " ".join(absent))
+    if to_train:
+        content = _of_parts(content, parts, path)
+        if absent:
+            logger.info("%s has no %s: these parts start fresh", path, " ".join(absent))
     return load_weights(
         model,
         content,
@@ -157,6 +159,15 @@ def load_checkpoint(
         reinitialise=builder.CLASS_KEYS if to_train else (),
         source=str(path),
     )
+
+
+def _of_parts(content: Weights, parts: tuple[str, ...], path: Path) -> Weights:
+    """The entries of the parts that the model has, and foreign ones."""
+    kept = {k: v for k, v in content.items() if k.startswith((*parts, FOREIGN_PREFIX))}
+    if len(kept) < len(content):
+        left = sorted({key.partition(".")[0] for key in content if key not in kept})
+        logger.info("%s also holds %s, which this model does not have", path, ", ".join(left))
+    return kept
 
 
 def _configuration(

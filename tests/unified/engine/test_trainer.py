@@ -66,9 +66,7 @@ def _parts(options: list[str]) -> tuple[Any, Any]:
     return cfg, build_train_loader(cfg)
 
 
-def test_resuming_gives_the_same_losses_to_the_last_bit(
-    options: list[str], tmp_path: Path
-) -> None:
+def test_resuming_gives_the_same_losses_to_the_last_bit(options: list[str], tmp_path: Path) -> None:
     whole = run(options)
     options[-1] = str(tmp_path / "parts")
     more = ("SOLVER.CHECKPOINT_PERIOD", "2")
@@ -177,7 +175,7 @@ def test_a_loss_that_is_no_number_names_the_samples(options: list[str]) -> None:
 
 
 def test_a_batch_that_cannot_be_divided_is_an_error(options: list[str]) -> None:
-    with pytest.raises(ConfigError, match="2 samples of .*ACCUMULATE 3 does not divide it"):
+    with pytest.raises(ConfigError, match=r"2 samples of .*ACCUMULATE 3 does not divide it"):
         Trainer(*_parts([*options, "SOLVER.ACCUMULATE", "3"])).train()
 
 

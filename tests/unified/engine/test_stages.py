@@ -1,0 +1,103 @@
+"""A chain of stages: weights handed on, classes re-initialised, going on where it stopped."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from unified.checkpoint import read_weights
+from unified.engine.stages import read_stages
+from unified.errors import ConfigError
+
+ROOT = Path(__file__).parents[3]
+CONFIGS = ROOT / "configs"
+
+
+def load_tool() -> Callable[[list[str]], int]:
+    spec = importlib.util.spec_from_file_location("train_stages", ROOT / "tools/train_stages.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+def write_chain(folder: Path, options: list[str]) -> Path:
+    """Detection with 80 classes and no references, then few-shot and video objects."""
+    common = dict(zip(options[::2], options[1::2], strict=True))
+    common.pop("OUTPUT_DIR")
+    detector = {
+        "DATASETS.TRAIN": "('coco_2017_train',)",
+        "MODEL.UNIREF.NUM_CLASSES": 80,
+        "MODEL.UNIREF.FUSION.NAME": "",
+        "MODEL.UNIREF.MASK_ENCODER.ENABLED": False,
+        "SOLVER.MAX_ITER": 2,
+    }
+    config = str(CONFIGS / "lite/joint_tiny.yaml")
+    stages = [
+        {"NAME": "detection", "CONFIG": config, "OPTIONS": {**common, **detector}},
+        {"NAME": "joint", "CONFIG": config, "OPTIONS": {**common, "SOLVER.MAX_ITER": 3}},
+    ]
+    path = folder / "stages.yaml"
+    path.write_text(yaml.safe_dump({"OUTPUT_DIR": str(folder / "chain"), "STAGES": stages}))
+    return path
+
+
+def test_a_chain_hands_its_weights_on_and_goes_on_where_it_stopped(
+    options: list[str], tmp_path: Path
+) -> None:
+    path = write_chain(tmp_path, options)
+    main = load_tool()
+    assert main(["--stages", str(path), "SOLVER.BASE_LR", "0.0"]) == 0
+    chain = tmp_path / "chain"
+    first = read_weights(chain / "detection/model_final.pth")
+    second = read_weights(chain / "joint/model_final.pth")
+    # Without a learning rate the weights of the second stage are those of the first.
+    shared = [k for k in first if k in second and "class_embed" not in k]
+    assert len(shared) > 100 and all(torch.equal(first[k], second[k]) for k in shared)
+    assert first["head.class_embed.0.weight"].shape[0] == 80
+    assert second["head.class_embed.0.weight"].shape[0] == 1
+    assert "was trained on other classes" in (chain / "joint/log.txt").read_text()
+
+    # As if it had been stopped after two steps of the second stage.
+    (chain / "joint/model_final.pth").unlink()
+    detection = (chain / "detection/log.txt").stat().st_mtime_ns
+    assert main(["--stages", str(path), "SOLVER.BASE_LR", "0.0", "SOLVER.MAX_ITER", "5"]) == 0
+    assert (chain / "detection/log.txt").stat().st_mtime_ns == detection
+    assert "resumed at step 3" in (chain / "joint/log.txt").read_text()
+    lines = (chain / "joint/metrics.json").read_text().splitlines()
+    assert [json.loads(line)["iteration"] for line in lines] == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("name", ["stages_r50", "stages_swin_l"])
+def test_the_published_chains_are_complete(name: str) -> None:
+    stages = read_stages(CONFIGS / f"{name}.yaml")
+    size = name.removeprefix("stages_")
+    assert [stage.config.name for stage in stages] == [
+        f"pretrain_objects365_{size}.yaml",
+        f"image_det_ris_{size}.yaml",
+        f"image_joint_{size}.yaml",
+        f"video_joint_{size}.yaml",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("STAGES: [", "is no yaml"),
+        ("OUTPUT_DIR: x\nSTAGES: []", "expected the keys"),
+        ("OUTPUT_DIR: x\nSTAGES: [{NAME: a}]", "a stage has NAME, CONFIG"),
+        ("OUTPUT_DIR: x\nSTAGES: [{NAME: a, CONFIG: gone.yaml}]", "gone.yaml does not exist"),
+    ],
+)
+def test_a_wrong_chain_is_refused_before_it_runs(
+    content: str, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "stages.yaml").write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        read_stages(tmp_path / "stages.yaml")

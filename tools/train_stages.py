@@ -1,0 +1,51 @@
+"""Train a chain of stages, each from the weights of the one before.
+
+    python tools/train_stages.py --stages configs/stages_r50.yaml --num-gpus 8
+
+Run the same command again to go on where it stopped, at the stage and the step. Keys and values at
+the end override the configuration of every stage; OUTPUT_DIR is the folder of the chain.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from unified.engine.stages import read_stages, run_stages
+from unified.errors import UnifiedError
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--stages", required=True, help="yaml file that lists the stages")
+    for name in ("--num-gpus", "--num-machines", "--machine-rank", "--dist-url"):
+        parser.add_argument(name, help="as in tools/train_net.py")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs for all stages")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the chain and returns the exit code."""
+    args = parse(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    passed = []
+    for name in ("num_gpus", "num_machines", "machine_rank", "dist_url"):
+        if getattr(args, name) is not None:
+            passed += [f"--{name.replace('_', '-')}", getattr(args, name)]
+    try:
+        return run_stages(read_stages(args.stages, args.opts), passed)
+    except UnifiedError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
