@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -134,3 +135,13 @@ def test_missing_sentences_and_files_are_named(own: Path) -> None:
     (own / "cells/frames/clip1/00001.jpg").unlink()
     with pytest.raises(InputError, match=r"00001\.jpg is missing"):
         load_records("cells")
+
+
+def test_row_of_the_guide_reads_a_known_format(made_root: Path, tmp_path: Path) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", GUIDE, flags=re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    (tmp_path / "animals").symlink_to(made_root / "mose")
+    row = names["row"]
+    assert all((tmp_path / file).exists() for file in row.files)
+    assert len(row.read(tmp_path)) == len(list((made_root / "mose/train/JPEGImages").iterdir()))
