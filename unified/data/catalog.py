@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def find_dataset(name: str) -> Dataset:
         from unified.data.own import read_own_dataset
 
         return read_own_dataset(path)
-    close = [other for other in CATALOG if name.split("-")[0] in other][:8]
+    close = get_close_matches(name, CATALOG, n=5)
     hint = f"names that are near: {', '.join(close)}" if close else "see datasets/README.md"
     raise ConfigError(f"dataset {name!r} is not in the catalog and {path} does not exist: {hint}")
 

@@ -49,19 +49,16 @@ class TrainMapper:
         self,
         *,
         augmentation: Augmentation,
-        class_agnostic: bool = True,
         num_supports: int = 1,
         frame_range: int = 10,
     ) -> None:
         """
         Args:
-            class_agnostic: every object has class 0; otherwise detection keeps its classes.
             num_supports: support images of a few-shot sample.
             frame_range: largest distance between the two frames of a clip, counted in frames that
                 have masks.
         """
         self.augmentation = augmentation
-        self.class_agnostic = class_agnostic
         self.num_supports = num_supports
         self.frame_range = frame_range
 
@@ -94,7 +91,7 @@ class TrainMapper:
 
     def _image(self, record: Record, task: Task, rng: np.random.Generator) -> Sample:
         """Detection: all objects. A sentence: the objects it refers to as one, or none."""
-        view, classes = read_view(record, class_agnostic=self.class_agnostic)
+        view, classes = read_view(record)
         if task is Task.DETECTION:
             pick = int(rng.integers(len(view.masks))) if len(view.masks) else None
             keep = None if pick is None else view.masks[pick]
@@ -219,7 +216,7 @@ class TestMapper:
         if "file_names" in record:
             return dict(record)
         task = Task(record["task"])
-        view, classes = read_view(record, class_agnostic=False)
+        view, classes = read_view(record)
         sample = make_sample(self._resized(view), classes)
         for key in ("height", "width", "task", "dataset", "file_name", "image_id"):
             sample[key] = record[key]
@@ -246,7 +243,7 @@ class TestMapper:
         return resize(view, resized_size(view.size, self.short_side, self.max_size))
 
 
-def read_view(record: Record, *, class_agnostic: bool = True) -> tuple[View, np.ndarray]:
+def read_view(record: Record) -> tuple[View, np.ndarray]:
     """The picture of an image record with its objects, crowds left out, and their classes (M,).
 
     Raises:
@@ -261,7 +258,7 @@ def read_view(record: Record, *, class_agnostic: bool = True) -> tuple[View, np.
         )
     entries = [entry for entry in record["annotations"] if not entry.get("iscrowd")]
     masks = [annotation_mask(entry, *size) for entry in entries]
-    classes = [0 if class_agnostic else entry["category_id"] for entry in entries]
+    classes = [entry["category_id"] for entry in entries]
     boxes = None
     if entries and all(mask is None for mask in masks):
         corners = [_xyxy(entry["bbox"]) for entry in entries]

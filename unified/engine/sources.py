@@ -57,7 +57,6 @@ def build_source(cfg: CfgNode, name: str) -> Source:
             pre_crop_sides=tuple(input_option(cfg, name, "PRE_CROP_SIZES")),
             colour=input_option(cfg, name, "COLOR"),
         ),
-        class_agnostic=False,  # the shell decides which labels count
         num_supports=cfg.TASK.FSS.NSHOT,
         frame_range=input_option(cfg, name, "FRAME_RANGE"),
     )
