@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from unified.errors import ConfigError
 from unified.modeling.attention import Backend, attend
@@ -125,6 +126,7 @@ class CrossAttention(nn.Module):
     ) -> None:
         super().__init__()
         self.num_heads, self.backend, self.dtype = num_heads, backend, dtype
+        self.fold_on_cpu = head_dim == dim
         inner = num_heads * head_dim
         self.dropout = nn.Dropout(dropout)
         self.q_proj = nn.Linear(dim, inner)
@@ -135,6 +137,9 @@ class CrossAttention(nn.Module):
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, padding_mask: Tensor) -> Tensor:
         """(B, N, C), (B, M, C), (B, M, C), (B, M) True = padding -> (B, N, C)."""
+        inference_on_cpu = query.device.type == "cpu" and not torch.is_grad_enabled()
+        if self.fold_on_cpu and inference_on_cpu and self.backend != "eager" and not self.training:
+            return self._forward_folded(query, key, value, padding_mask)
         q, k, v = (
             self._split(layer(x))
             for layer, x in ((self.q_proj, query), (self.k_proj, key), (self.v_proj, value))
@@ -143,6 +148,35 @@ class CrossAttention(nn.Module):
         out = attend(q, k, v, padding_mask, backend=self.backend, dropout=dropout)
         out = out.transpose(1, 2).flatten(2)  # (B, N, heads * D)
         return self.out_proj(out.to(query.dtype))
+
+    def _forward_folded(
+        self, query: Tensor, key: Tensor, value: Tensor, padding_mask: Tensor
+    ) -> Tensor:
+        """``forward`` for heads as wide as the tokens, without projecting keys and values.
+
+        With x, y, z the inputs and Q, K, V, O one head's weights, scores are
+        (x Q^T + b) (y K^T)^T = (x Q^T K + b K) y^T and outputs (P z V^T) O^T = P z (O V)^T: one
+        projection folds into the other. The bias of keys moves all scores of a row alike, which
+        softmax ignores; that of values adds a constant, as the weights of a row sum to one. Heads
+        run one by one, so that every buffer is small enough for the allocator to use again.
+        """
+        dim, dtype = query.shape[-1], self.dtype or query.dtype
+        keys, values = key[:, None].to(dtype), value[:, None].to(dtype)
+        out_bias = self.out_proj.bias + self.out_proj.weight @ self.v_proj.bias
+        output = out_bias.expand_as(query)
+        for head in range(self.num_heads):
+            rows = slice(head * dim, (head + 1) * dim)
+            q_weight, k_weight, v_weight = (
+                layer.weight[rows] for layer in (self.q_proj, self.k_proj, self.v_proj)
+            )
+            folded = F.linear(query, k_weight.t() @ q_weight, self.q_proj.bias[rows] @ k_weight)
+            attended = attend(
+                folded[:, None].to(dtype), keys, values, padding_mask, backend=self.backend
+            )[:, 0]
+            output = output + F.linear(
+                attended.to(query.dtype), self.out_proj.weight[:, rows] @ v_weight
+            )
+        return output
 
     def _split(self, x: Tensor) -> Tensor:
         heads = x.view(*x.shape[:2], self.num_heads, -1).transpose(1, 2)  # (B, heads, N, D)

@@ -86,6 +86,7 @@ class EncoderLayer(nn.Module):
         self.linear2 = nn.Linear(feedforward_dim, dim)
         self.norm2 = nn.LayerNorm(dim)
         self.dropout = nn.Dropout(dropout)
+        self.cpu_part = 1024
 
     def forward(
         self, tokens: Tensor, position: Tensor, reference: Tensor, layout: TokenLayout
@@ -95,8 +96,13 @@ class EncoderLayer(nn.Module):
             tokens + position, reference, tokens, layout.shapes, layout.padding_mask
         )
         tokens = self.norm1(tokens + self.dropout(attended))
-        hidden = self.linear2(self.dropout(F.relu(self.linear1(tokens))))
-        return self.norm2(tokens + self.dropout(hidden))
+        # On CPUs by parts of the tokens: the wide hidden states then stay in the cache.
+        length = self.cpu_part if tokens.device.type == "cpu" else tokens.shape[1]
+        hidden = [self._feed_forward(part) for part in tokens.split(length, dim=1)]
+        return self.norm2(tokens + self.dropout(torch.cat(hidden, dim=1)))
+
+    def _feed_forward(self, tokens: Tensor) -> Tensor:
+        return self.linear2(self.dropout(F.relu(self.linear1(tokens), inplace=True)))
 
 
 class DecoderLayer(nn.Module):
@@ -140,7 +146,7 @@ class DecoderLayer(nn.Module):
             queries + position, reference, memory, layout.shapes, layout.padding_mask
         )
         queries = self.norm1(queries + self.dropout(attended))
-        hidden = self.linear2(self.dropout(F.relu(self.linear1(queries))))
+        hidden = self.linear2(self.dropout(F.relu(self.linear1(queries), inplace=True)))
         return self.norm3(queries + self.dropout(hidden))
 
 

@@ -1,0 +1,101 @@
+"""What CPUs compute in another order gives the same numbers, with and without padding."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from unified.modeling import attention
+from unified.modeling.attention import attend
+from unified.modeling.fusion import CrossAttention
+from unified.modeling.transformer import EncoderLayer, TokenLayout
+
+DIM = 32
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+def padding(batch: int, length: int) -> torch.Tensor:
+    mask = torch.zeros(batch, length, dtype=torch.bool)
+    mask[-1, length // 2 :] = True
+    return mask
+
+
+def build_attention() -> CrossAttention:
+    layer = CrossAttention(dim=DIM, num_heads=4, head_dim=DIM)
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return layer.eval()
+
+
+def test_folded_projections_give_what_the_formula_gives() -> None:
+    layer = build_attention()
+    query, key, value = torch.randn(2, 20, DIM), torch.randn(2, 30, DIM), torch.randn(2, 30, DIM)
+    with torch.no_grad():
+        folded = layer(query, key, value, padding(2, 30))
+        layer.fold_on_cpu = False
+        plain = layer(query, key, value, padding(2, 30))
+    torch.testing.assert_close(folded, plain, rtol=1e-5, atol=1e-5)
+    assert not torch.equal(folded, plain), "both took the same path: nothing was compared"
+
+
+def test_folded_projections_in_bfloat16_are_as_close_as_the_formula_in_bfloat16() -> None:
+    layer = build_attention()
+    query, key, value = torch.randn(1, 200, DIM), torch.randn(1, 300, DIM), torch.randn(1, 300, DIM)
+    with torch.no_grad():
+        exact = layer(query, key, value, padding(1, 300))
+        layer.dtype = torch.bfloat16
+        folded = layer(query, key, value, padding(1, 300))
+        layer.backend = "eager"
+        formula = layer(query, key, value, padding(1, 300))
+    limit = 2 * (formula - exact).pow(2).mean().sqrt()
+    assert 0 < (folded - exact).pow(2).mean().sqrt() < limit
+
+
+def test_gradients_take_the_plain_path_and_reach_every_parameter() -> None:
+    layer = build_attention()
+    output = layer(
+        torch.randn(1, 5, DIM), torch.randn(1, 7, DIM), torch.randn(1, 7, DIM), padding(1, 7)
+    )
+    output.square().sum().backward()
+    for name, parameter in layer.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+
+
+@pytest.mark.parametrize("block_entries", [1, 1 << 10, 1 << 23])
+def test_blocks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch, block_entries: int) -> None:
+    monkeypatch.setattr(attention, "_CPU_BLOCK_ENTRIES", block_entries)
+    query, key, value = (torch.randn(2, 3, length, DIM).bfloat16() for length in (50, 70, 70))
+    for mask in (None, padding(2, 70)):
+        blocks = attend(query, key, value, mask)
+        formula = attend(query, key, value, mask, backend="eager")
+        torch.testing.assert_close(blocks.float(), formula.float(), rtol=0, atol=2e-2)
+
+
+def test_large_scores_keep_their_differences_in_bfloat16() -> None:
+    # All scores of a row are near 200, where bfloat16 steps by 1: only differences can be kept.
+    shift = torch.zeros(DIM)
+    shift[0] = 200 * DIM**0.5
+    key = torch.randn(1, 1, 90, DIM)
+    query = torch.randn(1, 1, 40, DIM)
+    query[..., 0], key[..., 0] = 1.0, 0.0
+    value = torch.randn(1, 1, 90, DIM).bfloat16()
+    moved = attend(query.bfloat16(), (key + shift).bfloat16(), value)
+    plain = attend(query.bfloat16(), key.bfloat16(), value)
+    torch.testing.assert_close(moved.float(), plain.float(), rtol=0, atol=2e-2)
+
+
+def test_feed_forward_by_parts_gives_what_the_whole_gives() -> None:
+    layer = EncoderLayer(
+        dim=DIM, feedforward_dim=64, num_heads=4, num_levels=1, num_points=2, dropout=0.0
+    )
+    layout = TokenLayout.from_masks([torch.zeros(2, 6, 7, dtype=torch.bool)])
+    tokens, position = torch.randn(2, 42, DIM), torch.randn(2, 42, DIM)
+    reference = torch.rand(2, 42, 1, 2)
+    whole = layer(tokens, position, reference, layout)
+    layer.cpu_part = 10
+    parts = layer(tokens, position, reference, layout)
+    torch.testing.assert_close(parts, whole, rtol=1e-6, atol=1e-6)

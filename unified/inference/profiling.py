@@ -1,0 +1,150 @@
+"""Where the time of a run goes, and how much memory it takes."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+import torch
+
+# Methods of a model and the stage that their time counts for. What a method spends in another one
+# of this table counts for that one's stage only.
+MODEL_STAGES = {
+    "preprocess": "backbone",
+    "encode_image": "backbone",
+    "encode_text": "references",
+    "encode_mask": "references",
+    "fuse": "fusion",
+    "head.transformer.encode": "encoder",
+    "head.forward": "decoder",
+    "segment": "masks",
+}
+# In the order of a frame's life; "merge" is what the predictor does around the model.
+STAGES = (
+    "decode",
+    "backbone",
+    "references",
+    "fusion",
+    "encoder",
+    "decoder",
+    "masks",
+    "merge",
+    "write",
+)
+
+
+class StageTimer:
+    """Splits wall time among named stages; a stage inside another one pauses the outer one.
+
+    Args:
+        synchronize: waits until the device has done what it was asked to; called at every change.
+    """
+
+    def __init__(self, synchronize: Callable[[], object] = lambda: None) -> None:
+        self._synchronize = synchronize
+        self._seconds: dict[str, float] = defaultdict(float)
+        self._open: list[str] = []
+        self._since = 0.0
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Counts what happens inside for ``name``."""
+        self._credit()
+        self._open.append(name)
+        try:
+            yield
+        finally:
+            self._credit()
+            self._open.pop()
+
+    @contextmanager
+    def watch(self, model: object) -> Iterator[None]:
+        """Counts the methods of ``MODEL_STAGES`` that ``model`` has, while inside."""
+        watched = []
+        for path, stage in MODEL_STAGES.items():
+            parent, _, method = path.rpartition(".")
+            try:
+                owner = attrgetter(parent)(model) if parent else model
+                original = getattr(owner, method)
+            except AttributeError:
+                continue  # another kind of model: counts for the stage around it
+            # Shadows the method of the class on this one instance.
+            object.__setattr__(owner, method, self._timed(original, stage))
+            watched.append((owner, method))
+        try:
+            yield
+        finally:
+            for owner, method in watched:
+                object.__delattr__(owner, method)
+
+    def lap(self) -> dict[str, float]:
+        """Seconds per stage since the last lap."""
+        seconds = dict(self._seconds)
+        self._seconds.clear()
+        return seconds
+
+    def _timed(self, method: Callable[..., Any], stage: str) -> Callable[..., Any]:
+        def timed(*args: object, **options: object) -> object:
+            with self.stage(stage):
+                return method(*args, **options)
+
+        return timed
+
+    def _credit(self) -> None:
+        self._synchronize()
+        now = time.perf_counter()
+        if self._open:
+            self._seconds[self._open[-1]] += now - self._since
+        self._since = now
+
+
+def median_milliseconds(laps: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Median ms of every stage, and of the whole frame under "total"; stages need not add up."""
+    table = {
+        stage: round(1000 * statistics.median(lap.get(stage, 0.0) for lap in laps), 2)
+        for stage in STAGES
+    }
+    table["total"] = round(1000 * statistics.median(sum(lap.values()) for lap in laps), 2)
+    return table
+
+
+def peak_memory() -> float:
+    """Largest resident memory of this process so far, in MB (2**20 bytes)."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+def resident_memory() -> float:
+    """Resident memory of this process now, in MB (2**20 bytes); Linux only."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
+
+
+def environment(device: torch.device) -> dict[str, str | int]:
+    """What timings depend on besides the code."""
+    if device.type == "cpu":
+        name = _cpu_name()
+    else:
+        name = torch.get_device_module(device).get_device_name(device)
+    return {
+        "device": name,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines: Iterable[str] = info.read_text().splitlines() if info.exists() else ()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0]}, {len(names)} cores" if names else platform.processor()
