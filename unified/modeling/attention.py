@@ -55,7 +55,7 @@ def attend(
         return _flash(query, key, value, padding_mask, dropout)
     if backend != "sdpa":
         raise ConfigError(f"attention backend {backend!r} is unknown: choose one of {BACKENDS}")
-    learning = query.requires_grad or dropout > 0
+    learning = dropout > 0 or any(x.requires_grad for x in (query, key, value))
     if query.device.type == "cpu" and query.dtype == torch.bfloat16 and not learning:
         return _blockwise_cpu(query, key, value, padding_mask)
     mask = None if padding_mask is None else ~padding_mask[:, None, None]
