@@ -7,6 +7,7 @@ function that returns our value for every ``out`` array; ``check_file`` compares
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from projects.uniref.parity.parts import (
     replay_unifusion,
 )
 from projects.uniref.parity.recorded import Arrays, load_recorded_weights, read_arrays
+from projects.uniref.parity.ties import recorded_order
 from projects.uniref.parity.video import replay_video
 from unified.errors import InputError
 from unified.parity import Comparison, NoiseFloor, compare
@@ -37,6 +39,9 @@ __all__ = [
     "read_arrays",
     "replay",
 ]
+
+# Recorded class logits (calls, Q) or (calls, Q, 1) of the whole network.
+CALL_LOGITS = ("out/call_logits", "out/pred_logits")
 
 REPLAYS: dict[str, Callable[[UniRef, Arrays], dict[str, object]]] = {
     "msdeform": replay_msdeform,
@@ -90,9 +95,14 @@ def check_file(
 
 
 def replay(model: UniRef, arrays: Arrays) -> dict[str, np.ndarray]:
-    """Our arrays for the inputs of a recorded file, on the weights that ``model`` has."""
+    """Our arrays for the inputs of a recorded file, on the weights that ``model`` has.
+
+    Nearly tied proposals are taken in the recorded order.
+    """
     model.eval()
-    with torch.no_grad():
+    calls = [arrays[name] for name in CALL_LOGITS if name in arrays]
+    order = recorded_order(model, torch.from_numpy(calls[0])) if calls else nullcontext()
+    with torch.no_grad(), order:
         ours = REPLAYS[kind_of(arrays)](model, arrays)
     return {name: _array(value) for name, value in ours.items()}
 
@@ -119,53 +129,11 @@ def compare_recorded(
     if missing or not recorded:
         names = ", ".join(missing) or "none at all"
         raise InputError(f"{stem}: no replay for the recorded arrays {names}")
-    swapped = near_tied_queries(recorded, ours, noise, stem)
-    results = []
-    for name, expected in recorded.items():
-        actual = ours[name]
-        allowed = noise.allowed(stem, name, expected)
-        result = compare(name, expected, actual, allowed)
-        if not result.passed and name in QUERY_AXES and swapped.any():
-            axis = QUERY_AXES[name]
-            keep = _kept_queries(~swapped.any(axis=0), expected.shape[axis])
-            expected, actual = (np.compress(keep, x, axis=axis) for x in (expected, actual))
-            note = f"{int(swapped.sum())} near-tied queries left out"
-            result = compare(name, expected, actual, allowed, note)
-        results.append(result)
-    return results
+    return [
+        compare(name, expected, ours[name], noise.allowed(stem, name, expected))
+        for name, expected in recorded.items()
+    ]
 
 
 def _array(value: object) -> np.ndarray:
     return value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
-
-
-# Recorded arrays with one entry per query, and the axis of the queries.
-QUERY_AXES = {
-    "pred_logits": 1,
-    "pred_boxes": 1,
-    "reference_points": 1,
-    "pred_masks_sub": 1,
-    "pred_masks_mean": 1,
-    "pred_masks_std": 1,
-    "hs_last_q10": 1,
-    "init_reference": 1,
-    "inter_references": 2,
-    "topk_idx": 1,
-}
-
-
-def near_tied_queries(recorded: Arrays, ours: Arrays, noise: NoiseFloor, stem: str) -> np.ndarray:
-    """(B, Q) bool: ranks where another token was chosen whose proposal logit is the same up to
-    rounding; which of two tied tokens comes first decides which learned query it gets."""
-    if "topk_idx" not in recorded or "enc_class" not in recorded:
-        return np.zeros((1, 1), bool)
-    expected, actual = recorded["topk_idx"], ours["topk_idx"]
-    logits = recorded["enc_class"][..., 0]
-    theirs, mine = (np.take_along_axis(logits, index, axis=1) for index in (expected, actual))
-    tied = np.abs(theirs - mine) <= noise.allowed(stem, "enc_class", logits)
-    return (expected != actual) & tied
-
-
-def _kept_queries(keep: np.ndarray, length: int) -> np.ndarray:
-    """``keep`` (Q,) at the queries that a sub-sampled axis of ``length`` holds."""
-    return keep[:: len(keep) // length][:length]

@@ -265,11 +265,10 @@ def replay_post(model: UniRef, arrays: Arrays) -> dict[str, object]:
 
 @dataclass(frozen=True)
 class Call:
-    """What the head said about one image: logits (Q,), boxes (Q, 4), closest two proposals."""
+    """What the head said about one image: logits (Q,) and boxes (Q, 4)."""
 
     logits: Tensor
     boxes: Tensor
-    near_tie: float
 
 
 @contextmanager
@@ -279,12 +278,11 @@ def catch_predictions(model: UniRef) -> Iterator[list[Call]]:
     last = model.head.num_layers - 1
 
     def keep(_: object, __: object, queries: Queries) -> None:
-        logits, num = model.head.logits(queries, last), queries.selected.shape[1]
-        best = queries.proposal_logits[..., 0].sort(dim=1, descending=True).values[:, : num + 1]
-        for image, row in enumerate(best):
-            gaps = -row.diff()
-            near = gaps[gaps > 0].min() if (gaps > 0).any() else torch.tensor(0.0)
-            caught.append(Call(logits[image, :, 0], queries.references[-1][image], float(near)))
+        logits = model.head.logits(queries, last)
+        caught.extend(
+            Call(image[:, 0], boxes)
+            for image, boxes in zip(logits, queries.references[-1], strict=True)
+        )
 
     hook = model.head.register_forward_hook(keep)
     try:
@@ -300,5 +298,4 @@ def call_arrays(calls: Sequence[Call]) -> dict[str, object]:
         "call_boxes": torch.stack([call.boxes for call in calls]),
         "call_top1": logits.argmax(dim=1),
         "call_score": logits.sigmoid().amax(dim=1),
-        "near_tie": [call.near_tie for call in calls],
     }
