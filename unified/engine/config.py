@@ -104,8 +104,19 @@ def load_config(file: str | Path | None = None, options: Sequence[str] = ()) -> 
             raise ConfigError(f"{file}: {_reason(error)}") from error
         except Exception as error:  # yaml and file handlers raise kinds of their own
             raise ConfigError(f"{file} cannot be read as a config: {_reason(error)}") from error
+    return with_options(cfg, options)
+
+
+def with_options(cfg: CfgNode, options: Sequence[str]) -> CfgNode:
+    """A frozen copy in which ``KEY VALUE`` pairs replace what was there.
+
+    Raises:
+        ConfigError: a key is unknown, a value does not fit, or one of them is missing.
+    """
     if len(options) % 2:
         raise ConfigError(f"expected pairs of KEY VALUE, got {' '.join(options)}")
+    cfg = cfg.clone()
+    cfg.defrost()
     try:
         cfg.merge_from_list(list(options))
     except (KeyError, ValueError, AssertionError) as error:

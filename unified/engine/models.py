@@ -12,7 +12,7 @@ from torch import nn
 
 from unified.checkpoint import FOREIGN_PREFIX, LoadReport, Weights, load_weights, read_weights
 from unified.devices import pick_device
-from unified.engine.config import load_config, system
+from unified.engine.config import load_config, system, with_options
 from unified.errors import CheckpointError, ConfigError
 from unified.files import file_sha256
 from unified.weights import WEIGHTS, resolve
@@ -173,9 +173,10 @@ def _of_parts(content: Weights, parts: tuple[str, ...], path: Path) -> Weights:
 def _configuration(
     name_or_config: str | Path | CfgNode, options: Sequence[str]
 ) -> tuple[CfgNode, str, Path | None, str | None]:
-    """Config, name, file and registered weights."""
+    """Config, name, file and registered weights, unless the options name others."""
     if isinstance(name_or_config, CfgNode):
-        return name_or_config, name_or_config.MODEL.META_ARCHITECTURE, None, None
+        cfg = with_options(name_or_config, options)
+        return cfg, cfg.MODEL.META_ARCHITECTURE, None, None
     name = str(name_or_config)
     entry = MODELS.get(name)
     if entry is None and Path(name).suffix not in (".yaml", ".yml"):
@@ -183,7 +184,8 @@ def _configuration(
             f"model {name!r} is unknown: choose one of {', '.join(MODELS)} or give a yaml file"
         )
     file = Path(name) if entry is None else CONFIGS / entry.config
-    return load_config(file, options), name, file, entry.weights if entry else None
+    registered = entry.weights if entry and "MODEL.WEIGHTS" not in options else None
+    return load_config(file, options), name, file, registered
 
 
 def _weights_file(wanted: str | Path) -> Path:

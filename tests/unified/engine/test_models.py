@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import unified
+from projects.uniref.checkpoint import uniref_keys
+from projects.uniref.config import build
+from unified.checkpoint import write_weights
+from unified.engine.config import load_config
+from unified.engine.models import CONFIGS, DEFAULT_MODEL, MODELS, load
+from unified.errors import CheckpointError, ConfigError
+from unified.files import file_sha256
+from unified.inference.predictor import ImagePredictor
+from unified.structures import Prompt
+from unified.weights import WEIGHTS
+
+SMALL = """
+VERSION: 2
+MODEL:
+  UNIREF:
+    BACKBONE: efficientnet_lite0
+    FREEZE_AT: 0
+    HIDDEN_DIM: 32
+    NUM_QUERIES: 10
+    NUM_HEADS: 4
+    ENCODER_LAYERS: 1
+    DECODER_LAYERS: 1
+    FEEDFORWARD_DIM: 32
+    FUSION: {NUM_HEADS: 2, HEAD_DIM: 8}
+    TEXT_ENCODER: {NAME: ""}
+    MASK_ENCODER: {WIDTH: 8}
+INFERENCE:
+  SCORE_THRESHOLD: 0.25
+"""
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    path = tmp_path / "small.yaml"
+    path.write_text(SMALL)
+    return path
+
+
+@pytest.fixture
+def trained(small: Path, tmp_path: Path) -> Path:
+    """Weights of the small model in our layout."""
+    torch.manual_seed(5)
+    path = tmp_path / "small.safetensors"
+    write_weights(path, build(load_config(small)).state_dict())
+    return path
+
+
+def same(model: nn.Module, other: nn.Module) -> bool:
+    theirs = other.state_dict()
+    return all(torch.equal(tensor, theirs[key]) for key, tensor in model.state_dict().items())
+
+
+def test_names() -> None:
+    assert unified.models() == tuple(MODELS) and DEFAULT_MODEL in MODELS
+    for name, entry in MODELS.items():
+        assert (CONFIGS / entry.config).is_file(), name
+        assert entry.weights is None or entry.weights in WEIGHTS, name
+
+
+def test_the_default_is_ready_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    """The embedded model with the weights that come with packages."""
+    with caplog.at_level(logging.WARNING):
+        model = unified.load(device="cpu")
+    assert not model.training and model.info.name == DEFAULT_MODEL
+    assert model.reference_kinds == {"text", "mask"}
+    if model.info.weights is None:
+        (record,) = [r for r in caplog.records if "no trained weights" in r.message]
+        assert record.name == "unified.engine.models"
+    predictor = ImagePredictor(model, short_side=64, max_size=64)
+    predictor.set_image(np.zeros((48, 64, 3), np.uint8))
+    mask, score = predictor.predict(Prompt(text="the black cat"))
+    assert mask.shape == (48, 64) and 0 <= score <= 1
+
+
+def test_a_yaml_without_weights_is_random_and_says_so(
+    small: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        model = load(small, device="cpu")
+    assert [r.message for r in caplog.records if "no trained weights" in r.message] != []
+    assert not model.training
+    info = model.info
+    assert (info.name, info.config) == (str(small), str(small))
+    assert info.weights is None and info.sha256 is None
+    assert info.inference["score_threshold"] == 0.25
+
+
+@pytest.mark.parametrize("layout", ["native", "official"])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_weights_of_both_layouts(
+    small: Path,
+    trained: Path,
+    tmp_path: Path,
+    layout: str,
+    suffix: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    expected = load(small, weights=trained, device="cpu")
+    weights = expected.state_dict()
+    if layout == "official":
+        weights = uniref_keys("efficientnet_lite0").to_foreign(weights)
+        weights["criterion._iter"] = torch.zeros(1)
+    path = tmp_path / f"given{suffix}"
+    write_weights(path, weights)
+    with caplog.at_level(logging.WARNING):
+        model = load(small, weights=path, device="cpu")
+        by_option = load(small, device="cpu", options=["MODEL.WEIGHTS", str(path)])
+    assert same(model, expected) and same(by_option, expected)
+    assert caplog.records == []
+    assert model.info.weights == str(path) and model.info.sha256 == file_sha256(path)
+
+
+def test_a_configuration_can_be_given(small: Path, trained: Path) -> None:
+    cfg = load_config(small)
+    model = load(cfg, weights=trained, device="cpu")
+    assert model.info.name == "UniRef" and model.info.config is None
+    other = load(cfg, device="cpu", options=["MODEL.UNIREF.NUM_QUERIES", "4"])
+    assert other.head.query_embed.num_embeddings == 4
+    assert cfg.MODEL.UNIREF.NUM_QUERIES == 10
+
+
+def test_options_override_the_weights_of_a_name(tmp_path: Path) -> None:
+    """Otherwise the weights of the name would be looked for."""
+    missing = tmp_path / "mine.pth"
+    with pytest.raises(CheckpointError, match=r"mine\.pth"):
+        load("uniref-r50", device="cpu", options=["MODEL.WEIGHTS", str(missing)])
+
+
+def test_unknown_names() -> None:
+    with pytest.raises(ConfigError, match=r"model 'sam-3' is unknown: choose one of uniref-lite"):
+        load("sam-3")
+    with pytest.raises(ConfigError, match=r"none\.yaml does not exist"):
+        load("none.yaml")
+
+
+def test_registered_weights_that_are_not_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(CheckpointError, match=r"'uniref_video_r50' are not on this machine: "):
+        load("uniref-r50", device="cpu")
+    with pytest.raises(CheckpointError, match=r"weights none\.pth do not exist: give a file"):
+        load("uniref-lite", weights="none.pth", device="cpu")
+
+
+def test_weights_of_another_model(small: Path, trained: Path, tmp_path: Path) -> None:
+    wider = [
+        "MODEL.UNIREF.FEEDFORWARD_DIM", "64", "MODEL.UNIREF.NUM_QUERIES", "12"
+    ]  # fmt: skip
+    with pytest.raises(CheckpointError, match=r"small\.safetensors belong to another model: .*"):
+        load(small, weights=trained, device="cpu", options=wider)
+    with pytest.raises(CheckpointError, match=r"\d+ unexpected \(mask_encoder"):
+        no_masks = ["MODEL.UNIREF.MASK_ENCODER.ENABLED", "False"]
+        load(small, weights=trained, device="cpu", options=no_masks)
+    stranger = tmp_path / "stranger.pth"
+    write_weights(stranger, {"layer.weight": torch.ones(2)})
+    with pytest.raises(CheckpointError, match="of no UniRef model"):
+        load(small, weights=stranger, device="cpu")
+
+
+def test_weights_for_other_classes(small: Path, trained: Path) -> None:
+    """A detector of 365 classes is no segmenter of one."""
+    classes = ["MODEL.UNIREF.NUM_CLASSES", "365"]
+    message = r"of another shape \(head\.class_embed\.0\.weight: expected \(365, 32\), got \(1, 32"
+    with pytest.raises(CheckpointError, match=message):
+        load(small, weights=trained, device="cpu", options=classes)
+
+
+def test_an_official_file_with_an_entry_that_no_model_has(
+    small: Path, trained: Path, tmp_path: Path
+) -> None:
+    model = load(small, weights=trained, device="cpu")
+    weights = uniref_keys("efficientnet_lite0").to_foreign(model.state_dict())
+    weights["detr.surprise.weight"] = torch.zeros(1)
+    path = tmp_path / "official.pth"
+    write_weights(path, weights)
+    with pytest.raises(CheckpointError, match=r"1 entries .* first detr\.surprise\.weight"):
+        load(small, weights=path, device="cpu")
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+def test_a_device_that_is_not_there(small: Path, device: str) -> None:
+    with pytest.raises(ConfigError, match=f"device '{device}' cannot be used here"):
+        load(small, device=device)
