@@ -164,6 +164,15 @@ def load_parts(model: UniRef, cfg: CfgNode, given: Collection[str]) -> tuple[str
         text.bert, text.tokenizer = source.bert, source.tokenizer
         _prepare_text(text, node)
         loaded.append(_TEXT_MODEL)
+    elif text is not None and node.TEXT_ENCODER.WEIGHTS and text.tokenizer is None:
+        # The checkpoint holds the weights, but no file of weights holds a vocabulary.
+        with torch.device("meta"):
+            source = build_text_encoder(
+                node.TEXT_ENCODER.NAME,
+                hidden_dim=node.HIDDEN_DIM,
+                tokenizer=_file(node.TEXT_ENCODER.WEIGHTS),
+            )
+        text.tokenizer = source.tokenizer
     return tuple(loaded)
 
 

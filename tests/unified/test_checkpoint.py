@@ -187,11 +187,14 @@ class Bomb:
         return os.mkdir, (str(self.target),)
 
 
+@pytest.mark.parametrize("raw", [False, True])
 @pytest.mark.parametrize("suffix", [".pth", ".pkl", ".bin"])
-def test_a_pickle_that_runs_code_is_refused_and_does_not_run(tmp_path: Path, suffix: str) -> None:
+def test_a_pickle_that_runs_code_is_refused_and_does_not_run(
+    tmp_path: Path, suffix: str, raw: bool
+) -> None:
     path, target = tmp_path / f"bomb{suffix}", tmp_path / "boom"
     content = {"model": {"x": Bomb(target)}}
-    if suffix == ".pkl":
+    if raw or suffix == ".pkl":
         path.write_bytes(pickle.dumps(content))
     else:
         torch.save(content, path)

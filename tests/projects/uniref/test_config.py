@@ -143,3 +143,23 @@ def test_named_weights_that_are_not_there(tmp_path: Path) -> None:
     cfg = config(BACKBONE_WEIGHTS=str(tmp_path / "none.pth"))
     with pytest.raises(UnifiedError, match=r"none\.pth"):
         load_parts(build(cfg), cfg, [])
+
+
+def test_a_checkpoint_of_all_weights_still_needs_the_vocabulary(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+    from transformers import PreTrainedTokenizerFast
+
+    words = {"<unk>": 0, **{f"w{number}": number for number in range(1, 50265)}}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>").save_pretrained(tmp_path)
+    cfg = config(TEXT_ENCODER__NAME="roberta-base", TEXT_ENCODER__WEIGHTS=str(tmp_path))
+    with torch.device("meta"):
+        model = build(cfg)
+    assert model.text_encoder is not None and model.text_encoder.tokenizer is None
+    given = ["backbone.x", "text_encoder.bert.x"]
+    assert load_parts(model, cfg, given) == ()
+    assert model.text_encoder.tokenizer is not None
+    assert model.text_encoder.tokenizer.encode("w7 w9").ids == [7, 9]
