@@ -24,7 +24,7 @@ from detectron2.engine import default_argument_parser
 from unified.devices import pick_device
 from unified.engine.config import load_config
 from unified.engine.launch import MISUSE, launch
-from unified.engine.run import evaluate_weights, set_up, train
+from unified.engine.run import evaluate_weights, run_folder, train
 from unified.errors import UnifiedError
 
 
@@ -37,11 +37,11 @@ def parse(arguments: Sequence[str] | None) -> Namespace:
 
 def work(cfg: CfgNode, resume: bool, eval_only: bool) -> None:
     """What every process does."""
-    set_up(cfg)
-    if eval_only:
-        evaluate_weights(cfg)
-    else:
-        train(cfg, resume=resume)
+    with run_folder(cfg):
+        if eval_only:
+            evaluate_weights(cfg)
+        else:
+            train(cfg, resume=resume)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

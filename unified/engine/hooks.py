@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -28,7 +27,7 @@ from unified.masks import draw_overlay
 
 logger = logging.getLogger(__name__)
 
-METRICS = "metrics.json"
+METRICS, EVALUATIONS = "metrics.json", "evaluation.json"
 DRAWN_OBJECTS = 20
 DRAWN_SCORE = 0.3
 
@@ -45,18 +44,19 @@ def default_hooks(
     folder, period = Path(cfg.OUTPUT_DIR), cfg.TEST.EVAL_PERIOD
     hooks: list[HookBase] = []
     if comm.is_main_process():
-        frequent: list[EventWriter] = [MetricsFile(folder / METRICS, start)]
-        rare: list[EventWriter] = [
-            ProgressLine(start, cfg.SOLVER.MAX_ITER),
-            TensorboardXWriter(str(folder), window_size=1, purge_step=start),
-        ]
-        if cfg.SOLVER.WANDB:
-            rare.append(WandbWriter(cfg))
-        hooks += [Writers(frequent, 1), Writers(rare, cfg.SOLVER.LOG_PERIOD)]
+        # Before the checkpoint, so that no step before it is missing in the file after a resume.
+        hooks.append(Writers([MetricsFile(folder / METRICS, start)], 1))
+        hooks.append(Writers([ProgressLine(start, cfg.SOLVER.MAX_ITER)], cfg.SOLVER.LOG_PERIOD))
     hooks.append(Checkpoints(cfg.SOLVER.CHECKPOINT_PERIOD))
     if evaluate is not None:
         hooks.append(Evaluation(period, evaluate))
     if comm.is_main_process():
+        boards: list[EventWriter] = [
+            TensorboardXWriter(str(folder), window_size=1, purge_step=start)
+        ]
+        if cfg.SOLVER.WANDB:
+            boards.append(WandbWriter(cfg))
+        hooks.append(Writers(boards, cfg.SOLVER.LOG_PERIOD))
         if period:
             hooks.append(SamplePictures(period, folder / "samples"))
         hooks.append(Curves(folder))
@@ -96,8 +96,11 @@ class MetricsFile(EventWriter):
 
     def write(self) -> None:
         storage = get_event_storage()
-        line = _latest(storage) | {"iteration": storage.iter}
-        self.file.write(json.dumps(line, sort_keys=True) + "\n")
+        self.append(storage.iter, _latest(storage))
+
+    def append(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Adds the line of a step."""
+        self.file.write(json.dumps({**numbers, "iteration": step}, sort_keys=True) + "\n")
         self.file.flush()
 
     def close(self) -> None:
@@ -122,18 +125,16 @@ class ProgressLine(EventWriter):
 
     def __init__(self, start: int, max_iter: int) -> None:
         self.last, self.max_iter = start, max_iter
-        self.clock = time.perf_counter()
 
     def write(self) -> None:
         storage = get_event_storage()
         done = storage.iter + 1
         steps, self.last = done - self.last, done
-        elapsed, self.clock = time.perf_counter() - self.clock, time.perf_counter()
         mean = {
             name: storage.history(name).avg(steps)
             for name in ("total_loss", "time", "data_time", "samples")
         }
-        eta = timedelta(seconds=int(elapsed / max(steps, 1) * (self.max_iter - done)))
+        eta = timedelta(seconds=int(mean["time"] * (self.max_iter - done)))
         logger.info(
             "step %d/%d  loss %.4g  lr %.2e  %.2f samples/s  %.1f%% waiting for data  eta %s",
             done,
@@ -176,12 +177,21 @@ class Checkpoints(HookBase):
 
 
 class Evaluation(HookBase):
-    """Evaluates every ``period`` steps and at the end, with the averaged weights if there are."""
+    """Evaluates every ``period`` steps and at the end, with the averaged weights if there are.
+
+    The numbers go to ``evaluation.json``, one line each time, and to the boards.
+    """
 
     trainer: Trainer
 
     def __init__(self, period: int, evaluate: Callable[[], Mapping[str, float]]) -> None:
         self.period, self.evaluate = period, evaluate
+        self.file: MetricsFile | None = None
+
+    def before_train(self) -> None:
+        if comm.is_main_process():
+            path = self.trainer.folder / EVALUATIONS
+            self.file = MetricsFile(path, self.trainer.start_iter)
 
     def after_step(self) -> None:
         if not is_due(self, self.period):
@@ -189,9 +199,14 @@ class Evaluation(HookBase):
         with self.trainer.evaluated_weights():
             numbers = self.evaluate()
         self.trainer.shell.train()
-        for name, value in numbers.items():
-            self.trainer.storage.put_scalar(name, value, smoothing_hint=False)
+        if self.file is not None:
+            self.file.append(self.trainer.iter, numbers)
+            self.trainer.storage.put_scalars(**numbers, smoothing_hint=False)
         comm.synchronize()
+
+    def after_train(self) -> None:
+        if self.file is not None:
+            self.file.close()
 
 
 class SamplePictures(HookBase):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 from detectron2.config import CfgNode
 from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
 
 from unified.devices import pick_device
 from unified.engine.checkpointing import POINTER, find_weights
@@ -24,15 +26,42 @@ from unified.files import atomic_path
 logger = logging.getLogger(__name__)
 
 
-def set_up(cfg: CfgNode) -> None:
-    """Logs go to the terminal and to ``OUTPUT_DIR/log.txt``; the configuration is kept beside."""
-    folder = Path(cfg.OUTPUT_DIR)
-    for name in ("unified", "projects", "fvcore"):
-        setup_logger(str(folder), distributed_rank=comm.get_rank(), name=name, color=False)
-    if comm.is_main_process():
+@contextmanager
+def run_folder(cfg: CfgNode) -> Iterator[None]:
+    """Within the block, logs go to the terminal and to ``OUTPUT_DIR/log.txt``.
+
+    The configuration is kept beside it. Processes other than the first have a log of their own.
+    """
+    folder, rank = Path(cfg.OUTPUT_DIR), comm.get_rank()
+    folder.mkdir(parents=True, exist_ok=True)
+    name = "log.txt" if rank == 0 else f"log.txt.rank{rank}"
+    handlers: list[logging.Handler] = [logging.FileHandler(folder / name, encoding="utf-8")]
+    if rank == 0:
+        handlers.append(_Terminal())
         with atomic_path(folder / "config.yaml") as path:
             path.write_text(cfg.dump(), encoding="utf-8")
-    logger.info("%d processes, output in %s", comm.get_world_size(), folder)
+    loggers = [logging.getLogger(name) for name in ("unified", "projects")]
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter("[%(asctime)s] %(message)s", "%m/%d %H:%M:%S"))
+        for each in loggers:
+            each.addHandler(handler)
+            each.setLevel(logging.INFO)
+    try:
+        logger.info("%d processes, output in %s", comm.get_world_size(), folder)
+        yield
+    finally:
+        for handler in handlers:
+            for each in loggers:
+                each.removeHandler(handler)
+            handler.close()
+
+
+class _Terminal(logging.Handler):
+    """Writes to what is the standard output at that moment."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        sys.stdout.write(self.format(record) + "\n")
+        sys.stdout.flush()
 
 
 def train(cfg: CfgNode, *, resume: bool) -> Trainer:

@@ -22,7 +22,7 @@ from unified.engine.config import load_config, system
 from unified.errors import CheckpointError
 
 ROOT = Path(__file__).parents[3]
-CONFIG = ROOT / "configs/lite/joint_tiny.yaml"
+CONFIG = Path(__file__).parents[2] / "data/tiny_training.yaml"
 
 KILLED_WHILE_WRITING = """
 import os, signal, sys, torch

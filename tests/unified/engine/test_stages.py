@@ -17,6 +17,7 @@ from unified.errors import ConfigError
 
 ROOT = Path(__file__).parents[3]
 CONFIGS = ROOT / "configs"
+CONFIG = ROOT / "tests/data/tiny_training.yaml"
 
 
 def load_tool() -> Callable[[list[str]], int]:
@@ -27,21 +28,18 @@ def load_tool() -> Callable[[list[str]], int]:
     return module.main
 
 
-def write_chain(folder: Path, options: list[str]) -> Path:
+def write_chain(folder: Path) -> Path:
     """Detection with 80 classes and no references, then few-shot and video objects."""
-    common = dict(zip(options[::2], options[1::2], strict=True))
-    common.pop("OUTPUT_DIR")
     detector = {
-        "DATASETS.TRAIN": "('coco_2017_train',)",
+        "DATASETS.TRAIN": ["coco_2017_train"],
         "MODEL.UNIREF.NUM_CLASSES": 80,
         "MODEL.UNIREF.FUSION.NAME": "",
         "MODEL.UNIREF.MASK_ENCODER.ENABLED": False,
         "SOLVER.MAX_ITER": 2,
     }
-    config = str(CONFIGS / "lite/joint_tiny.yaml")
     stages = [
-        {"NAME": "detection", "CONFIG": config, "OPTIONS": {**common, **detector}},
-        {"NAME": "joint", "CONFIG": config, "OPTIONS": {**common, "SOLVER.MAX_ITER": 3}},
+        {"NAME": "detection", "CONFIG": str(CONFIG), "OPTIONS": detector},
+        {"NAME": "joint", "CONFIG": str(CONFIG), "OPTIONS": {"SOLVER.MAX_ITER": 3}},
     ]
     path = folder / "stages.yaml"
     path.write_text(yaml.safe_dump({"OUTPUT_DIR": str(folder / "chain"), "STAGES": stages}))
@@ -51,7 +49,7 @@ def write_chain(folder: Path, options: list[str]) -> Path:
 def test_a_chain_hands_its_weights_on_and_goes_on_where_it_stopped(
     options: list[str], tmp_path: Path
 ) -> None:
-    path = write_chain(tmp_path, options)
+    path = write_chain(tmp_path)
     main = load_tool()
     assert main(["--stages", str(path), "SOLVER.BASE_LR", "0.0"]) == 0
     chain = tmp_path / "chain"

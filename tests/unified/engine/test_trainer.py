@@ -13,17 +13,17 @@ from PIL import Image
 
 from unified.checkpoint import read_weights
 from unified.engine.config import load_config, system
-from unified.engine.run import set_up, train
+from unified.engine.run import run_folder, train
 from unified.engine.trainer import Trainer, TrainingError, split
 from unified.errors import ConfigError
 
-CONFIG = Path(__file__).parents[3] / "configs/lite/joint_tiny.yaml"
+CONFIG = Path(__file__).parents[2] / "data/tiny_training.yaml"
 
 
 def run(options: list[str], *more: str, resume: bool = False) -> Trainer:
     cfg = load_config(CONFIG, [*options, *more])
-    set_up(cfg)
-    return train(cfg, resume=resume)
+    with run_folder(cfg):
+        return train(cfg, resume=resume)
 
 
 def metrics(trainer: Trainer) -> list[dict[str, Any]]:
@@ -186,9 +186,8 @@ def test_a_folder_with_a_run_is_not_overwritten(options: list[str]) -> None:
 
 
 def test_a_frozen_text_encoder_keeps_its_dropout(options: list[str]) -> None:
-    at = options.index("MODEL.UNIREF.TEXT_ENCODER.NAME")
-    options[at + 1] = "minilm"
-    cfg = load_config(CONFIG, [*options, "MODEL.UNIREF.TEXT_ENCODER.FREEZE", "True"])
+    text = ["MODEL.UNIREF.TEXT_ENCODER.NAME", "minilm", "MODEL.UNIREF.TEXT_ENCODER.WEIGHTS", ""]
+    cfg = load_config(CONFIG, [*options, *text, "MODEL.UNIREF.TEXT_ENCODER.FREEZE", "True"])
     model = system("UniRef").build(cfg)
     assert not any(p.requires_grad for p in model.text_encoder.bert.parameters())
     assert all(p.requires_grad for p in model.text_encoder.project.parameters())

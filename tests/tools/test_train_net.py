@@ -1,0 +1,186 @@
+"""Training from the command line: killed, resumed, in two processes, with a dead process."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from unified.data.synthetic.releases import RELEASES
+
+ROOT = Path(__file__).parents[2]
+CONFIG = ROOT / "tests/data/tiny_training.yaml"
+TOOL = [sys.executable, "-W", "ignore", str(ROOT / "tools/train_net.py")]
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Environment of the tool, with made sets in it."""
+    root = tmp_path_factory.mktemp("training_sets")
+    for release in ("fss1000", "ytbvos19", "coco", "davis17"):
+        RELEASES[release](root, 4, 0)
+    return {**os.environ, "DETECTRON2_DATASETS": str(root), "OMP_NUM_THREADS": "1"}
+
+
+def command(folder: Path, *options: str, flags: tuple[str, ...] = ()) -> list[str]:
+    return [*TOOL, "--config-file", str(CONFIG), *flags, "OUTPUT_DIR", str(folder), *options]
+
+
+def run(
+    arguments: list[str], environment: dict[str, str], *, code: int = 0
+) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        arguments, env=environment, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == code, done.stdout[-2000:] + done.stderr[-4000:]
+    return done
+
+
+def losses(folder: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if "time" not in k} for line in lines]
+
+
+def wait_for(condition: Any, process: subprocess.Popen[bytes]) -> None:
+    while not condition():
+        assert process.poll() is None, "training ended before it could be killed"
+        time.sleep(0.02)
+
+
+def test_a_killed_run_goes_on_to_the_last_bit(environment: dict[str, str], tmp_path: Path) -> None:
+    """The workers of the loader are ahead of the training when the run is killed."""
+    options = ("SOLVER.MAX_ITER", "30", "SOLVER.EMA_DECAY", "0.99", "DATALOADER.NUM_WORKERS", "1")
+    run(command(tmp_path / "whole", *options), environment)
+    folder, more = tmp_path / "killed", (*options, "SOLVER.CHECKPOINT_PERIOD", "2")
+    process = subprocess.Popen(
+        command(folder, *more), env=environment, start_new_session=True, stderr=subprocess.DEVNULL
+    )
+    wait_for((folder / "model_0000007.pth").exists, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    run(command(folder, *more, flags=("--resume",)), environment)
+    start = int(re.findall(r"resumed at step (\d+)", (folder / "log.txt").read_text())[-1])
+    assert 6 <= start < 30
+    assert losses(folder) == losses(tmp_path / "whole")
+
+
+def test_two_processes_are_one_with_the_doubled_batch(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    """Equal with dropout too: what a process draws follows from its share of the batch.
+
+    The losses are normalised per process, as in the reference, so the one process takes its batch
+    in two halves.
+    """
+    options = ("SOLVER.IMS_PER_BATCH", "4", "SOLVER.MAX_ITER", "8")
+    halves = tmp_path / "halves"
+    run(command(halves, *options, "SOLVER.ACCUMULATE", "2"), environment)
+    run(command(tmp_path / "two", *options, flags=("--num-gpus", "2")), environment)
+    torchrun = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run"]
+    torchrun += ["--standalone", "--nproc-per-node", "2"]
+    run([*torchrun, *command(tmp_path / "torchrun", *options)[3:]], environment)
+    expected = [line["total_loss"] for line in losses(halves)]
+    assert len(expected) == 8
+    for name in ("two", "torchrun"):
+        found = [line["total_loss"] for line in losses(tmp_path / name)]
+        assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_dead_process_ends_the_job_with_a_message(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    options = ("SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "100000")
+    process = subprocess.Popen(
+        command(tmp_path, *options, flags=("--num-gpus", "2")),
+        env=environment,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        wait_for(lambda: (tmp_path / "metrics.json").exists() and losses(tmp_path), process)
+        os.kill(second_process(process.pid), signal.SIGKILL)
+        _, messages = process.communicate(timeout=60)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 1
+    text = messages.decode()
+    assert re.search(r"error: training process 1 \(pid \d+\) was ended by SIGKILL", text), text
+    assert "continue with --resume" in text
+
+
+def second_process(parent: int) -> int:
+    """The training process of rank 1: the youngest that multiprocessing spawned."""
+    found = []
+    for number in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
+        words = Path(f"/proc/{number}/cmdline").read_text().split("\0")
+        if any("spawn_main" in word for word in words):
+            found.append(int(number))
+    assert len(found) == 2
+    return max(found)
+
+
+def test_training_evaluates_and_eval_only_repeats_it(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    test_sets = ("DATASETS.TEST", "('fss-1000-test', 'davis17-val')")
+    options = (*test_sets, "TEST.EVAL_PERIOD", "2", "SOLVER.MAX_ITER", "2")
+    run(command(tmp_path / "train", *options), environment)
+    weights = ("MODEL.WEIGHTS", str(tmp_path / "train/model_final.pth"))
+    flags = ("--eval-only", "--num-gpus", "2")
+    done = run(command(tmp_path / "eval", *test_sets, *weights, flags=flags), environment)
+    assert "FB-IoU" in done.stdout and "J&F-Mean" in done.stdout
+    (line,) = (tmp_path / "train/evaluation.json").read_text().splitlines()
+    numbers = json.loads(line)
+    for name, protocol in (("fss-1000-test", "hsnet"), ("davis17-val", "davis17-semi")):
+        path = tmp_path / f"eval/inference/{name}/{protocol}/summary.json"
+        for key, value in json.loads(path.read_text())["numbers"].items():
+            if value is not None:
+                assert numbers[f"{name}/{protocol}/{key}"] == pytest.approx(value, abs=1e-6)
+    masks = list((tmp_path / "eval/inference/davis17-val/predictions").rglob("*.png"))
+    assert len(masks) > 10
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("DATASETS.TRAIN", "('refcoco-unc-train',)"), "tools/data.py check refcoco-unc-train"),
+        (("MODEL.WEIGHTS", "uniref_objects365_r50"), "'uniref_objects365_r50' are not on this"),
+        (("MODEL.WEIGHTS", "gone.pth"), "MODEL.WEIGHTS gone.pth does not exist"),
+        (("SOLVER.NO_SUCH", "1"), "NO_SUCH"),
+        (("DATASETS.TRAIN", "('fss-1000-test',)"), "fss-1000-test, which is a test set"),
+        (("DATALOADER.RATIOS", "{'mose-train': 2.0}"), "mose-train"),
+    ],
+)
+def test_what_is_missing_or_wrong_is_named(
+    options: tuple[str, ...],
+    message: str,
+    environment: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", environment["DETECTRON2_DATASETS"])
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert load_tool().main(command(tmp_path / "out", *options)[4:]) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: ") and message in errors
+
+
+def load_tool() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("train_net", ROOT / "tools/train_net.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
