@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from unified.errors import ConfigError
 from unified.modeling.criterion import Criterion, LayerPrediction
@@ -158,6 +159,10 @@ class UniRef(nn.Module):
             references: one entry per kind, each with L levels of batch B; empty for detection.
             top_k: queries kept; above 1 after non-maximum suppression.
             mask_stride: 4, or 1 for masks at the padded input size.
+
+        Returns:
+            K is the largest number of queries that survive in an image; where fewer do, the rest
+            has score 0 and an empty box.
         """
         queries = self.head(self.fuse(features, references), features.padding_masks)
         last = self.head.num_layers - 1
@@ -166,9 +171,10 @@ class UniRef(nn.Module):
             select_queries(*image, top_k, self.nms_threshold)
             for image in zip(logits, boxes, strict=True)
         ]
-        num = min(len(index) for index, _, _ in picked)
+        num = max(len(index) for index, _, _ in picked)
         index, scores, classes = (
-            torch.stack([part[:num] for part in parts]) for parts in zip(*picked, strict=True)
+            torch.stack([F.pad(part, (0, num - len(part))) for part in parts])
+            for parts in zip(*picked, strict=True)
         )
         shared = self.mask_head.features(queries.memory, features.high_res)
         return Segmentation(
@@ -176,7 +182,7 @@ class UniRef(nn.Module):
                 queries, shared, features.image_sizes, last, index, mask_stride=mask_stride
             ),
             scores=scores,
-            boxes=boxes.gather(1, index[..., None].expand(-1, -1, 4)),
+            boxes=boxes.gather(1, index[..., None].expand(-1, -1, 4)) * (scores > 0)[..., None],
             classes=classes,
         )
 

@@ -186,6 +186,34 @@ def test_batch_equals_loop(uniref: UniRef, kind: str, size: tuple[int, int]) -> 
             )
 
 
+def test_an_image_with_few_detections_takes_none_from_its_neighbour(build_uniref: object) -> None:
+    """Suppression leaves other numbers of queries in different images."""
+    detector = build_uniref(kinds=(), num_queries=40)  # type: ignore[operator]
+    detector.nms_threshold = 0.2
+    with torch.no_grad():
+        features = detector.encode_image(detector.preprocess(images()))
+        together = detector.segment(features, [], top_k=30)
+        kept = []
+        for index in range(2):
+            row = slice(index, index + 1)
+            one = FeaturePyramid(
+                levels=tuple(level[row] for level in features.levels),
+                padding_masks=tuple(mask[row] for mask in features.padding_masks),
+                image_sizes=features.image_sizes[row],
+                padded_size=features.padded_size,
+                high_res=None if features.high_res is None else features.high_res[row],
+            )
+            alone = detector.segment(one, [], top_k=30)
+            num = alone.scores.shape[1]
+            kept.append(num)
+            for name in ("scores", "boxes", "mask_logits"):
+                ours, expected = getattr(together, name)[index, :num], getattr(alone, name)[0]
+                torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-4)
+            assert not together.scores[index, num:].any()
+            assert not together.boxes[index, num:].any()
+    assert kept[0] != kept[1]
+
+
 def padded(features: FeaturePyramid, value: float) -> FeaturePyramid:
     """The same features of one image on canvases twice as large, padding filled with ``value``."""
 
