@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from projects.uniref.model import UniRef
-from unified.inference.predictor import VideoPredictor
 from unified.modeling.deform_attn import MultiScaleDeformableAttention, Shapes
 from unified.modeling.detr_head import Queries
 from unified.modeling.fusion import CrossAttention
@@ -113,13 +112,6 @@ class ReferenceAlgorithm(UniRef):
         points = queries.references[-2][..., :2] * shared.new_tensor([width, height])
         logits = masks_by_grouped_convolution(self.mask_head, shared, queries.hidden[-1], points)
         return aligned_bilinear(logits, STRIDE // mask_stride)
-
-
-class ReferencePredictor(VideoPredictor):
-    """The video loop with one object per pass."""
-
-    def __init__(self, model: UniRef, **options: object) -> None:
-        super().__init__(ReferenceAlgorithm(model), objects_per_pass=1, **options)
 
 
 def masks_by_grouped_convolution(

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import platform
-import resource
 import statistics
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -117,16 +115,18 @@ def median_milliseconds(laps: Sequence[Mapping[str, float]]) -> dict[str, float]
     return table
 
 
-def peak_memory() -> float:
-    """Largest resident memory of this process so far, in MB (2**20 bytes)."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+def memory(which: Literal["VmHWM", "VmRSS"]) -> float:
+    """Resident memory of this process in MB (2**20 bytes): its peak or now. Linux only."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == which:
+            return int(value.split()[0]) / 1024
+    raise KeyError(which)
 
 
-def resident_memory() -> float:
-    """Resident memory of this process now, in MB (2**20 bytes); Linux only."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / 2**20
+def forget_peak() -> None:
+    """Lets the peak of ``memory`` start again from what is resident now. Linux only."""
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def environment(device: torch.device) -> dict[str, str | int]:

@@ -1,0 +1,109 @@
+"""The benchmark on a tiny model: what is compared is equal, and the report says what it should."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from projects.uniref.baseline import ReferenceAlgorithm
+from projects.uniref.model import UniRef
+from unified.inference.profiling import MODEL_STAGES, STAGES, StageTimer
+
+ROOT = Path(__file__).parents[2]
+# fmt: off
+TINY = [
+    "--config-file", str(ROOT / "configs/lite/uniref_lite.yaml"), "--device", "cpu",
+    "--size", "64x96", "--threads", "1", "--frames", "2", "--opts",
+    "MODEL.UNIREF.BACKBONE_WEIGHTS", "", "MODEL.UNIREF.TEXT_ENCODER.WEIGHTS", "",
+    "MODEL.UNIREF.HIDDEN_DIM", "64", "MODEL.UNIREF.FUSION.HEAD_DIM", "64",
+    "MODEL.UNIREF.ENCODER_LAYERS", "1", "MODEL.UNIREF.DECODER_LAYERS", "1",
+]
+# fmt: on
+
+
+def benchmark(tmp_path: Path, *arguments: str) -> dict[str, Any]:
+    """The report of a run that ends well; the number of threads is as before."""
+    spec = importlib.util.spec_from_file_location("benchmark", ROOT / "tools/benchmark.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    threads = torch.get_num_threads()
+    try:
+        assert module.main([*arguments, "--json", str(tmp_path / "report.json"), *TINY]) == 0
+    finally:
+        torch.set_num_threads(threads)
+    return json.loads((tmp_path / "report.json").read_text())
+
+
+@pytest.mark.parametrize("mode", ["video", "image"])
+def test_baseline_and_ours_give_the_same_masks(tmp_path: Path, mode: str) -> None:
+    report = benchmark(tmp_path, mode, "--objects", "2", "--baseline")
+    assert (report["mode"], report["size"], report["objects"]) == (mode, [64, 96], 2)
+    assert report["environment"].keys() == {"device", "threads", "torch", "python"}
+    assert report["environment"]["threads"] == 1
+    for name in ("ours", "baseline"):
+        milliseconds = report[name]["milliseconds"]
+        assert milliseconds.keys() == {*STAGES, "total"}
+        assert all(time > 0 for time in milliseconds.values()), (name, milliseconds)
+        assert report[name]["objects_per_second"] > 0
+        assert report[name]["peak_mb"] > 0
+    difference = report["largest_difference"]
+    assert difference["different_pixels"] == 0
+    assert difference["probability"] < 1e-4
+    assert difference["score"] < 1e-5
+    assert report["speed_up"] > 0
+
+
+def test_attention_in_bfloat16_is_ours_alone(tmp_path: Path) -> None:
+    report = benchmark(tmp_path, "video", "--baseline", "--attention", "bfloat16")
+    assert report["attention"] == "bfloat16"
+    assert report["largest_difference"]["probability"] > 1e-4, "both ran in the same precision"
+
+
+def test_without_baseline_there_is_nothing_to_compare(tmp_path: Path) -> None:
+    report = benchmark(tmp_path, "video")
+    assert "baseline" not in report and "speed_up" not in report and "ours" in report
+
+
+def test_baseline_does_the_work_that_ours_saves(build_uniref: Any) -> None:
+    ours: UniRef = build_uniref()
+    baseline = ReferenceAlgorithm(ours.eval())
+    for name, parameter in baseline.named_parameters():
+        assert parameter is ours.get_parameter(name), name
+    assert baseline.head is not ours.head
+    image = ours.preprocess([torch.rand(3, 64, 96) * 255])
+    calls: list[int] = []
+    hook = ours.backbone.register_forward_hook(lambda *_: calls.append(1))
+    for model, passes in ((ours, 1), (baseline, 2)):
+        calls.clear()
+        with torch.no_grad():
+            features = model.encode_image(image)
+            masks = torch.zeros(1, 64, 96, dtype=torch.bool)
+            masks[:, 10:40, 20:50] = True
+            model.segment(features, [model.encode_mask(image, features, masks)])
+        assert len(calls) == passes
+    hook.remove()
+
+
+def test_a_stage_inside_another_one_pauses_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter(range(100))
+    monkeypatch.setattr("time.perf_counter", lambda: float(next(now)))
+    timer = StageTimer()
+    with timer.stage("outer"), timer.stage("inner"), timer.stage("outer"):
+        pass
+    assert timer.lap() == {"outer": 3.0, "inner": 2.0}
+    assert timer.lap() == {}
+
+
+def test_watching_ends(build_uniref: Any) -> None:
+    model = build_uniref()
+    timer = StageTimer()
+    with timer.watch(model):
+        assert "segment" in vars(model) and "encode" in vars(model.head.transformer)
+    assert not {path.rpartition(".")[2] for path in MODEL_STAGES} & vars(model).keys()
+    assert "forward" not in vars(model.head)

@@ -1,0 +1,150 @@
+"""Time a model by stage, on moving rectangles that are decoded, segmented and written.
+
+    python tools/benchmark.py video --config-file configs/video_joint_r50.yaml --baseline
+    python tools/benchmark.py video --frames 1000 --size 240x432 --json growth.json
+
+Reports the median ms per frame and stage after two frames of warm-up, and the peak memory; with
+more than 100 frames also the growth since frame 100. --baseline runs the reference's algorithm too,
+in turn on every frame, and compares time and results. A --config-file without --weights gets
+weights made from key names: fusion is no identity then, and objects are visible.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import re
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+from projects.uniref.baseline import ReferenceAlgorithm
+from projects.uniref.parity import load_recorded_weights
+from unified.errors import UnifiedError
+from unified.files import atomic_path
+from unified.inference import benchmark, cli, profiling
+from unified.inference.predictor import VideoPredictor
+
+WARM_UP = 2  # the frame of the mask, and the one whose memory holds a single frame
+GROWTH_FROM = 100
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    """Reads the command line."""
+    about = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=about)
+    parser.add_argument("mode", choices=("video", "image"))
+    parser.add_argument("--frames", type=int, default=5, help="timed frames (default 5)")
+    parser.add_argument("--objects", type=int, default=1, help="per frame (default 1)")
+    parser.add_argument("--size", type=_size, default=(480, 864), metavar="HxW")
+    parser.add_argument("--threads", type=int, default=2, help="of the CPU (default 2)")
+    parser.add_argument("--attention", choices=("bfloat16",), help="default float32")
+    parser.add_argument("--baseline", action="store_true", help="also the reference's algorithm")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the report there")
+    cli.add_model_arguments(parser)
+    options = parser.parse_args(arguments)
+    if min(options.frames, options.objects, options.threads) < 1:
+        parser.error("--frames, --objects and --threads are at least 1")
+    return options
+
+
+def _size(text: str) -> tuple[int, int]:
+    if not re.fullmatch(r"\d+x\d+", text) or min(map(int, text.split("x"))) < cli.MIN_SIDE:
+        raise argparse.ArgumentTypeError(f"expected HxW of at least {cli.MIN_SIDE}, got {text}")
+    height, width = map(int, text.split("x"))
+    return height, width
+
+
+def run(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
+    """Times the model, and the reference's algorithm if asked to."""
+    torch.set_num_threads(options.threads)
+    if not options.weights:
+        options.opts += ["MODEL.WEIGHTS", ""]
+    if options.attention:
+        options.opts += ["MODEL.UNIREF.FUSION.ATTENTION_DTYPE", options.attention]
+    model = cli.load_model(options)
+    if model.info.weights is None:
+        load_recorded_weights(model, {"in/controller_last_bias": 0.8})
+    report: dict[str, Any] = {key: getattr(options, key) for key in ("mode", "size", "objects")}
+    report |= {"model": model.info.name, "attention": options.attention or "float32"}
+    report["environment"] = profiling.environment(next(model.parameters()).device)
+    start = partial(outcomes, options, scratch)
+    total = WARM_UP + options.frames
+    profiling.forget_peak()
+    if not options.baseline:
+        laps = [outcome.lap for outcome in start(model, "ours", total)]
+        report["ours"] = describe(laps, options.objects, profiling.memory("VmHWM"))
+        if total > GROWTH_FROM:
+            report["ours"]["growth_mb"] = laps[-1].resident - laps[GROWTH_FROM].resident
+        return report
+    list(start(model, "alone", WARM_UP + 1))
+    ours_peak = profiling.memory("VmHWM")
+    profiling.forget_peak()
+    baseline = ReferenceAlgorithm(model)
+    runs = zip(start(model, "ours", total), start(baseline, "baseline", total), strict=True)
+    pairs = [(a.lap, b.lap, benchmark.difference(a, b)) for a, b in runs]
+    ours, theirs, differences = zip(*pairs, strict=True)
+    report["ours"] = describe(ours, options.objects, ours_peak)
+    report["baseline"] = describe(theirs, options.objects, profiling.memory("VmHWM"))
+    report["largest_difference"] = {k: max(d[k] for d in differences) for k in differences[0]}
+    before, after = (report[name]["milliseconds"]["total"] for name in ("baseline", "ours"))
+    report["speed_up"] = round(before / after, 2)
+    return report
+
+
+def outcomes(
+    options: argparse.Namespace, scratch: Path, model: Any, name: str, num_frames: int
+) -> Iterator[benchmark.Outcome]:
+    """Frame by frame, in a folder of that name."""
+    folder = scratch / name
+    folder.mkdir()
+    work = {"num_frames": num_frames, "size": options.size, "num_objects": options.objects}
+    if options.mode == "image":
+        return benchmark.segment_images(model, folder, **work)
+    one_by_one = isinstance(model, ReferenceAlgorithm)
+    predictor = VideoPredictor(
+        model,
+        score_threshold=0.0,  # every object is worked on in every frame, whatever the weights
+        mask_stride=1,
+        short_side=min(options.size),
+        max_size=max(options.size),
+        objects_per_pass=1 if one_by_one else model.info.inference["objects_per_pass"],
+        keep_probabilities=True,
+    )
+    return benchmark.segment_clip(predictor, folder, **work)
+
+
+def describe(laps: Sequence[benchmark.Lap], num_objects: int, peak: float) -> dict[str, Any]:
+    """Stages, objects per second, memory."""
+    table = profiling.median_milliseconds([lap.seconds for lap in laps[WARM_UP:]])
+    per_second = round(1000 * num_objects / table["total"], 3)
+    return {"milliseconds": table, "objects_per_second": per_second, "peak_mb": round(peak, 1)}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns 0, or 2 after bad input."""
+    options = parse_arguments(arguments)
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            report = json.dumps(run(options, Path(scratch)), indent=1)
+        if options.json:
+            with atomic_path(options.json) as temporary:
+                temporary.write_text(report + "\n")
+    except (UnifiedError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(report)
+    return 0
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.ERROR)
+    sys.exit(main())

@@ -1,0 +1,137 @@
+"""The work that is timed: moving rectangles, segmented frame by frame and written to disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from unified.inference.image_io import read_image, write_image
+from unified.inference.output import ClipWriter, prepare_folder, write_image_result
+from unified.inference.predictor import ImagePredictor, VideoPredictor
+from unified.inference.profiling import StageTimer, memory
+from unified.inference.video_io import FrameReader, VideoWriter
+from unified.masks import merge_by_score
+from unified.segmenter import Segmenter
+from unified.structures import Prompt, Size
+
+PERIOD = 40  # frames until the rectangles are back where they were
+
+
+@dataclass(frozen=True)
+class Lap:
+    """What one frame took: seconds per stage, and MB resident after it."""
+
+    seconds: Mapping[str, float]
+    resident: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One frame's result: label map (H, W), probabilities (O, H, W) and scores (O,) by object."""
+
+    label_map: np.ndarray
+    probabilities: np.ndarray
+    scores: np.ndarray
+    lap: Lap
+
+
+def moving_rectangles(number: int, size: Size, num_objects: int) -> tuple[np.ndarray, np.ndarray]:
+    """Frame ``number`` (H, W, 3) uint8 on a still noisy ground, and the objects (O, H, W) bool."""
+    height, width = size
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 255, (-(-height // 8), -(-width // 8), 3), dtype=np.uint8)
+    image = np.repeat(np.repeat(coarse, 8, axis=0), 8, axis=1)[:height, :width].copy()
+    masks = np.zeros((num_objects, height, width), bool)
+    phase = abs(number % PERIOD - PERIOD / 2) / PERIOD  # 0 to 1/2 and back
+    for index, mask in enumerate(masks):
+        top = int(height * (0.1 + 0.3 * phase))
+        left = int(width * (index + 0.1 + phase) / (num_objects + 0.5))
+        box = np.s_[top : top + height // 3, left : left + max(4, width // (2 * num_objects + 1))]
+        mask[box] = True
+        image[box] = rng.integers(0, 255, 3)
+    return image, masks
+
+
+def segment_clip(
+    predictor: VideoPredictor, folder: Path, *, num_frames: int, size: Size, num_objects: int
+) -> Iterator[Outcome]:
+    """Outcomes of a clip in which every object has a mask on the first frame.
+
+    Args:
+        predictor: keeps probabilities.
+        folder: an empty one, for the clip and the results.
+    """
+    clip, output = folder / "clip.mp4", folder / "output"
+    with VideoWriter(clip, fps=24, size=size) as writer:
+        for number in range(num_frames):
+            writer.write(moving_rectangles(number, size, num_objects)[0])
+    masks = moving_rectangles(0, size, num_objects)[1]
+    prompts = {i: Prompt(mask=mask) for i, mask in enumerate(masks, start=1)}
+    prepare_folder(output)
+    timer = StageTimer()
+    captions = dict.fromkeys(prompts, "object")
+    with (
+        FrameReader(clip) as reader,
+        ClipWriter(output, header={}, fps=24, size=size, captions=captions) as writer,
+    ):
+        frames = iter(reader)
+        while True:
+            with timer.stage("decode"):
+                frame = next(frames, None)
+            if frame is None:
+                return
+            with timer.watch(predictor.encoder.model), timer.stage("merge"):
+                result = predictor.step(frame.image, {} if frame.number else prompts)
+            probabilities = np.stack([result.probabilities[i] for i in prompts])
+            with timer.stage("write"):
+                writer.write(frame, replace(result, probabilities={}))
+            yield Outcome(
+                label_map=result.label_map,
+                probabilities=probabilities,
+                scores=np.array([result.scores[i] for i in prompts]),
+                lap=Lap(timer.lap(), memory("VmRSS")),
+            )
+
+
+def segment_images(
+    model: Segmenter, folder: Path, *, num_frames: int, size: Size, num_objects: int
+) -> Iterator[Outcome]:
+    """Outcomes of single images; every object is prompted by its mask on the image itself."""
+    predictor = ImagePredictor(model, short_side=min(size), max_size=max(size))
+    output = folder / "output"
+    prepare_folder(output)
+    timer = StageTimer()
+    ids = range(1, num_objects + 1)
+    for number in range(num_frames):
+        image, masks = moving_rectangles(number, size, num_objects)
+        path = folder / f"{number}.jpg"
+        write_image(path, image)
+        with timer.stage("decode"):
+            image = read_image(path)
+        with timer.watch(model), timer.stage("merge"):
+            predictor.set_image(image)
+            found = [predictor.predict_prob(Prompt(mask=mask)) for mask in masks]
+            probabilities, scores = zip(*found, strict=True)
+            binary = [probability > 0.5 for probability in probabilities]
+            label_map = merge_by_score(binary, scores)
+        with timer.stage("write"):
+            captions = dict.fromkeys(ids, "object")
+            write_image_result(output, str(number), image, binary, scores, captions)
+        yield Outcome(
+            label_map=label_map,
+            probabilities=np.stack(probabilities),
+            scores=np.array(scores),
+            lap=Lap(timer.lap(), memory("VmRSS")),
+        )
+
+
+def difference(ours: Outcome, theirs: Outcome) -> dict[str, float]:
+    """How far two results of one frame are apart: pixels of the label map, largest errors."""
+    return {
+        "different_pixels": int((ours.label_map != theirs.label_map).sum()),
+        "probability": float(np.abs(ours.probabilities - theirs.probabilities).max()),
+        "score": float(np.abs(ours.scores - theirs.scores).max()),
+    }
