@@ -42,6 +42,15 @@ def test_masks_take_the_pixel_at_the_corner_of_each_cell() -> None:
     assert torch.equal(masks[3], masks[0][:, ::8, ::8])
 
 
+def test_the_coarsest_mask_looks_through_the_finest() -> None:
+    """Where cells are no whole pixels: of 160 columns cell 1 begins at 53, by way of it at 48."""
+    mask = torch.ones(1, 128, 160, dtype=torch.bool)
+    mask[:, :, :50] = False
+    inputs = {name: x[:1, :, :, : x.shape[3] * 5 // 6] for name, x in stages().items()}
+    _, masks = Neck(in_dims=DIMS, dim=32)(inputs, mask)
+    assert masks[3][0, 0].tolist() == [False, False, True]
+
+
 def test_every_image_keeps_an_unpadded_token_at_every_level() -> None:
     """Attention to a reference without any token would be undefined."""
     mask = torch.ones(2, 128, 192, dtype=torch.bool)
