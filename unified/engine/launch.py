@@ -20,8 +20,9 @@ from torch import multiprocessing
 
 from unified.errors import ConfigError, UnifiedError
 
-# How long a process waits for the others before it gives up.
-TIMEOUT = timedelta(minutes=10)
+# How long a process waits for the others before it gives up. Long enough for the first process to
+# score a test set; a process that dies on the same machine is noticed at once.
+TIMEOUT = timedelta(minutes=30)
 MISUSE = 2  # exit code of errors that a user can mend
 
 

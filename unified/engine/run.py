@@ -75,6 +75,7 @@ def train(cfg: CfgNode, *, resume: bool) -> Trainer:
             f"OUTPUT_DIR {cfg.OUTPUT_DIR} holds a training run: continue it with --resume, or "
             "choose another folder"
         )
+    find_weights(cfg)
     check_test_sets(cfg)
     trainer = Trainer(cfg, build_train_loader(cfg))
     if resume and trainer.resume():
