@@ -27,6 +27,8 @@ MOTIONS = {
     "still": "that stays still",
 }
 ATTRIBUTES = ("size", "colour", "texture", "kind", "place", "motion")
+# People name the kind and the colour first.
+WEIGHTS = {"size": 1.0, "colour": 3.0, "texture": 1.0, "kind": 3.0, "place": 1.5, "motion": 1.5}
 
 Attributes = dict[str, str]
 
@@ -148,9 +150,10 @@ def _attribute_sets(
 ) -> Iterator[Attributes]:
     """Random subsets of a thing's attributes, mostly two, always with a kind or a colour."""
     names = [name for name in allowed if words[name]]
+    weights = np.array([WEIGHTS[name] for name in names])
     for _ in range(attempts):
         number = min(int(rng.choice([1, 2, 3, 4], p=[0.2, 0.4, 0.3, 0.1])), len(names))
-        chosen = [str(name) for name in rng.choice(names, size=number, replace=False)]
+        chosen = [str(name) for name in rng.choice(names, number, False, weights / weights.sum())]
         if not {"kind", "colour"} & set(chosen):
             chosen.append("kind")
         yield {name: str(rng.choice(sorted(words[name]))) for name in chosen}

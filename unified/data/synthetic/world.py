@@ -24,7 +24,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "black": (28, 28, 32),
 }
 TEXTURES = ("plain", "striped", "dotted", "checked")
-SIZES = {"small": (0.12, 0.15), "medium": (0.17, 0.20), "large": (0.23, 0.28)}
+SIZES = {"small": (0.13, 0.16), "medium": (0.18, 0.21), "large": (0.24, 0.29)}
 SIZE_SHARES = (0.25, 0.35, 0.4)
 FRAME_SIZES = ((96, 128), (128, 96), (112, 112), (96, 144))
 
