@@ -284,3 +284,10 @@ def test_tools_stay_small() -> None:
         if len(file.read_text().splitlines()) > 150
     ]
     assert not long, f"tools of more than 150 lines: {long}"
+
+
+def test_tools_run_without_being_installed() -> None:
+    for file in (ROOT / "tools").glob("*.py"):
+        head, _, rest = file.read_text(encoding="utf-8").partition("sys.path.insert(0, ")
+        assert not any(top in head for top in ("from unified", "from projects")), file.name
+        assert rest or file.name == "install_detectron2.py", file.name

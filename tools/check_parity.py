@@ -17,10 +17,11 @@ import logging
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from projects.uniref.parity import check_file, kind_of, read_arrays
 from projects.uniref.parity.training import check_train_file
-from unified.engine.config import load_config, system
-from unified.engine.models import CONFIGS
+from unified.dependencies import require
 from unified.errors import InputError, UnifiedError
 
 
@@ -29,6 +30,7 @@ def main() -> int:
     args = parse_args()
     failures = 0
     try:
+        require("detectron2.config")  # what unified.engine needs, imported below
         manifest = None if args.manifest is None else read_manifest(args.manifest)
         for path in args.files:
             failures += check(path, manifest, args)
@@ -71,6 +73,8 @@ def read_manifest(path: Path) -> dict[str, list]:
 
 def check(path: Path, manifest: dict[str, list] | None, args: argparse.Namespace) -> int:
     """Prints the comparison of one file; returns the number of failures."""
+    from unified.engine.config import load_config, system
+
     arrays = read_arrays(path)
     config = args.config_file or choose_config(path, arrays, manifest)
     kind = kind_of(arrays)
@@ -85,6 +89,8 @@ def check(path: Path, manifest: dict[str, list] | None, args: argparse.Namespace
 
 def choose_config(path: Path, arrays: dict, manifest: dict[str, list] | None) -> Path:
     """Swin-L if the manifest or the name says so; the detector for box-supervised training."""
+    from unified.engine.models import CONFIGS
+
     keys = manifest or {}
     swin = "swin" in path.stem or any(".layers.0.blocks.0.attn" in key for key in keys)
     detector = "in/boxes0" in arrays or (bool(keys) and not any("fusion" in key for key in keys))

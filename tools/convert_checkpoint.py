@@ -13,6 +13,8 @@ import argparse
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from projects.uniref.checkpoint import find_uniref_keys
 from unified.checkpoint import FOREIGN_PREFIX, read_weights, write_weights
 from unified.errors import CheckpointError, UnifiedError
