@@ -165,9 +165,9 @@ def _stack(references: Sequence[Reference]) -> Reference:
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Support:
-    """One example image with the object marked, for few-shot prompts.
+    """One example image with the object marked, for few-shot prompts; equal only to itself.
 
     Attributes:
         image: (H, W, 3) uint8 RGB.
@@ -178,7 +178,7 @@ class Support:
     mask: np.ndarray
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prompt:
     """What refers to one object; any combination of the three fields, at least one.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -63,6 +64,9 @@ class FrameEncoder:
         self.model = model
         self.short_side, self.max_size = short_side, max_size
         self.precision = precision
+        # The same prompts on the next image or after a reset cost nothing.
+        self.text = lru_cache(maxsize=64)(self._text)
+        self.support = lru_cache(maxsize=16)(self._support)
 
     def autocast(self) -> AbstractContextManager[object]:
         """Context in which the model runs."""
@@ -84,7 +88,7 @@ class FrameEncoder:
             images = self.model.preprocess([pixels])
             return EncodedFrame(images, self.model.encode_image(images))
 
-    def text(self, text: str) -> References:
+    def _text(self, text: str) -> References:
         """References of one sentence.
 
         Raises:
@@ -114,13 +118,10 @@ class FrameEncoder:
             )
         return [tuple(_row(level, index) for level in levels) for index in range(num)]
 
-    def supports(self, supports: Sequence[Support]) -> list[References]:
-        """References of K example images with masks."""
-        references = []
-        for support in supports:
-            check_mask(support.mask, support.image.shape[:2])
-            references.extend(self.masks(self.image(support.image), [support.mask]))
-        return references
+    def _support(self, support: Support) -> References:
+        """References of one example image with its mask."""
+        check_mask(support.mask, support.image.shape[:2])
+        return self.masks(self.image(support.image), [support.mask])[0]
 
     def _require(self, kind: str) -> None:
         if kind not in self.model.reference_kinds:
@@ -395,7 +396,7 @@ def _visual_reference(
     encoder: FrameEncoder, frame: EncodedFrame, prompt: Prompt
 ) -> References | None:
     """Supports and the mask on this frame as one reference, or None."""
-    references = encoder.supports(prompt.supports)
+    references = [encoder.support(support) for support in prompt.supports]
     if prompt.mask is not None:
         references.extend(encoder.masks(frame, [np.asarray(prompt.mask, bool)]))
     return join_levels(references) if references else None

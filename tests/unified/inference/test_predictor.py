@@ -683,3 +683,19 @@ def test_masks_given_as_numbers_are_the_same_as_booleans(uniref: UniRef) -> None
     expected = encoder.masks(frame, [MASKS[0]])[0][0].values
     for mask in (MASKS[0].astype(np.uint8) * 255, MASKS[0].astype(np.float32)):
         assert torch.equal(encoder.masks(frame, [mask])[0][0].values, expected)
+
+
+def test_prompts_are_encoded_once_for_a_folder_of_images(uniref: UniRef) -> None:
+    first, second, example = frames(3)
+    prompts = (Prompt(text=TEXTS[0]), Prompt(supports=(Support(example, MASKS[0]),)))
+    predictor = ImagePredictor(uniref, short_side=SHORT, max_size=LONG)
+    with count_calls(uniref.backbone) as passes, count_calls(uniref.text_encoder) as sentences:
+        for pixels in (first, second):
+            predictor.set_image(pixels)
+            for prompt in prompts:
+                predictor.predict(prompt)
+    assert len(passes) == 2 + 1 and len(sentences) == 1
+    fresh = ImagePredictor(uniref, short_side=SHORT, max_size=LONG)
+    fresh.set_image(second)
+    for prompt in prompts:
+        assert predictor.predict(prompt)[1] == fresh.predict(prompt)[1]
