@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import datetime
-import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 
 import unified
 from unified.errors import InputError
-from unified.files import atomic_path
+from unified.files import atomic_path, file_sha256
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -214,6 +213,8 @@ def make_card(
     Raises:
         InputError: the weights file does not exist.
     """
+    if weights is not None and not weights.is_file():
+        raise InputError(f"weights {weights} do not exist: give the file that made the masks")
     return Card(
         benchmark=benchmark,
         split=split.note,
@@ -227,17 +228,6 @@ def make_card(
         notes=scores.notes,
         warnings=dict(scores.problems.counts),
     )
-
-
-def file_sha256(path: Path) -> str:
-    """Hex digest of a file."""
-    if not path.is_file():
-        raise InputError(f"weights {path} do not exist: give the file that made the masks")
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def per_sequence(rows: Iterable[Row]) -> list[Row]:

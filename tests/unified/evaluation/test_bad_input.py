@@ -16,7 +16,8 @@ from PIL import Image
 from unified.errors import InputError
 from unified.evaluation.protocols import evaluate
 from unified.evaluation.reading import read_split
-from unified.evaluation.report import Report, Request, Split, file_sha256
+from unified.evaluation.report import Report, Request, Split
+from unified.files import file_sha256
 
 sys.path.insert(0, str(Path(__file__).parent))
 from golden_folders import masks, recorded, write_clip, write_davis, write_json, write_mask
