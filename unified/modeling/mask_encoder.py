@@ -16,10 +16,9 @@ class MaskEncoder(nn.Module):
     (arXiv:2106.05210).
     """
 
-    def __init__(self, *, dim: int = 256, width: int = 64, num_levels: int = 4) -> None:
+    def __init__(self, *, dim: int = 256, width: int = 64) -> None:
         """``width`` is the channel count of the first stage; stages double it three times."""
         super().__init__()
-        self.num_levels = num_levels
         self.conv1 = nn.Conv2d(4, width, 7, stride=2, padding=3)
         self.bn1 = nn.BatchNorm2d(width)
         self.layer1 = _stage(width, width, stride=1)
