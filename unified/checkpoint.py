@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unified.errors import CheckpointError
+from unified.errors import CheckpointError, first_line
 from unified.files import atomic_path
 
 Weights = dict[str, Tensor]
@@ -150,11 +150,11 @@ def read_weights(path: str | Path) -> Weights:
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} is damaged, or holds Python objects that could run code and are not read: "
-            f"expected a dict of tensors ({_first_line(error)})"
+            f"expected a dict of tensors ({first_line(error)})"
         ) from error
     except Exception as error:  # the readers raise many kinds for a damaged file
         raise CheckpointError(
-            f"{path} cannot be read as a weights file, it may be truncated: {_first_line(error)}"
+            f"{path} cannot be read as a weights file, it may be truncated: {first_line(error)}"
         ) from error
     for name in ("model", "state_dict"):
         if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
@@ -177,10 +177,6 @@ def _holds_numbers(value: object) -> bool:
     if isinstance(value, np.ndarray | np.generic):
         return value.dtype.kind in "biufc"
     return isinstance(value, Tensor)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
 
 
 def _read_torch(path: Path) -> object:
@@ -229,7 +225,7 @@ def write_weights(
             else:
                 torch.save({"model": dict(weights), **(metadata or {})}, temporary)
     except Exception as error:  # of a full disk both libraries tell by errors of their own
-        raise CheckpointError(f"{path} cannot be written: {_first_line(error)}") from error
+        raise CheckpointError(f"{path} cannot be written: {first_line(error)}") from error
 
 
 @dataclass(frozen=True)

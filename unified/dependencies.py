@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from types import ModuleType
 
-from unified.errors import ConfigError
+from unified.errors import ConfigError, first_line
 
 INSTALL = {
     "detectron2": "python tools/install_detectron2.py",
@@ -27,6 +27,6 @@ def require(name: str) -> ModuleType:
         return import_module(name)
     except Exception as error:  # a broken binary package raises whatever it likes
         missing = isinstance(error, ModuleNotFoundError) and error.name == package
-        state = "is not installed" if missing else f"cannot be imported ({error})"
+        state = "is not installed" if missing else f"cannot be imported ({first_line(error)})"
         command = INSTALL.get(package, INSTALL_CORE)
         raise ConfigError(f"{package} {state}: run `{command}`") from error

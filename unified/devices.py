@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from unified.errors import ConfigError
+from unified.errors import ConfigError, first_line
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -22,8 +22,7 @@ def pick_device(name: str = "auto") -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
         raise ConfigError(
-            f"device {name!r} cannot be used here ({reason}): choose auto or cpu"
+            f"device {name!r} cannot be used here ({first_line(error)}): choose auto or cpu"
         ) from error
     return device

@@ -23,3 +23,9 @@ class ConfigError(UnifiedError):
 
 class CheckpointError(UnifiedError):
     """A weights file is missing, damaged, unsafe to read or belongs to another model."""
+
+
+def first_line(error: BaseException) -> str:
+    """What another library says went wrong, short enough for a message of ours."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__

@@ -23,7 +23,7 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 from unified.dependencies import require
-from unified.errors import CheckpointError
+from unified.errors import CheckpointError, first_line
 from unified.files import file_sha256
 
 COMMAND = "python tools/download_weights.py"
@@ -291,10 +291,9 @@ def _from_hub(name: str, repository: str) -> Path:
         if not any(folder.glob("*.safetensors")):
             fetch(repository, allow_patterns=["pytorch_model.bin"])
     except Exception as error:  # the hub's client raises errors of several HTTP libraries
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
-            f"cannot download {repository} from the hub ({reason}): try again, or save its files "
-            f"as the folder {cache_path(name)}"
+            f"cannot download {repository} from the hub ({first_line(error)}): try again, or save "
+            f"its files as the folder {cache_path(name)}"
         ) from error
     return resolve(name)
 

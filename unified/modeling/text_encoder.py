@@ -7,7 +7,6 @@ only inside the builders.
 
 from __future__ import annotations
 
-import importlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from unified.errors import CheckpointError, ConfigError, InputError
+from unified.dependencies import require
+from unified.errors import CheckpointError, ConfigError, InputError, first_line
 from unified.expressions import clean_expression
 
 if TYPE_CHECKING:
@@ -378,9 +378,7 @@ def _load_tokenizer(source: str | Path, *, vocab_size: int) -> Tokenizer:
         fast = AutoTokenizer.from_pretrained(source, local_files_only=isinstance(source, Path))
         tokenizer: Tokenizer = fast.backend_tokenizer
     except (OSError, ValueError, AttributeError) as error:
-        raise ConfigError(
-            f"no tokenizer can be read from {source}: {_first_line(error)}"
-        ) from error
+        raise ConfigError(f"no tokenizer can be read from {source}: {first_line(error)}") from error
     # Without its vocabulary file transformers makes a tokenizer of five special tokens.
     if tokenizer.get_vocab_size() != vocab_size:
         raise ConfigError(
@@ -394,14 +392,7 @@ def _load_tokenizer(source: str | Path, *, vocab_size: int) -> Tokenizer:
 
 
 def _classes(family: _Family) -> tuple[Any, Any]:
-    try:
-        module = importlib.import_module(family.module)
-    except (ImportError, RuntimeError) as error:
-        # RuntimeError is what a torchvision of another torch raises when transformers imports it.
-        raise ConfigError(
-            "text encoders need the package transformers, which cannot be imported "
-            f"({_first_line(error)}): pip install transformers, with matching torch and torchvision"
-        ) from error
+    module = require(family.module)
     return getattr(module, family.config), getattr(module, family.model)
 
 
@@ -424,13 +415,9 @@ def _transformers_errors(source: str | Path) -> Iterator[None]:
         raise
     except (OSError, RuntimeError, ValueError, SafetensorError, UnpicklingError) as error:
         raise CheckpointError(
-            f"no text model can be read from {source}: {_first_line(error)}"
+            f"no text model can be read from {source}: {first_line(error)}"
         ) from error
     finally:
         transformers_logging.set_verbosity(verbosity)
         if bars:
             transformers_logging.enable_progress_bar()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

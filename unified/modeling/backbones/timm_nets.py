@@ -11,18 +11,12 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unified.errors import ConfigError
+from unified.dependencies import require
 from unified.modeling.backbones.base import Backbone, freeze_batch_norms
 
 
 def _create(name: str, drop_path: float) -> Any:
-    try:
-        import timm
-    except (ImportError, OSError, RuntimeError) as error:  # a broken torchvision raises any
-        raise ConfigError(
-            f"backbone {name} needs timm and torchvision, which cannot be imported ({error}): "
-            "pip install timm torchvision"
-        ) from error
+    timm = require("timm")
     return timm.create_model(name, pretrained=False, num_classes=0, drop_path_rate=drop_path)
 
 
