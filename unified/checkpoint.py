@@ -203,9 +203,7 @@ _READERS: dict[str, Callable[[Path], object]] = {
 }
 
 
-def write_weights(
-    path: str | Path, weights: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
-) -> None:
+def write_weights(path: str | Path, weights: Mapping[str, Tensor]) -> None:
     """Writes .safetensors, or for other suffixes ``{"model": weights}`` as torch does; atomic.
 
     Raises:
@@ -220,10 +218,9 @@ def write_weights(
                 save_file(
                     {key: tensor.contiguous().clone() for key, tensor in weights.items()},
                     temporary,
-                    dict(metadata or {}),
                 )
             else:
-                torch.save({"model": dict(weights), **(metadata or {})}, temporary)
+                torch.save({"model": dict(weights)}, temporary)
     except Exception as error:  # of a full disk both libraries tell by errors of their own
         raise CheckpointError(f"{path} cannot be written: {first_line(error)}") from error
 

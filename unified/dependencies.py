@@ -10,7 +10,6 @@ from unified.errors import ConfigError, first_line
 INSTALL = {
     "detectron2": "python tools/install_detectron2.py",
     "flash_attn": 'python -m pip install -e ".[flash]"',
-    "skimage": 'python -m pip install -e ".[demo]"',
     "wandb": "python -m pip install wandb",
 }
 INSTALL_CORE = "python -m pip install -e ."

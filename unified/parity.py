@@ -26,13 +26,11 @@ class Comparison:
         name: of the recorded array.
         error: largest absolute difference, or the number of differing entries of integer arrays.
         allowed: largest ``error`` that passes.
-        note: what was left out of the comparison, and why.
     """
 
     name: str
     error: float
     allowed: float
-    note: str = ""
 
     @property
     def passed(self) -> bool:
@@ -41,10 +39,7 @@ class Comparison:
 
     def __str__(self) -> str:
         verdict = "pass" if self.passed else "FAIL"
-        note = f"  ({self.note})" if self.note else ""
-        return (
-            f"{verdict}  {self.name:32s} error {self.error:.3e}  allowed {self.allowed:.3e}{note}"
-        )
+        return f"{verdict}  {self.name:32s} error {self.error:.3e}  allowed {self.allowed:.3e}"
 
 
 class NoiseFloor:
@@ -78,9 +73,7 @@ class NoiseFloor:
         return next((self._table[name] for name in names if name in self._table), {})
 
 
-def compare(
-    name: str, expected: np.ndarray, actual: np.ndarray, allowed: float, note: str = ""
-) -> Comparison:
+def compare(name: str, expected: np.ndarray, actual: np.ndarray, allowed: float) -> Comparison:
     """Floats by their largest difference; integers and booleans by the number of differing entries.
 
     Raises:
@@ -93,7 +86,7 @@ def compare(
         with np.errstate(invalid="ignore"):
             difference = np.abs(expected.astype(np.float64) - actual.astype(np.float64))
         error = float(np.where(same, 0.0, difference).max(initial=0.0))
-        return Comparison(name, error, allowed, note)
+        return Comparison(name, error, allowed)
     differing = int((expected != actual).sum())
     tolerated = int(FLIPPED_SHARE * expected.size) if expected.ndim >= 2 else 0
-    return Comparison(name, differing, tolerated, note)
+    return Comparison(name, differing, tolerated)

@@ -117,7 +117,7 @@ def test_the_layout_is_recognised() -> None:
 def test_written_files_read_back_identically(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / "new" / f"weights{suffix}"
     weights = foreign()
-    write_weights(path, weights, {"made": "here"})
+    write_weights(path, weights)
     assert identical(read_weights(path), weights), "shared and strided tensors included"
     view = {"x": torch.arange(6.0).view(2, 3).t()}
     write_weights(path, view)
