@@ -65,7 +65,8 @@ def test_a_killed_run_goes_on_to_the_last_bit(environment: dict[str, str], tmp_p
     process = subprocess.Popen(
         command(folder, *more), env=environment, start_new_session=True, stderr=subprocess.DEVNULL
     )
-    wait_for((folder / "model_0000007.pth").exists, process)
+    pointer = folder / "last_checkpoint"
+    wait_for(lambda: pointer.exists() and pointer.read_text() >= "model_0000007.pth", process)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     run(command(folder, *more, flags=("--resume",)), environment)

@@ -30,12 +30,18 @@ POINTER = "last_checkpoint"
 
 
 def save_checkpoint(folder: Path, state: Mapping[str, Any]) -> Path:
-    """Writes the checkpoint after step ``state["iteration"]``, then points to it."""
+    """Writes the checkpoint after step ``state["iteration"]``, then points to it.
+
+    The one before is kept in case the disk spoils this one; older ones are deleted.
+    """
     path = folder / f"model_{state['iteration']:07d}.pth"
     with atomic_path(path) as temporary:
         torch.save(dict(state), temporary)
     with atomic_path(folder / POINTER) as temporary:
         temporary.write_text(path.name, encoding="utf-8")
+    older = sorted(old for old in folder.glob("model_[0-9]*.pth") if old.name < path.name)
+    for old in older[:-1]:
+        old.unlink()
     return path
 
 

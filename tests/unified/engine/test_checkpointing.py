@@ -55,6 +55,15 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(tmp_path: Pa
     assert {path.name for path in tmp_path.iterdir()} == {"last_checkpoint", "model_0000009.pth"}
 
 
+def test_the_last_two_checkpoints_are_kept_and_newer_ones_are_not_touched(tmp_path: Path) -> None:
+    for step in (90, 3, 5, 7):
+        save_checkpoint(tmp_path, {"iteration": step, "optimizer": {}})
+    names = {path.name for path in tmp_path.glob("*.pth")}
+    assert names == {"model_0000005.pth", "model_0000007.pth", "model_0000090.pth"}
+    state = read_last_checkpoint(tmp_path)
+    assert state is not None and state["iteration"] == 7
+
+
 def test_without_a_checkpoint_there_is_nothing_to_resume(tmp_path: Path) -> None:
     assert read_last_checkpoint(tmp_path) is None
 
