@@ -9,6 +9,8 @@ from unified.errors import CheckpointError
 from unified.modeling.backbones import KEY_TABLES
 
 _BACKBONE = "detr.detr.backbone.0.backbone."
+# A backbone registered with Detectron2 keeps its own keys below "net.".
+_DETECTRON2 = KeyTable(rules=(("*", "net.*"),))
 _CONVS = ("lateral", "output", "mask")
 _PIXEL_DECODER = {
     "lay3": "coarse",
@@ -44,8 +46,8 @@ _RULES = (
 
 
 def uniref_keys(backbone: str) -> KeyTable:
-    """The table for models with the named backbone."""
-    inner = KEY_TABLES[backbone]
+    """The table for models with the named backbone, ours or one registered with Detectron2."""
+    inner = KEY_TABLES.get(backbone, _DETECTRON2)
     return KeyTable(
         rules=[
             *((_BACKBONE + theirs, "backbone." + ours) for theirs, ours in inner.rules),
@@ -78,6 +80,8 @@ def find_uniref_keys(weights: Iterable[str]) -> KeyTable:
             return uniref_keys(name)
         if native and all(table.knows_native(key) for key in native):
             return uniref_keys(name)
+    if native and all(map(_DETECTRON2.knows_native, native)):
+        return uniref_keys("")
     raise CheckpointError(
         "these weights are of no UniRef model: expected keys that start with "
         f"{_BACKBONE} (official) or backbone. (ours) of one of {', '.join(KEY_TABLES)}"

@@ -7,13 +7,15 @@ from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.modeling import BACKBONE_REGISTRY
 
 from projects.uniref.checkpoint import find_uniref_keys
 from projects.uniref.model import UniRef
+from unified.engine.backbone import Detectron2Backbone, build_detectron2_backbone
 from unified.engine.meta_arch import SegmenterShell
 from unified.errors import ConfigError
 from unified.modeling.attention import BACKENDS
-from unified.modeling.backbones import build_backbone, load_pretrained
+from unified.modeling.backbones import BACKBONES, Backbone, build_backbone, load_pretrained
 from unified.modeling.criterion import Criterion
 from unified.modeling.detr_head import DetrHead
 from unified.modeling.fusion import FusionLayer, build_fusion
@@ -36,7 +38,7 @@ ATTENTION_DTYPES = {"input": None, "bfloat16": torch.bfloat16, "float16": torch.
 def add_config(cfg: CfgNode) -> None:
     """Adds ``MODEL.UNIREF``; the defaults are those of the reference's R50 video model."""
     node = CfgNode()
-    node.BACKBONE = "resnet50"
+    node.BACKBONE = "resnet50"  # one of ours, or a name of Detectron2's BACKBONE_REGISTRY
     node.BACKBONE_WEIGHTS = ""  # name in the weights registry or a file
     node.FREEZE_AT = 2
     node.DROP_PATH = 0.0
@@ -90,12 +92,7 @@ def build(cfg: CfgNode) -> UniRef:
             f"MODEL.UNIREF.HIDDEN_DIM is {node.HIDDEN_DIM}: expected a multiple of 32 and of "
             f"NUM_HEADS, which is {node.NUM_HEADS}"
         )
-    backbone = build_backbone(
-        node.BACKBONE,
-        freeze_at=node.FREEZE_AT,
-        drop_path=node.DROP_PATH,
-        checkpoint=node.GRADIENT_CHECKPOINTING,
-    )
+    backbone = _build_backbone(cfg)
     transformer = DeformableTransformer(
         dim=node.HIDDEN_DIM,
         num_heads=node.NUM_HEADS,
@@ -152,7 +149,10 @@ def load_parts(model: UniRef, cfg: CfgNode, given: Collection[str]) -> tuple[str
     node = cfg.MODEL.UNIREF
     loaded = []
     if node.BACKBONE_WEIGHTS and not _holds(given, "backbone."):
-        load_pretrained(model.backbone, _file(node.BACKBONE_WEIGHTS))
+        if isinstance(model.backbone, Detectron2Backbone):
+            model.backbone.load(_file(node.BACKBONE_WEIGHTS))
+        else:
+            load_pretrained(model.backbone, _file(node.BACKBONE_WEIGHTS))
         loaded.append("backbone.")
     text = model.text_encoder
     if text is not None and node.TEXT_ENCODER.WEIGHTS and not _holds(given, _TEXT_MODEL):
@@ -185,6 +185,23 @@ def _holds(keys: Collection[str], prefix: str) -> bool:
 
 def _file(name: str) -> Path:
     return resolve(name) if name in WEIGHTS else Path(name)
+
+
+def _build_backbone(cfg: CfgNode) -> Backbone | Detectron2Backbone:
+    """One of ours, or by its registered name one of Detectron2's, which has config keys of its own.
+
+    Raises:
+        ConfigError: the name is neither.
+    """
+    node = cfg.MODEL.UNIREF
+    if node.BACKBONE not in BACKBONES and node.BACKBONE in BACKBONE_REGISTRY:
+        return build_detectron2_backbone(node.BACKBONE, cfg)
+    return build_backbone(
+        node.BACKBONE,
+        freeze_at=node.FREEZE_AT,
+        drop_path=node.DROP_PATH,
+        checkpoint=node.GRADIENT_CHECKPOINTING,
+    )
 
 
 def _build_fusion(node: CfgNode) -> FusionLayer | None:
