@@ -261,3 +261,12 @@ def padded_size(sizes: Sequence[Size], divisor: int) -> Size:
     """The smallest (h, w) that holds all sizes and is a multiple of ``divisor``."""
     height, width = (max(size[axis] for size in sizes) for axis in (0, 1))
     return -(-height // divisor) * divisor, -(-width // divisor) * divisor
+
+
+def resized_size(size: Sequence[int], short_side: int, max_size: int | None) -> Size:
+    """(h, w) with the shorter side at ``short_side``, or less if the longer is at ``max_size``."""
+    scale = short_side / min(size)
+    if max_size is not None:
+        scale = min(scale, max_size / max(size))
+    height, width = (max(1, int(side * scale + 0.5)) for side in size)
+    return height, width

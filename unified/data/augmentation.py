@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
+from unified.structures import resized_size
+
 CROP_ATTEMPTS = 10
 KEPT_SHARE = 0.5  # of the pixels of the object that a crop must not lose
 
@@ -111,14 +113,6 @@ class Augmentation:
         if draw.flip:
             view = mirror(view)
         return replace(view, image=_recolour(view.image, draw.gains))
-
-
-def resized_size(size: tuple[int, int], short_side: int, max_size: int | None) -> tuple[int, int]:
-    """(h, w) with the shorter side at ``short_side``, or less if the longer is at ``max_size``."""
-    scale = short_side / min(size)
-    if max_size is not None:
-        scale = min(scale, max_size / max(size))
-    return int(size[0] * scale + 0.5), int(size[1] * scale + 0.5)
 
 
 def resize(view: View, size: tuple[int, int]) -> View:

@@ -18,7 +18,7 @@ import torch
 from detectron2.structures import BitMasks, Boxes, Instances
 from torch import Tensor
 
-from unified.data.augmentation import Augmentation, Draw, View, resize, resized_size
+from unified.data.augmentation import Augmentation, Draw, View, resize
 from unified.data.formats.files import read_image
 from unified.data.formats.records import (
     Record,
@@ -29,6 +29,7 @@ from unified.data.formats.records import (
 )
 from unified.errors import InputError
 from unified.expressions import has_ordinal, swap_left_right
+from unified.structures import resized_size
 from unified.tasks import TASKS, Task
 
 Sample = dict[str, Any]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
@@ -18,7 +19,7 @@ STAGES = ("res2", "res3", "res4", "res5")
 class Detectron2Backbone(nn.Module):
     """A Detectron2 backbone with the contract of ours: maps res2..res5, channels and strides."""
 
-    def __init__(self, name: str, net: nn.Module) -> None:
+    def __init__(self, name: str, net: Any) -> None:
         """``net`` maps (B, 3, H, W) to a dict and has ``output_shape()``.
 
         Raises:

@@ -27,6 +27,7 @@ from unified.structures import (
     Size,
     Support,
     join_levels,
+    resized_size,
 )
 
 MASK_STRIDE = 4
@@ -434,13 +435,6 @@ def check_mask(mask: np.ndarray, size: Sequence[int]) -> None:
         )
     if not mask.any():
         raise InputError("the mask is empty: mark at least one pixel of the object")
-
-
-def resized_size(size: Sequence[int], short_side: int, max_size: int) -> Size:
-    """(h, w) after scaling the shorter side to ``short_side``, the longer at most ``max_size``."""
-    scale = min(short_side / min(size), max_size / max(size))
-    height, width = (max(1, int(side * scale + 0.5)) for side in size)
-    return height, width
 
 
 def resize_image(image: np.ndarray, size: Size) -> np.ndarray:

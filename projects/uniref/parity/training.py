@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,8 @@ from unified.modeling.matcher import Match, match_hungarian, match_simota
 from unified.parity import Comparison, NoiseFloor, compare
 from unified.structures import ImageBatch, References, Size, Target
 
+# Layers counted before the recorded steps, where the recording does not say.
+COUNTER_BEFORE = 4000
 LOSS_TOLERANCE = 1e-5
 GRADIENT_TOLERANCE = 1e-3
 # A gradient below this share of the total norm is rounding, e.g. that of biases before a norm.
@@ -128,13 +131,17 @@ def replay_step(model: UniRef, arrays: Arrays) -> dict[str, np.ndarray]:
     with catch_queries(model) as caught:
         losses = model.losses(features, references, targets, mask_stride=1 if full else 4)
     num_counted = sum(name.startswith("loss_pairwise") for name in losses)
-    counter = arrays["out/after/criterion._iter"]
-    losses = warm_up(losses, int(counter.item()) - num_counted)
+    stated = re.search(r"criterion\._iter = (\d+) before", str(arrays.get("meta", "")))
+    counter = int(stated[1]) if stated else COUNTER_BEFORE
+    losses = warm_up(losses, counter)
     total = torch.stack(list(losses.values())).sum()
     model.zero_grad()
     total.backward()
 
-    ours: dict[str, Tensor | np.ndarray] = {"total": total, "after/criterion._iter": counter}
+    ours: dict[str, Tensor | np.ndarray] = {
+        "total": total,
+    }
+    ours["after/criterion._iter"] = np.array([counter + num_counted], np.float32)
     for name, value in losses.items():
         ours[f"loss/{name}"] = value
         ours[f"rawloss/{name}"] = value / model.criterion.weights[base_name(name)]

@@ -12,8 +12,8 @@ from unified.data.augmentation import (
     crop,
     mirror,
     resize,
-    resized_size,
 )
+from unified.structures import resized_size
 
 
 def _view(height: int = 60, width: int = 90) -> View:

@@ -16,10 +16,9 @@ from unified.inference.predictor import (
     ImagePredictor,
     VideoPredictor,
     resize_image,
-    resized_size,
 )
 from unified.masks import binary_masks, mask_probabilities, merge
-from unified.structures import FrameResult, Prompt, Support, join_levels
+from unified.structures import FrameResult, Prompt, Support, join_levels, resized_size
 
 SIZE = (60, 80)
 SHORT, LONG = 64, 128
