@@ -15,21 +15,24 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from detectron2.config import CfgNode
-from detectron2.engine import default_argument_parser
-
+from unified.dependencies import require
 from unified.devices import pick_device
-from unified.engine.config import load_config
-from unified.engine.launch import MISUSE, launch
-from unified.engine.run import evaluate_weights, run_folder, train
 from unified.errors import UnifiedError
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
+
+MISUSE = 2
 
 
 def parse(arguments: Sequence[str] | None) -> Namespace:
     """The command line."""
+    from detectron2.engine import default_argument_parser
+
     parser = default_argument_parser(epilog="")
     parser.description = __doc__
     return parser.parse_args(arguments)
@@ -37,6 +40,8 @@ def parse(arguments: Sequence[str] | None) -> Namespace:
 
 def work(cfg: CfgNode, resume: bool, eval_only: bool) -> None:
     """What every process does."""
+    from unified.engine.run import evaluate_weights, run_folder, train
+
     with run_folder(cfg):
         if eval_only:
             evaluate_weights(cfg)
@@ -46,8 +51,12 @@ def work(cfg: CfgNode, resume: bool, eval_only: bool) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs and returns the exit code: 0, 2 for what a user can mend, 1 for a lost process."""
-    args = parse(arguments)
     try:
+        require("detectron2.engine")
+        from unified.engine.config import load_config
+        from unified.engine.launch import launch
+
+        args = parse(arguments)
         cfg = load_config(args.config_file or None, args.opts)
         device = pick_device(cfg.MODEL.DEVICE).type
         return launch(work, args, device, cfg, args.resume, args.eval_only)

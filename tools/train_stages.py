@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from unified.engine.stages import read_stages, run_stages
+from unified.dependencies import require
 from unified.errors import UnifiedError
 
 
@@ -41,6 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if getattr(args, name) is not None:
             passed += [f"--{name.replace('_', '-')}", getattr(args, name)]
     try:
+        require("detectron2.engine")
+        from unified.engine.stages import read_stages, run_stages
+
         return run_stages(read_stages(args.stages, args.opts), passed)
     except UnifiedError as error:
         print(f"error: {error}", file=sys.stderr)

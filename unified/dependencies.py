@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from importlib import import_module
 from types import ModuleType
 
 from unified.errors import ConfigError, first_line
+
+# Detectron2's dependency fvcore scripts two losses on import, which newer torch announces to drop.
+warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
 
 INSTALL = {
     "detectron2": "python tools/install_detectron2.py",

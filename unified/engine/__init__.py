@@ -2,7 +2,4 @@
 
 from __future__ import annotations
 
-import warnings
-
-# Detectron2's dependency fvcore scripts two losses on import, which newer torch announces to drop.
-warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
+import unified.dependencies  # noqa: F401  # before Detectron2, whose warnings it filters
