@@ -31,7 +31,6 @@ from projects.uniref.parity import load_recorded_weights
 from unified.errors import UnifiedError
 from unified.files import atomic_path
 from unified.inference import benchmark, cli, profiling
-from unified.inference.predictor import VideoPredictor
 
 WARM_UP = 2  # the frame of the mask, and the one whose memory holds a single frame
 GROWTH_FROM = 100
@@ -89,14 +88,15 @@ def run(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     ours_peak = profiling.memory("VmHWM")
     profiling.forget_peak()
     baseline = ReferenceAlgorithm(model)
+    baseline.info = model.info
     runs = zip(start(model, "ours", total), start(baseline, "baseline", total), strict=True)
     pairs = [(a.lap, b.lap, benchmark.difference(a, b)) for a, b in runs]
     ours, theirs, differences = zip(*pairs, strict=True)
     report["ours"] = describe(ours, options.objects, ours_peak)
     report["baseline"] = describe(theirs, options.objects, profiling.memory("VmHWM"))
     report["largest_difference"] = {k: max(d[k] for d in differences) for k in differences[0]}
-    before, after = (report[name]["milliseconds"]["total"] for name in ("baseline", "ours"))
-    report["speed_up"] = round(before / after, 2)
+    baseline_ms, ours_ms = (report[n]["milliseconds"]["total"] for n in ("baseline", "ours"))
+    report["speed_up"] = round(baseline_ms / ours_ms, 2)
     return report
 
 
@@ -107,19 +107,15 @@ def outcomes(
     folder = scratch / name
     folder.mkdir()
     work = {"num_frames": num_frames, "size": options.size, "num_objects": options.objects}
+    settings = model.info.inference
+    # As the inference tools, but small frames stay as they are.
+    work["short_side"] = min(settings[f"{options.mode}_short_side"], *options.size)
+    work["max_size"] = options.max_size or settings["max_size"]
     if options.mode == "image":
         return benchmark.segment_images(model, folder, **work)
-    one_by_one = isinstance(model, ReferenceAlgorithm)
-    predictor = VideoPredictor(
-        model,
-        score_threshold=0.0,  # every object is worked on in every frame, whatever the weights
-        mask_stride=1,
-        short_side=min(options.size),
-        max_size=max(options.size),
-        objects_per_pass=1 if one_by_one else model.info.inference["objects_per_pass"],
-        keep_probabilities=True,
-    )
-    return benchmark.segment_clip(predictor, folder, **work)
+    alone = isinstance(model, ReferenceAlgorithm)
+    work["objects_per_pass"] = 1 if alone else settings["objects_per_pass"]
+    return benchmark.segment_clip(model, folder, **work)
 
 
 def describe(laps: Sequence[benchmark.Lap], num_objects: int, peak: float) -> dict[str, Any]:

@@ -56,14 +56,31 @@ def moving_rectangles(number: int, size: Size, num_objects: int) -> tuple[np.nda
 
 
 def segment_clip(
-    predictor: VideoPredictor, folder: Path, *, num_frames: int, size: Size, num_objects: int
+    model: Segmenter,
+    folder: Path,
+    *,
+    num_frames: int,
+    size: Size,
+    num_objects: int,
+    short_side: int,
+    max_size: int,
+    objects_per_pass: int,
 ) -> Iterator[Outcome]:
     """Outcomes of a clip in which every object has a mask on the first frame.
 
     Args:
-        predictor: keeps probabilities.
         folder: an empty one, for the clip and the results.
+        size: (H, W) of the frames; the model sees them as ``VideoPredictor`` says.
     """
+    predictor = VideoPredictor(
+        model,
+        score_threshold=0.0,  # every object is worked on in every frame, whatever the weights
+        mask_stride=1,
+        short_side=short_side,
+        max_size=max_size,
+        objects_per_pass=objects_per_pass,
+        keep_probabilities=True,
+    )
     clip, output = folder / "clip.mp4", folder / "output"
     with VideoWriter(clip, fps=24, size=size) as writer:
         for number in range(num_frames):
@@ -83,7 +100,7 @@ def segment_clip(
                 frame = next(frames, None)
             if frame is None:
                 return
-            with timer.watch(predictor.encoder.model), timer.stage("merge"):
+            with timer.watch(model), timer.stage("merge"):
                 result = predictor.step(frame.image, {} if frame.number else prompts)
             probabilities = np.stack([result.probabilities[i] for i in prompts])
             with timer.stage("write"):
@@ -97,10 +114,17 @@ def segment_clip(
 
 
 def segment_images(
-    model: Segmenter, folder: Path, *, num_frames: int, size: Size, num_objects: int
+    model: Segmenter,
+    folder: Path,
+    *,
+    num_frames: int,
+    size: Size,
+    num_objects: int,
+    short_side: int,
+    max_size: int,
 ) -> Iterator[Outcome]:
     """Outcomes of single images; every object is prompted by its mask on the image itself."""
-    predictor = ImagePredictor(model, short_side=min(size), max_size=max(size))
+    predictor = ImagePredictor(model, short_side=short_side, max_size=max_size)
     output = folder / "output"
     prepare_folder(output)
     timer = StageTimer()
