@@ -76,7 +76,7 @@ def test_a_killed_run_goes_on_to_the_last_bit(environment: dict[str, str], tmp_p
 
 
 def test_two_processes_are_one_with_the_doubled_batch(
-    environment: dict[str, str], tmp_path: Path
+    environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Equal with dropout too: what a process draws follows from its share of the batch.
 
@@ -85,7 +85,8 @@ def test_two_processes_are_one_with_the_doubled_batch(
     """
     options = ("SOLVER.IMS_PER_BATCH", "4", "SOLVER.MAX_ITER", "8")
     halves = tmp_path / "halves"
-    run(command(halves, *options, "SOLVER.ACCUMULATE", "2"), environment)
+    monkeypatch.setenv("DETECTRON2_DATASETS", environment["DETECTRON2_DATASETS"])
+    assert load_tool().main(command(halves, *options, "SOLVER.ACCUMULATE", "2")[4:]) == 0
     run(command(tmp_path / "two", *options, flags=("--num-gpus", "2")), environment)
     torchrun = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run"]
     torchrun += ["--standalone", "--nproc-per-node", "2"]
@@ -133,11 +134,12 @@ def second_process(parent: int) -> int:
 
 
 def test_training_evaluates_and_eval_only_repeats_it(
-    environment: dict[str, str], tmp_path: Path
+    environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     test_sets = ("DATASETS.TEST", "('fss-1000-test', 'davis17-val')")
     options = (*test_sets, "TEST.EVAL_PERIOD", "2", "SOLVER.MAX_ITER", "2")
-    run(command(tmp_path / "train", *options), environment)
+    monkeypatch.setenv("DETECTRON2_DATASETS", environment["DETECTRON2_DATASETS"])
+    assert load_tool().main(command(tmp_path / "train", *options)[4:]) == 0
     weights = ("MODEL.WEIGHTS", str(tmp_path / "train/model_final.pth"))
     flags = ("--eval-only", "--num-gpus", "2")
     done = run(command(tmp_path / "eval", *test_sets, *weights, flags=flags), environment)
