@@ -15,9 +15,9 @@ from unified.errors import ConfigError
 Backend = Literal["sdpa", "flash", "eager"]
 BACKENDS: tuple[Backend, ...] = ("sdpa", "flash", "eager")
 
-# Blocks of scores (rows x keys) of this many entries: enough rows for fast matrix products, few
-# enough to stay in the last cache.
-_CPU_BLOCK_ENTRIES = 1 << 23
+# Blocks of scores (rows x keys) of this many entries: enough rows for fast matrix products, and
+# about the size of the last cache.
+_CPU_BLOCK_ENTRIES = 1 << 24
 # Every how many keys are looked at to guess a row's largest score.
 _CPU_KEY_STEP = 64
 
@@ -122,19 +122,21 @@ def _blockwise_cpu(
     num_blocks = -(-num_rows * num_keys // _CPU_BLOCK_ENTRIES)
     rows = -(-num_rows // num_blocks)  # alike in all blocks: small products are slow
     scores = query.new_empty(rows, num_keys)
+    # The guess comes off inside the product, by one more channel that is 1 in every key. Seven
+    # empty ones keep the rows aligned.
+    ones = F.pad(key.new_ones(num_keys, 1), (0, 7))
     for image in range(query.shape[0]):
         ignored = None if padding_mask is None else padding_mask[image]
         for head in range(query.shape[1]):
-            keys, values = key[image, head].t(), value[image, head]
-            blocks = zip(
-                scaled[image, head].split(rows), output[image, head].split(rows), strict=True
-            )
+            guess = (scaled[image, head] @ key[image, head, ::_CPU_KEY_STEP].t()).amax(-1, True)
+            queries = torch.cat((scaled[image, head], F.pad(-guess, (0, 7))), dim=1)
+            keys = torch.cat((key[image, head], ones), dim=1).t()
+            blocks = zip(queries.split(rows), output[image, head].split(rows), strict=True)
             for block, result in blocks:
                 weights = scores[: len(block)]
-                guess = (block @ keys[:, ::_CPU_KEY_STEP]).amax(dim=-1, keepdim=True)
-                torch.addmm(guess, block, keys, beta=-1, out=weights)
+                torch.mm(block, keys, out=weights)
                 if ignored is not None:
                     weights.masked_fill_(ignored, -math.inf)
                 torch.softmax(weights, dim=-1, out=weights)
-                torch.mm(weights, values, out=result)
+                torch.mm(weights, value[image, head], out=result)
     return output
