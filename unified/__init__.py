@@ -6,10 +6,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import nn
+    from yacs.config import CfgNode
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load", "models"]
@@ -25,14 +29,19 @@ def models() -> tuple[str, ...]:
     return models()
 
 
-def load(*args: Any, **kwargs: Any) -> nn.Module:
-    """A ready model: ``load(name_or_config, weights=None, device="auto", options=())``.
+def load(
+    name_or_config: str | Path | CfgNode = "uniref-lite",
+    weights: str | Path | None = None,
+    device: str = "auto",
+    options: Sequence[str] = (),
+) -> nn.Module:
+    """A model in eval mode with its weights, ready for the predictors.
 
-    See ``unified.engine.models.load``; importing it here would import Detectron2.
+    See ``unified.engine.models.load``; importing it at the top would import Detectron2.
     """
     from unified.dependencies import require
 
     require("detectron2.config")
     from unified.engine.models import load
 
-    return load(*args, **kwargs)
+    return load(name_or_config, weights, device, options)

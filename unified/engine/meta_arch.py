@@ -61,9 +61,7 @@ class SegmenterShell(nn.Module):
                 {"instances": self._instances(index, sample, found, images)}
                 for index, sample in enumerate(batched_inputs)
             ]
-        targets = [
-            self._target(sample, images, index) for index, sample in enumerate(batched_inputs)
-        ]
+        targets = [self._target(sample, images) for sample in batched_inputs]
         losses = self.model.losses(features, references, targets, mask_stride=task.mask_stride)
         if self.box_supervised and has_event_storage():
             losses = warm_up(losses, get_event_storage().iter * self.decoder_layers)
@@ -100,7 +98,7 @@ class SegmenterShell(nn.Module):
             masks[index, : mask.shape[-2], : mask.shape[-1]] = mask.to(self.device)
         return self.model.encode_mask(images, self.model.encode_image(images), masks)
 
-    def _target(self, sample: Sample, images: ImageBatch, index: int) -> Target:
+    def _target(self, sample: Sample, images: ImageBatch) -> Target:
         """Ground truth of one sample; tight boxes are the mapper's task."""
         instances: Instances = sample["instances"].to(self.device)
         height, width = instances.image_size

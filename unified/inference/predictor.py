@@ -15,7 +15,14 @@ from torch.nn import functional as F
 
 from unified.errors import ConfigError, InputError
 from unified.inference.memory import VideoMemory
-from unified.masks import MAX_OBJECT_ID, binary_masks, mask_box, mask_probabilities, merge
+from unified.masks import (
+    MASK_THRESHOLD,
+    MAX_OBJECT_ID,
+    binary_masks,
+    mask_box,
+    mask_probabilities,
+    merge,
+)
 from unified.segmenter import Segmenter
 from unified.structures import (
     FeaturePyramid,
@@ -306,7 +313,7 @@ class VideoPredictor:
         encoded = self.encoder.image(frame)
         given = self._take_prompts(encoded, waiting)
         scores, probabilities = self._predict(encoded, given, size)
-        return self._finish(encoded, given, scores, probabilities, size)
+        return self._finish(encoded, given, scores, probabilities)
 
     def _take_prompts(
         self, frame: EncodedFrame, waiting: Mapping[int, Prompt]
@@ -366,13 +373,12 @@ class VideoPredictor:
         given: Mapping[int, np.ndarray],
         scores: Mapping[int, float],
         probabilities: Tensor,
-        size: Size,
     ) -> FrameResult:
         """Merges the objects, remembers the visible ones and describes the frame."""
         ids = self.memory.object_ids
         label_map = merge(probabilities, ids).cpu().numpy()
         if self.merge_rule == "separate":
-            masks = dict(zip(ids, (probabilities > 0.5).cpu().numpy(), strict=True))
+            masks = dict(zip(ids, (probabilities > MASK_THRESHOLD).cpu().numpy(), strict=True))
         else:
             masks = {object_id: label_map == object_id for object_id in ids}
         if self.use_memory and "mask" in self.encoder.model.reference_kinds:
