@@ -74,7 +74,9 @@ class Backbone(nn.Module):
             res2..res5, each (B, C, ceil(H / stride), ceil(W / stride)).
         """
         height, width = images.shape[-2:]
-        x = self.stem(F.pad(images, (0, -width % self.divisor, 0, -height % self.divisor)))
+        # Channels last: convolutions on CPUs are up to 1.5 times as fast, and all later ones follow.
+        x = images.contiguous(memory_format=torch.channels_last)
+        x = self.stem(F.pad(x, (0, -width % self.divisor, 0, -height % self.divisor)))
         features = {}
         for name, stride in STRIDES.items():
             x = self._run(getattr(self, name), x)
