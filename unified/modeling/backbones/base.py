@@ -74,7 +74,7 @@ class Backbone(nn.Module):
             res2..res5, each (B, C, ceil(H / stride), ceil(W / stride)).
         """
         height, width = images.shape[-2:]
-        # Channels last: convolutions on CPUs are up to 1.5 times as fast, and all later ones follow.
+        # Channels last: convolutions are up to 1.5 times as fast on CPUs, and later ones follow.
         x = images.contiguous(memory_format=torch.channels_last)
         x = self.stem(F.pad(x, (0, -width % self.divisor, 0, -height % self.divisor)))
         features = {}
