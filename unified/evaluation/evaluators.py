@@ -35,7 +35,7 @@ from unified.evaluation.records import RecordTruth, annotated_frames, coco_truth
 from unified.evaluation.report import Problems, Request, Scores, Split
 from unified.evaluation.videos import VideoScoring
 from unified.files import atomic_path
-from unified.masks import write_label_map, write_mask
+from unified.label_maps import write_label_map, write_mask
 from unified.metrics import detection, few_shot, iou
 from unified.metrics.davis import VOID
 from unified.structures import FrameResult

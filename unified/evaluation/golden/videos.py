@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from unified.data.formats.files import segmentation_mask
 from unified.evaluation.detections import youtube_vis_entries
 from unified.evaluation.golden.compare import Triple, read_masks, same_keys
+from unified.label_maps import davis_palette
 from unified.metrics import davis, detection, video
 
 
@@ -44,13 +45,7 @@ def check_davis(folder: Path, recorded: Mapping[str, Any]) -> Iterator[Triple]:
         found = davis.statistics(np.array(series["values"]), wrap_index=True)
         for key in ("mean", "recall", "decay"):
             yield f"statistics of {series['n']} values, {key}", getattr(found, key), series[key]
-    yield "palette", _palette(), recorded["palette_256x3"]
-
-
-def _palette() -> NDArray[np.uint8]:
-    from unified.masks import davis_palette  # brings torch, which scoring does without
-
-    return davis_palette()
+    yield "palette", davis_palette(), recorded["palette_256x3"]
 
 
 def _davis_object(track: davis.Track) -> dict[str, float]:
