@@ -295,17 +295,27 @@ def score_semantic(request: Request, *, reduce_zero_label: bool) -> Scores:
     results = request.run(measure, find_pairs(request, problems), "image")
     for _, found in results:
         problems.merge(found)
-    total = sum((areas for areas, _ in results[1:]), start=results[0][0])
+    names = [str(number) for number in range(num_classes)]
+    return semantic_scores([areas for areas, _ in results], problems, names)
+
+
+def semantic_scores(
+    each: Sequence[semantic.ClassAreas], problems: Problems, classes: Sequence[str]
+) -> Scores:
+    """mIoU, aAcc and mDice of counted images; per-class rows."""
+    if not each:
+        raise InputError("there is no image to score: expected at least one")
+    total = sum(each[1:], start=each[0])
     summary: Mapping[str, float | NDArray] = semantic.semantic_summary(total)
     numbers = {"mIoU": summary["mIoU"], "aAcc": summary["aAcc"]}
     with np.errstate(invalid="ignore"):
         numbers["mDice"] = float(np.nanmean(summary["Dice"]))
     columns = ("IoU", "Acc", "Dice")
     rows = [
-        Row(str(c), "", percent({key: np.asarray(summary[key])[c] for key in columns}))
-        for c in range(num_classes)
+        Row(name, "", percent({key: np.asarray(summary[key])[c] for key in columns}))
+        for c, name in enumerate(classes)
     ]
-    return Scores(percent(numbers), rows, problems, "class", (f"{len(results)} images",))
+    return Scores(percent(numbers), rows, problems, "image", row="class", num_samples=len(each))
 
 
 def _read_labels(num_classes: int, path: Path) -> NDArray[np.uint8]:

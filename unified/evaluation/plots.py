@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unified.data.formats.files import IMAGE_SUFFIXES, read_image
-from unified.evaluation.report import Picture, Report, Row, per_sequence
+from unified.evaluation.report import Picture, Report, Row, per_sequence, plural
 from unified.files import atomic_path
 
 NUM_WORST = 12
@@ -64,7 +64,7 @@ def _histogram(report: Report, rows: Sequence[Row], path: Path) -> Path:
     values = [row.values[key] for row in rows]
     axes.hist(values, bins=np.linspace(0, 100, 21), color="tab:blue", edgecolor="white")
     axes.set_xlabel(f"{key} in percent")
-    axes.set_ylabel(f"{report.scores.sample}s")
+    axes.set_ylabel(plural(report.scores.row or report.scores.sample))
     return _save(figure, report, path)
 
 

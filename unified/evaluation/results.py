@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from unified.data.formats.files import read_json
 from unified.errors import InputError
@@ -17,6 +19,7 @@ from unified.evaluation.report import MISSING_RESULT, Problems, Request, Row, Sc
 from unified.metrics import detection, generalized, iou
 from unified.metrics.detection import Scored
 
+NO_TARGET = -1  # category of an image entry without object
 NO_BOX = (0.0, 0.0, 0.0, 0.0)
 COCO_KEYS = ("images", "annotations", "categories")
 
@@ -65,7 +68,15 @@ def detection_scores(
         Row(category["name"], "", {"AP": 100 * ap if ap >= 0 else float("nan")})
         for category, ap in zip(truth["categories"], each, strict=True)
     ]
-    return Scores(numbers, rows, Problems(allowed=False), "category")
+    kind = "video" if "videos" in truth else "image"
+    return Scores(
+        numbers,
+        rows,
+        Problems(allowed=False),
+        kind,
+        row="category",
+        num_samples=len(truth[f"{kind}s"]),
+    )
 
 
 def score_referring_boxes(request: Request) -> Scores:
@@ -99,30 +110,66 @@ def measure_boxes(name: str, truth: Sequence[float], prediction: Sequence[float]
     return Overlap(name, float(inter[0, 0]), float(union[0, 0]), true, predicted)
 
 
+@dataclass(frozen=True)
+class BoxSample:
+    """One expression: true boxes (x, y, w, h), none if it names nothing, and scored boxes xyxy."""
+
+    name: str
+    truth: Sequence[Sequence[float]]
+    corners: NDArray
+    scores: NDArray
+
+
 def score_generalized_boxes(request: Request) -> Scores:
     """GREC: Pr@(F1=1), T-acc, N-acc; results are image id -> scores and boxes_xyxy."""
     truth = read_json(request.truth, "gRefCOCO boxes, COCO style", COCO_KEYS)
     path = _results_file(request)
-    results = read_json(path, "an object: image id -> scores, boxes_xyxy")
+    found = read_json(path, "an object: image id -> scores, boxes_xyxy")
     problems = Problems(request.allow_missing)
-    f1, kept, no_target, rows = [], [], [], []
-    for image in truth["images"]:
-        found = results.get(str(image["id"])) if isinstance(results, dict) else None
-        if found is None or not {"scores", "boxes_xyxy"} <= set(found):
+    boxes: dict[Any, list[Any]] = {image["id"]: [] for image in truth["images"]}
+    for entry in truth["annotations"]:
+        if entry["category_id"] != NO_TARGET:
+            boxes[entry["image_id"]].append(entry["bbox"])
+    samples = []
+    for name, true in boxes.items():
+        entry = found.get(str(name)) if isinstance(found, dict) else None
+        if not isinstance(entry, dict) or not {"scores", "boxes_xyxy"} <= set(entry):
             problems.found(
                 MISSING_RESULT,
-                f"{path} has no scores and boxes_xyxy for image {image['id']}: give every image",
+                f"{path} has no scores and boxes_xyxy for image {name}: give every image",
             )
-            found = {"scores": [], "boxes_xyxy": []}
-        mine = [a for a in truth["annotations"] if a["image_id"] == image["id"]]
-        boxes = [a["bbox"] for a in mine if a["category_id"] != -1]
-        predicted = np.array(found["boxes_xyxy"]).reshape(-1, 4), np.array(found["scores"])
-        f1.append(generalized.box_f1(iou.xywh_to_xyxy(boxes), *predicted))
-        kept.append(len(generalized.kept_boxes(*predicted)))
-        no_target.append(not boxes)
-        rows.append(Row(str(image["id"]), "", {"F1": 100 * f1[-1], "boxes": float(kept[-1])}))
-    summary = generalized.box_summary(np.array(f1), np.array(kept), np.array(no_target))
+            entry = {"scores": [], "boxes_xyxy": []}
+        corners, scores = np.array(entry["boxes_xyxy"], float), np.array(entry["scores"], float)
+        if corners.size != 4 * scores.size:
+            raise InputError(f"{path}, image {name}: expected one score for every box of 4 numbers")
+        samples.append(BoxSample(str(name), true, corners.reshape(-1, 4), scores))
+    return generalized_box_scores(samples, problems)
+
+
+def generalized_box_scores(samples: Sequence[BoxSample], problems: Problems) -> Scores:
+    """Pr@(F1=1), T-acc and N-acc of judged expressions."""
+    f1 = [generalized.box_f1(iou.xywh_to_xyxy(s.truth), s.corners, s.scores) for s in samples]
+    kept = [len(generalized.kept_boxes(s.corners, s.scores)) for s in samples]
+    no_target = np.array([len(s.truth) == 0 for s in samples])
+    rows = [
+        Row(s.name, "", {"F1": 100 * value, "boxes": float(number)})
+        for s, value, number in zip(samples, f1, kept, strict=True)
+    ]
+    summary = generalized.box_summary(np.array(f1), np.array(kept), no_target)
     return Scores(percent(summary), rows, problems, "expression")
+
+
+def box_truth(boxes: Mapping[str, Sequence[Sequence[float]]]) -> dict[str, Any]:
+    """The annotation file of expressions, name -> true boxes (x, y, w, h)."""
+    entries = [(name, box) for name, mine in boxes.items() for box in mine]
+    return {
+        "images": [{"id": name} for name in boxes],
+        "categories": [{"id": 1, "name": "object"}],
+        "annotations": [
+            {"id": number, "image_id": name, "category_id": 1, "bbox": list(box)}
+            for number, (name, box) in enumerate(entries, start=1)
+        ],
+    }
 
 
 def _results_file(request: Request) -> Path:
