@@ -55,7 +55,7 @@ def _visible(*, skip_ends: bool) -> VideoScoring:
 PROTOCOLS: dict[str, Protocol] = {
     "davis17-semi": Protocol(
         "vos",
-        "DAVIS 2017",
+        "DAVIS 2016, 2017",
         "objects of frame 0, first and last frame skipped, void is background",
         VideoScoring(
             clips=partial(clips.sequences, skip_ends=True),
