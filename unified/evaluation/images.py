@@ -176,21 +176,21 @@ def generalized_scores(
     """gIoU, cIoU, N-acc, T-acc and Pr@X; without ``refused`` an empty mask is a refusal."""
     said = [s.predicted == 0 for s in samples] if refused is None else refused
     no_target = [s.true == 0 for s in samples]
-    numbers = generalized.generalized_summary(
-        generalized.GeneralizedSamples(
-            np.array([s.intersection for s in samples]),
-            np.array([s.union for s in samples]),
-            np.array(no_target),
-            np.array(said),
-        )
+    counted = generalized.GeneralizedSamples(
+        np.array([s.intersection for s in samples]),
+        np.array([s.union for s in samples]),
+        np.array(no_target),
+        np.array(said),
     )
+    numbers = generalized.generalized_summary(counted)
     for key in ("T_acc", "N_acc"):
         numbers[key] *= 100
     rows = []
-    for sample, says, none in zip(samples, said, no_target, strict=True):
-        row = _iou_row(sample)
-        values = {**row.values, "refused": float(says), "no_target": float(none)}
-        rows.append(replace(row, values=values))
+    ious = generalized.sample_ious(counted)
+    for sample, says, none, ratio in zip(samples, said, no_target, ious, strict=True):
+        values = {"IoU": 100 * float(ratio), "I": sample.intersection, "U": sample.union}
+        values |= {"refused": float(says), "no_target": float(none)}
+        rows.append(Row(sample.name, "", values, sample.picture))
     note = "a refusal is an empty mask" if refused is None else f"refusals from {REFUSALS}"
     return Scores(numbers, rows, problems, "expression", (note,))
 

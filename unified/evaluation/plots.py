@@ -53,6 +53,7 @@ def _bars(report: Report, rows: Sequence[Row], path: Path) -> Path:
     figure, axes = _figure(height=0.2 * len(means) + 1.0)
     bars = axes.barh([row.sequence for row in means], [_score(row) for row in means])
     axes.bar_label(bars, fmt="%.1f", padding=2, fontsize=7)
+    axes.margins(y=0.01)
     axes.invert_yaxis()
     axes.set_xlim(0, 106)  # room for the numbers
     axes.set_xticks(range(0, 101, 20))
@@ -137,7 +138,8 @@ def _panel(picture: Picture, images: Path | None) -> NDArray[np.uint8]:
 
 def _caption(report: Report, row: Row, picture: Picture) -> str:
     """Which frame and object, its score, and J of the frame where the score is of a clip."""
-    item = f", {report.scores.sample} {row.item}" if row.item else ""
+    named = not row.item or picture.name.endswith(f"/{row.item}")
+    item = "" if named else f", {report.scores.sample} {row.item}"
     key = next(iter(row.values))
     score = f"{key} {_score(row):.1f}"
     if key == "J&F":

@@ -333,6 +333,8 @@ def test_grefcoco(score: Score, tmp_path: Path) -> None:
     report = score("grefcoco")
     assert same(report, expected)
     assert report.card.notes == ("refusals from no_target.json",)
+    ious = [row.values["IoU"] for row in report.scores.rows]
+    assert np.mean(ious) == pytest.approx(expected["gIoU"], abs=1e-9)
     (tmp_path / "pred" / "no_target.json").unlink()
     report = score("grefcoco")
     assert report.card.notes == ("a refusal is an empty mask",)
