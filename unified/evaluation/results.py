@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,13 @@ from numpy.typing import NDArray
 from unified.data.formats.files import read_json
 from unified.errors import InputError
 from unified.evaluation import images
-from unified.evaluation.detections import coco_entries, read_results, youtube_vis_entries
+from unified.evaluation.detections import (
+    check_entries,
+    coco_entries,
+    read_results,
+    read_truth,
+    youtube_vis_entries,
+)
 from unified.evaluation.images import Overlap
 from unified.evaluation.report import MISSING_RESULT, Problems, Request, Row, Scores, percent
 from unified.metrics import detection, generalized, iou
@@ -22,23 +30,45 @@ from unified.metrics.detection import Scored
 NO_TARGET = -1  # category of an image entry without object
 NO_BOX = (0.0, 0.0, 0.0, 0.0)
 COCO_KEYS = ("images", "annotations", "categories")
+EXPRESSION_KEYS = {"images": ("id",), "annotations": ("image_id", "category_id", "bbox")}
 
 
 def score_coco(request: Request, *, boxes: bool) -> Scores:
     """The 12 numbers of COCO for masks or boxes."""
-    truth = read_json(request.truth, "COCO instances", COCO_KEYS)
     shape = "bbox" if boxes else "segmentation"
+    keys = {
+        "images": ("id", "height", "width"),
+        "annotations": ("image_id", "category_id", shape, "area"),
+        "categories": ("id",),
+    }
+    truth = read_truth(request.truth, "COCO instances", keys)
     results = _read(request, truth, ("image_id", "category_id", "score", shape))
-    entries = coco_entries(truth, results, boxes=boxes)
+    with _naming(request):
+        entries = coco_entries(truth, results, boxes=boxes)
     return detection_scores(truth, entries, detection.COCO_AREAS)
 
 
 def score_youtube_vis(request: Request) -> Scores:
     """The 12 numbers of YouTube-VIS."""
-    truth = read_json(request.truth, "YouTube-VIS instances", ("videos", *COCO_KEYS[1:]))
-    keys = ("video_id", "category_id", "score", "segmentations")
-    entries = youtube_vis_entries(truth, _read(request, truth, keys))
+    keys = {
+        "videos": ("id", "height", "width", "length"),
+        "annotations": ("video_id", "category_id", "segmentations", "areas"),
+        "categories": ("id",),
+    }
+    truth = read_truth(request.truth, "YouTube-VIS instances", keys)
+    results = _read(request, truth, ("video_id", "category_id", "score", "segmentations"))
+    with _naming(request):
+        entries = youtube_vis_entries(truth, results)
     return detection_scores(truth, entries, detection.YOUTUBE_VIS_AREAS)
+
+
+@contextmanager
+def _naming(request: Request) -> Iterator[None]:
+    """Says which files an error in a mask or an id is about."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{request.prediction} against {request.truth}: {error}") from error
 
 
 def _read(request: Request, truth: Mapping[str, Any], keys: Sequence[str]) -> list[dict[str, Any]]:
@@ -65,7 +95,11 @@ def detection_scores(
     numbers = {key: 100 * v if v >= 0 else float("nan") for key, v in summary.items()}
     each = [detection.average_precision(category) for category in entries]
     rows = [
-        Row(category["name"], "", {"AP": 100 * ap if ap >= 0 else float("nan")})
+        Row(
+            str(category.get("name", category["id"])),
+            "",
+            {"AP": 100 * ap if ap >= 0 else float("nan")},
+        )
         for category, ap in zip(truth["categories"], each, strict=True)
     ]
     kind = "video" if "videos" in truth else "image"
@@ -81,7 +115,7 @@ def detection_scores(
 
 def score_referring_boxes(request: Request) -> Scores:
     """Box P@X: the best scored box of every expression, one annotation per image entry."""
-    truth = read_json(request.truth, "one box per expression, COCO style", COCO_KEYS)
+    truth = read_truth(request.truth, "one box per expression, COCO style", EXPRESSION_KEYS)
     results = read_results(_results_file(request), ("image_id", "bbox", "score"))
     problems = Problems(request.allow_missing)
     best: dict[int, Any] = {}
@@ -122,27 +156,35 @@ class BoxSample:
 
 def score_generalized_boxes(request: Request) -> Scores:
     """GREC: Pr@(F1=1), T-acc, N-acc; results are image id -> scores and boxes_xyxy."""
-    truth = read_json(request.truth, "gRefCOCO boxes, COCO style", COCO_KEYS)
+    truth = read_truth(request.truth, "gRefCOCO boxes, COCO style", EXPRESSION_KEYS)
     path = _results_file(request)
     found = read_json(path, "an object: image id -> scores, boxes_xyxy")
     problems = Problems(request.allow_missing)
     boxes: dict[Any, list[Any]] = {image["id"]: [] for image in truth["images"]}
-    for entry in truth["annotations"]:
-        if entry["category_id"] != NO_TARGET:
-            boxes[entry["image_id"]].append(entry["bbox"])
+    for index, annotation in enumerate(truth["annotations"]):
+        image = annotation["image_id"]
+        if image not in boxes:
+            raise InputError(
+                f"{request.truth}, annotation {index} is of image {image}, which is not in its "
+                "list of images: is the file complete?"
+            )
+        if annotation["category_id"] != NO_TARGET:
+            boxes[image].append(annotation["bbox"])
     samples = []
     for name, true in boxes.items():
-        entry = found.get(str(name)) if isinstance(found, dict) else None
-        if not isinstance(entry, dict) or not {"scores", "boxes_xyxy"} <= set(entry):
+        entry: Any = found.get(str(name)) if isinstance(found, dict) else None
+        lists = entry if isinstance(entry, dict) else {}
+        if not all(isinstance(lists.get(key), list) for key in ("scores", "boxes_xyxy")):
             problems.found(
                 MISSING_RESULT,
                 f"{path} has no scores and boxes_xyxy for image {name}: give every image",
             )
             entry = {"scores": [], "boxes_xyxy": []}
-        corners, scores = np.array(entry["boxes_xyxy"], float), np.array(entry["scores"], float)
-        if corners.size != 4 * scores.size:
-            raise InputError(f"{path}, image {name}: expected one score for every box of 4 numbers")
-        samples.append(BoxSample(str(name), true, corners.reshape(-1, 4), scores))
+        scored = zip_longest(entry["boxes_xyxy"], entry["scores"])
+        pairs = [{"bbox": box, "score": score} for box, score in scored]
+        check_entries(f"{path}, image {name}", pairs, ("bbox", "score"))
+        corners = np.array([pair["bbox"] for pair in pairs], float).reshape(-1, 4)
+        samples.append(BoxSample(str(name), true, corners, np.array(entry["scores"], float)))
     return generalized_box_scores(samples, problems)
 
 

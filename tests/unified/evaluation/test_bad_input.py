@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import subprocess
@@ -191,6 +192,65 @@ def test_json_of_another_benchmark(
     with pytest.raises(InputError, match=message) as caught:
         evaluate(protocol, request)
     assert str(tmp_path) in str(caught.value)
+
+
+COCO_TRUTH = {
+    "images": [{"id": 1, "height": 8, "width": 9}],
+    "annotations": [{"image_id": 1, "category_id": 1, "bbox": [1, 1, 4, 4], "area": 16}],
+    "categories": [{"id": 1}],
+}
+COCO_RESULT = {"image_id": 1, "category_id": 1, "bbox": [1, 1, 4, 4], "score": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("side", "change", "message"),
+    [
+        ("pred", {"score": None}, r"pred\.json, entry 0: score is None, expected a number"),
+        ("pred", {"score": float("nan")}, r"entry 0: score is nan, expected a number"),
+        ("pred", {"bbox": [1, 2]}, r"entry 0: bbox is \[1, 2\], expected 4 numbers"),
+        ("pred", {"image_id": [1]}, r"entry 0: image_id is \[1\], expected a number or text"),
+        ("pred", {"image_id": 7}, r"pred\.json against .*gt\.json: a result has image_id 7"),
+        ("pred", {"category_id": 7}, r"entry 0 has category_id 7, which .*gt\.json does not"),
+        ("annotations", {"area": "x"}, r"gt\.json, annotations, entry 0: area is 'x'"),
+        ("images", {"height": 0}, r"gt\.json, images, entry 0: height is 0"),
+    ],
+)
+def test_values_that_cannot_be_scored(
+    tmp_path: Path, side: str, change: dict[str, object], message: str
+) -> None:
+    truth, results = copy.deepcopy(COCO_TRUTH), [dict(COCO_RESULT)]
+    request = Request(tmp_path / "gt.json", tmp_path / "pred.json")
+    write_json(request.truth, truth)
+    write_json(request.prediction, results)
+    assert evaluate("coco-box", request).scores.numbers["AP"] == pytest.approx(100)
+    (results if side == "pred" else truth[side])[0].update(change)
+    write_json(request.truth, truth)
+    write_json(request.prediction, results)
+    with pytest.raises(InputError, match=message):
+        evaluate("coco-box", request)
+
+
+def test_masks_of_another_size(tmp_path: Path) -> None:
+    content = recorded("youtubevis")
+    code = next(c for c in content["results"][0]["segmentations"] if c)
+    code["size"] = [30, 40]
+    truth = write_json(tmp_path / "gt.json", content["ground_truth"])
+    results = write_json(tmp_path / "pred.json", content["results"])
+    with pytest.raises(InputError, match=r"pred\.json against .* 40x30 pixels, its image is 80x60"):
+        evaluate("youtube-vis", Request(truth, results))
+
+
+def test_boxes_that_have_no_score(tmp_path: Path) -> None:
+    truth = {**COCO_TRUTH, "images": [{"id": 1}]}
+    found = {"1": {"scores": [0.9], "boxes_xyxy": [[1, 1, 5, 5], [1, 1, 2, 2]]}}
+    request = Request(
+        write_json(tmp_path / "gt.json", truth), write_json(tmp_path / "pred.json", found)
+    )
+    with pytest.raises(InputError, match=r"pred\.json, image 1, entry 1: score is None"):
+        evaluate("grefcoco-box", request)
+    write_json(request.truth, {**truth, "images": []})
+    with pytest.raises(InputError, match=r"gt\.json, annotation 0 is of image 1, which is not"):
+        evaluate("grefcoco-box", request)
 
 
 def test_meta_of_another_benchmark(tmp_path: Path) -> None:
