@@ -112,13 +112,24 @@ def sequences(
     for name in _wanted(request, subfolders(truth), prediction, problems):
         frames = tuple(frame_names(truth / name))
         unscored = frozenset((frames[0], frames[-1])) if skip_ends else frozenset()
-        load: LoadTruth = LabelMaps(truth / name)
-        # DAVIS 2016 and much own data: black and white masks of one object, not 255 for void.
-        binary = set(present_ids(load(frames[0]))) in ({0, VOID}, {VOID})
-        load = BinaryMasks(truth / name) if binary else load
+        binary = _is_black_and_white(truth / name, frames)
+        load: LoadTruth = BinaryMasks(truth / name) if binary else LabelMaps(truth / name)
         clip = Clip(name, "", frames, load, prediction / name, binary, check_ids, unscored)
         clips.append(clip)
     return clips
+
+
+def _is_black_and_white(folder: Path, frames: Sequence[str]) -> bool:
+    """Whether 255 is the only object, as in DAVIS 2016 and much own data, and not void.
+
+    The first frame that has another id decides; most label maps have one in frame 0.
+    """
+    found: set[int] = set()
+    for frame in frames:
+        found.update(present_ids(read_ids(folder / f"{frame}.png")))
+        if found - {0, VOID}:
+            return False
+    return VOID in found
 
 
 def object_folders(request: Request, problems: Problems) -> list[Clip]:
@@ -239,6 +250,7 @@ def mevis_expressions(request: Request, problems: Problems) -> list[Clip]:
     for name in _wanted(request, list(videos), annotation_root(request.prediction), problems):
         frames = tuple(videos[name]["frames"])
         index = {frame: i for i, frame in enumerate(frames)}
+        shape = _mask_size(videos[name]["expressions"], codes, name)
         for item, expression in videos[name]["expressions"].items():
             if any(str(i) not in codes for i in expression.get("anno_id", [None])):
                 raise InputError(
@@ -246,13 +258,22 @@ def mevis_expressions(request: Request, problems: Problems) -> list[Clip]:
                     f"{item}: are both files of the same split?"
                 )
             objects = [codes[str(i)] for i in expression["anno_id"]]
-            sizes = [code["size"] for masks in objects for code in masks if code is not None]
-            if not sizes:
-                raise InputError(f"no object of video {name}, expression {item} has a mask")
-            load = MaskCodes(objects, index, (sizes[0][0], sizes[0][1]))
+            load = MaskCodes(objects, index, shape)
             target = annotation_root(request.prediction) / name / item
             clips.append(Clip(name, item, frames, load, target, binary=True))
     return clips
+
+
+def _mask_size(
+    expressions: Mapping[str, Any], codes: Mapping[str, Any], name: str
+) -> tuple[int, int]:
+    """(h, w) of the masks of a video; a sentence about nothing has no mask of its own."""
+    for expression in expressions.values():
+        for i in expression.get("anno_id", ()):
+            for code in codes.get(str(i), ()):
+                if code is not None:
+                    return int(code["size"][0]), int(code["size"][1])
+    raise InputError(f"no expression of video {name} has a mask: its size is not known")
 
 
 def _wanted(
