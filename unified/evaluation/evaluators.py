@@ -6,7 +6,7 @@ Here are those of images, and which evaluator a dataset has.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -131,16 +131,20 @@ class FewShotEvaluator(ProtocolEvaluator):
             drawn = np.where(void & ~truth, VOID, truth.astype(np.uint8))
             write_label_map(self.folder / GROUND_TRUTH / f"{name}.png", drawn.astype(np.uint8))
             episode = Episode(class_name, number, *few_shot.areas(truth, mask, void))
-            self.samples.append((episode, measure(name, truth, mask)))
+            shots = len(sample.get("reference_masks", ()))
+            self.samples.append((episode, measure(name, truth, mask), shots))
 
     def score(self, protocol: str) -> Scores:
         """Class mIoU, or the mean over images."""
         problems = Problems(allowed=False)
+        episodes, overlaps, shots = zip(*self.samples, strict=True)
         if protocol == "fss-per-image":
-            overlaps = [overlap for _, overlap in self.samples]
-            return images.referring_scores(overlaps, iou.UNIREF, problems, "episode")
-        classes = dict.fromkeys(str(record["class_id"]) for record in self._records())
-        return images.few_shot_scores([e for e, _ in self.samples], list(classes), problems)
+            scores = images.referring_scores(overlaps, iou.UNIREF, problems, "episode")
+        else:
+            classes = dict.fromkeys(str(record["class_id"]) for record in self._records())
+            scores = images.few_shot_scores(episodes, list(classes), problems)
+        known = [f"{number}-shot" for number in sorted(set(shots)) if number]
+        return replace(scores, notes=(*scores.notes, *known))
 
 
 class SemanticEvaluator(ProtocolEvaluator):

@@ -146,7 +146,7 @@ def referring_scores(
     """oIoU, mIoU and P@X of measured samples."""
     kept = [s for s in samples if s.true > 0] if rule.needs_truth else list(samples)
     notes: tuple[str, ...] = ()
-    if rule.needs_truth:
+    if len(kept) < len(samples):
         notes = (f"{len(samples) - len(kept)} samples without ground truth left out",)
     inter, union = (
         np.array([getattr(s, side) for s in kept]) for side in ("intersection", "union")

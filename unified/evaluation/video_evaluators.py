@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -58,7 +59,9 @@ class VideoEvaluator(ProtocolEvaluator):
         made = {self._place(record): record for record in self._records()}
         expected = [self._clip(record, protocol) for record in made.values()]
         request = Request(Path(), self.folder / PREDICTIONS, num_workers=os.cpu_count() or 1)
-        return scoring.score(expected, request, Problems(allowed=False))
+        scores = scoring.score(expected, request, Problems(allowed=False))
+        number = len({clip.sequence for clip in expected})
+        return replace(scores, notes=(*scores.notes, f"{number} clip{'s'[: number > 1]}"))
 
     def _place(self, record: Sample) -> str:
         one_sentence = self.metadata.merge == "each" and "expression_id" in record
