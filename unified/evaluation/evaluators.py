@@ -79,7 +79,8 @@ class ReferringEvaluator(ProtocolEvaluator):
                 for s in self.samples
             }
             write_json(self.folder / PREDICTIONS / "results.json", found)
-            truth = results.box_truth({name: self._truths()[name] for name in found})
+            truths = self._truths()
+            truth = results.box_truth({name: truths[name] for name in found})
             write_json(self.folder / GROUND_TRUTH / "instances.json", truth)
 
     def score(self, protocol: str) -> Scores:

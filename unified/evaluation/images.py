@@ -57,11 +57,12 @@ def find_pairs(request: Request, problems: Problems) -> list[MaskPair]:
     if request.split.names is not None:
         kept = set(request.split.names)
         names = [name for name in names if name.split("/")[0] in kept or name in kept]
-    if not names or not set(names) & set(predictions):
-        example = f", such as {names[0]}.png" if names else ""
+    if not names:
+        raise InputError(f"the split names no class or mask of {request.truth}: check the list")
+    if not set(names) & set(predictions):
         raise InputError(
-            f"{request.prediction} has none of the {len(names)} masks of the ground truth"
-            f"{example}: is it of another benchmark, or a folder too high or too low?"
+            f"{request.prediction} has none of the {len(names)} masks of the ground truth, such as "
+            f"{names[0]}.png: is it of another benchmark, or a folder too high or too low?"
         )
     for name in sorted(set(predictions) - set(truths)):
         problems.found(EXTRA_MASK, f"{predictions[name]} is no sample of the ground truth")
@@ -306,10 +307,11 @@ def semantic_scores(
     if not each:
         raise InputError("there is no image to score: expected at least one")
     total = sum(each[1:], start=each[0])
+    if not total.true.any():
+        raise InputError("every pixel of the ground truth is ignored: there is nothing to score")
     summary: Mapping[str, float | NDArray] = semantic.semantic_summary(total)
     numbers = {"mIoU": summary["mIoU"], "aAcc": summary["aAcc"]}
-    with np.errstate(invalid="ignore"):
-        numbers["mDice"] = float(np.nanmean(summary["Dice"]))
+    numbers["mDice"] = float(np.nanmean(summary["Dice"]))
     columns = ("IoU", "Acc", "Dice")
     rows = [
         Row(name, "", percent({key: np.asarray(summary[key])[c] for key in columns}))

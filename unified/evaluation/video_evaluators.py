@@ -61,7 +61,7 @@ class VideoEvaluator(ProtocolEvaluator):
         request = Request(Path(), self.folder / PREDICTIONS, num_workers=os.cpu_count() or 1)
         scores = scoring.score(expected, request, Problems(allowed=False))
         number = len({clip.sequence for clip in expected})
-        return replace(scores, notes=(*scores.notes, f"{number} clip{'s'[: number > 1]}"))
+        return replace(scores, notes=(f"clips: {number}", *scores.notes))
 
     def _place(self, record: Sample) -> str:
         one_sentence = self.metadata.merge == "each" and "expression_id" in record

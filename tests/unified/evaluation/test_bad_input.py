@@ -271,6 +271,46 @@ def test_meta_of_another_benchmark(tmp_path: Path) -> None:
         evaluate("lvos", request)
 
 
+@pytest.mark.parametrize(
+    ("entry", "lvos", "youtube"),
+    [
+        ({}, "has no frame_range of object 1", "has no category of object 1"),
+        (
+            {"frame_range": {"start": "x"}, "category": "cat"},
+            "frame_range is .*, expected the numbers start, end and frame_nums",
+            None,
+        ),
+    ],
+)
+def test_meta_whose_objects_lack_something(
+    tmp_path: Path, entry: dict[str, object], lvos: str, youtube: str | None
+) -> None:
+    for side in ("gt", "pred"):
+        write_clip(tmp_path / side / "a", np.ones((3, 8, 8)))
+    (tmp_path / "unseen.txt").write_text("a\n")
+    meta = write_json(tmp_path / "meta.json", {"videos": {"a": {"objects": {"1": entry}}}})
+    request = Request(tmp_path / "gt", tmp_path / "pred", meta=meta, unseen=tmp_path / "unseen.txt")
+    with pytest.raises(InputError, match=lvos):
+        evaluate("lvos", request)
+    if youtube is None:
+        assert evaluate("youtube-vos", request).scores.numbers["G"] == 100
+    else:
+        with pytest.raises(InputError, match=youtube):
+            evaluate("youtube-vos", request)
+
+
+def test_sequences_that_do_not_count_are_on_the_card(tmp_path: Path) -> None:
+    """DAVIS counts the objects of frame 0; folders of file managers are no sequences."""
+    write_davis(tmp_path)
+    numbers = run(tmp_path).scores.numbers
+    for side in ("gt", "pred_semi"):
+        write_clip(tmp_path / side / "later", np.arange(4)[:, None, None] * np.ones((4, 8, 8)))
+    (tmp_path / "pred_semi" / "__MACOSX").mkdir()
+    report = run(tmp_path)
+    assert report.scores.numbers == numbers
+    assert report.card.notes == ("sequences without an object that counts: 1",)
+
+
 def test_images(tmp_path: Path) -> None:
     for index, mask in enumerate(masks("ris")["gt"][:3]):
         write_mask(tmp_path / "gt" / f"{index}.png", mask)
@@ -290,6 +330,8 @@ def test_images(tmp_path: Path) -> None:
     write_mask(tmp_path / "pred" / "1.png", np.zeros((60, 80)))
     with pytest.raises(InputError, match=r"pred/2\.png holds 8 values besides 0"):
         evaluate("lavt", request)
+    with pytest.raises(InputError, match="the split names no class or mask of"):
+        evaluate("lavt", Request(tmp_path / "gt", tmp_path / "pred", Split(("x",), "list")))
     with pytest.raises(InputError, match="lies in no class folder"):
         evaluate("hsnet", request)
     with pytest.raises(InputError, match=r"pred/2\.png holds label 3"):
