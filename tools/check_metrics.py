@@ -37,20 +37,29 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def check(folder: Path) -> int:
-    """Prints the largest difference per file."""
-    from unified.evaluation.golden import check_folder
+    """Prints the largest difference per file; one that cannot be used does not stop the others."""
+    from unified.evaluation.golden import check_file, find_recordings
 
-    agreements = check_folder(folder)
-    width = max(len(agreement.file) for agreement in agreements)
-    for a in agreements:
+    files = find_recordings(folder)
+    width = max(len(path.name) for path in files)
+    failed, unusable = 0, 0
+    for path in files:
+        try:
+            found = check_file(path)
+        except UnifiedError as error:
+            unusable += 1
+            print(f"{path.name:{width}}  unusable", flush=True)
+            print(f"error: {error}", file=sys.stderr)
+            continue
+        failed += not found.passed
         line = (
-            f"{a.file:{width}}  {'pass' if a.passed else 'FAIL'}  largest difference "
-            f"{a.difference:.1e} of {a.num_values} values (tolerance {a.tolerance:.0e})"
+            f"{path.name:{width}}  {'pass' if found.passed else 'FAIL'}  largest difference "
+            f"{found.difference:.1e} of {found.num_values} values "
+            f"(tolerance {found.tolerance:.0e})"
         )
-        print(line if a.passed else f"{line}, at: {a.where}")
-    failed = sum(not a.passed for a in agreements)
-    print(f"{len(agreements) - failed} of {len(agreements)} files agree")
-    return 1 if failed else 0
+        print(line if found.passed else f"{line}, at: {found.where}", flush=True)
+    print(f"{len(files) - failed - unusable} of {len(files)} files agree")
+    return 2 if unusable else int(failed > 0)
 
 
 if __name__ == "__main__":

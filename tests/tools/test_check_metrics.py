@@ -39,3 +39,15 @@ def test_prints_one_line_per_file_and_the_exit_code_says_whether_all_agree(
 def test_bad_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith(f"error: {tmp_path} holds no *_expected.json")
+
+
+def test_a_file_that_cannot_be_used_does_not_hide_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("semseg_expected.json", "semseg_masks.npz", "ris_expected.json"):
+        shutil.copy(DATA / name, tmp_path)
+    assert main([str(tmp_path)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out.splitlines()[0] == "ris_expected.json     unusable"
+    assert captured.out.splitlines()[-1] == "1 of 2 files agree"
+    assert captured.err.startswith(f"error: {tmp_path / 'ris_expected.json'}: ")

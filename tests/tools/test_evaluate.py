@@ -43,7 +43,8 @@ def test_table_card_files_and_plots(
     assert main(["--task", "vos", *folders, *where, *images]) == 0
     captured = capsys.readouterr()
     assert captured.out.splitlines()[0].split()[0] == "J&F-Mean"
-    assert "card: DAVIS 2017 | split all | davis17-semi (objects of frame 0" in captured.out
+    split = f"all of {tmp_path / 'gt'}"
+    assert f"card: DAVIS 2016, 2017 | split {split} | davis17-semi (objects of" in captured.out
     assert "2/2" in captured.err  # the progress bar
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     region = 20 * 17 / (20 * 23)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from unified.inference.image_io import read_image, write_image
 from unified.inference.video_io import FrameReader, VideoWriter
-from unified.masks import write_label_map
+from unified.label_maps import write_label_map
 
 ROOT = Path(__file__).parents[2]
 SIZE = (48, 64)

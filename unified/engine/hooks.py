@@ -23,7 +23,7 @@ from unified.dependencies import require
 from unified.engine.trainer import Trainer
 from unified.files import atomic_path
 from unified.inference.image_io import write_image
-from unified.masks import draw_overlay
+from unified.label_maps import draw_overlay
 
 logger = logging.getLogger(__name__)
 

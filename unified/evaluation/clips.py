@@ -112,13 +112,24 @@ def sequences(
     for name in _wanted(request, subfolders(truth), prediction, problems):
         frames = tuple(frame_names(truth / name))
         unscored = frozenset((frames[0], frames[-1])) if skip_ends else frozenset()
-        load: LoadTruth = LabelMaps(truth / name)
-        # DAVIS 2016 and much own data: black and white masks of one object, not 255 for void.
-        binary = set(present_ids(load(frames[0]))) in ({0, VOID}, {VOID})
-        load = BinaryMasks(truth / name) if binary else load
+        binary = _is_black_and_white(truth / name, frames)
+        load: LoadTruth = BinaryMasks(truth / name) if binary else LabelMaps(truth / name)
         clip = Clip(name, "", frames, load, prediction / name, binary, check_ids, unscored)
         clips.append(clip)
     return clips
+
+
+def _is_black_and_white(folder: Path, frames: Sequence[str]) -> bool:
+    """Whether 255 is the only object, as in DAVIS 2016 and much own data, and not void.
+
+    The first frame that has another id decides; most label maps have one in frame 0.
+    """
+    found: set[int] = set()
+    for frame in frames:
+        found.update(present_ids(read_ids(folder / f"{frame}.png")))
+        if found - {0, VOID}:
+            return False
+    return VOID in found
 
 
 def object_folders(request: Request, problems: Problems) -> list[Clip]:
@@ -156,8 +167,8 @@ def classed_sequences(request: Request, problems: Problems) -> list[Clip]:
     )
     clips = []
     for clip in sequences(request, problems):
-        objects = _entry(videos, clip.sequence, "objects", request)
-        unseen = frozenset(int(i) for i, entry in objects.items() if is_unseen(entry["category"]))
+        classes = _of_objects(videos, clip.sequence, "category", request.meta)
+        unseen = frozenset(i for i, name in classes.items() if is_unseen(name))
         clips.append(replace(clip, unseen_ids=unseen))
     return clips
 
@@ -170,8 +181,7 @@ def spanned_sequences(
     is_unseen = _seen_or_unseen(request, "unseen_videos.txt of LVOS")
     clips = []
     for clip in sequences(request, problems, check_ids=check_ids):
-        objects = _entry(videos, clip.sequence, "objects", request)
-        ranges = {int(i): entry["frame_range"] for i, entry in objects.items()}
+        ranges = _of_objects(videos, clip.sequence, "frame_range", request.meta)
         unseen = frozenset(ranges) if is_unseen(clip.sequence) else frozenset()
         clips.append(replace(with_spans(clip, ranges, skip_ends), unseen_ids=unseen))
     return clips
@@ -197,7 +207,11 @@ def _seen_or_unseen(request: Request, what: str) -> Callable[[str], bool]:
         listed = set(read_names(request.unseen))
         return lambda name: name in listed
     videos = read_json(request.unseen, what, keys=("videos",))["videos"]
-    seen = {o["category"] for entry in videos.values() for o in entry["objects"].values()}
+    seen = {
+        name
+        for video in videos
+        for name in _of_objects(videos, video, "category", request.unseen).values()
+    }
     return lambda name: name not in seen
 
 
@@ -213,7 +227,7 @@ def expressions(request: Request, problems: Problems) -> list[Clip]:
     clips = []
     for name in _wanted(request, known, prediction, problems):
         folders = subfolders(truth / name)
-        entries = {} if videos is None else _entry(videos, name, "expressions", request)
+        entries = {} if videos is None else _entry(videos, name, "expressions", request.meta)
         if not folders and not entries:
             raise InputError(
                 f"{truth / name} holds label maps: give --meta with the meta_expressions.json "
@@ -239,6 +253,7 @@ def mevis_expressions(request: Request, problems: Problems) -> list[Clip]:
     for name in _wanted(request, list(videos), annotation_root(request.prediction), problems):
         frames = tuple(videos[name]["frames"])
         index = {frame: i for i, frame in enumerate(frames)}
+        shape = _mask_size(videos[name]["expressions"], codes, name)
         for item, expression in videos[name]["expressions"].items():
             if any(str(i) not in codes for i in expression.get("anno_id", [None])):
                 raise InputError(
@@ -246,13 +261,22 @@ def mevis_expressions(request: Request, problems: Problems) -> list[Clip]:
                     f"{item}: are both files of the same split?"
                 )
             objects = [codes[str(i)] for i in expression["anno_id"]]
-            sizes = [code["size"] for masks in objects for code in masks if code is not None]
-            if not sizes:
-                raise InputError(f"no object of video {name}, expression {item} has a mask")
-            load = MaskCodes(objects, index, (sizes[0][0], sizes[0][1]))
+            load = MaskCodes(objects, index, shape)
             target = annotation_root(request.prediction) / name / item
             clips.append(Clip(name, item, frames, load, target, binary=True))
     return clips
+
+
+def _mask_size(
+    expressions: Mapping[str, Any], codes: Mapping[str, Any], name: str
+) -> tuple[int, int]:
+    """(h, w) of the masks of a video; a sentence about nothing has no mask of its own."""
+    for expression in expressions.values():
+        for i in expression.get("anno_id", ()):
+            for code in codes.get(str(i), ()):
+                if code is not None:
+                    return int(code["size"][0]), int(code["size"][1])
+    raise InputError(f"no expression of video {name} has a mask: its size is not known")
 
 
 def _wanted(
@@ -281,14 +305,28 @@ def _meta(request: Request, what: str) -> Mapping[str, Any]:
     return videos
 
 
-def _entry(videos: Mapping[str, Any], name: str, what: str, request: Request) -> Mapping[str, Any]:
+def _entry(videos: Mapping[str, Any], name: str, what: str, path: Path | None) -> Mapping[str, Any]:
     """The ``objects`` or ``expressions`` of one video of the meta file."""
     if name not in videos:
-        raise InputError(f"{request.meta} has no video {name}: is it of the same split?")
-    if what not in videos[name]:
-        raise InputError(f"{request.meta} has no {what} of video {name}: is it the right file?")
-    entry: Mapping[str, Any] = videos[name][what]
+        raise InputError(f"{path} has no video {name}: is it of the same split?")
+    entry = videos[name].get(what) if isinstance(videos[name], dict) else None
+    if not isinstance(entry, dict):
+        raise InputError(f"{path} has no {what} of video {name}: is it the right file?")
     return entry
+
+
+def _of_objects(
+    videos: Mapping[str, Any], name: str, key: str, path: Path | None
+) -> dict[int, Any]:
+    """Object id -> its ``key`` in the meta file of one video."""
+    found = {}
+    for i, entry in _entry(videos, name, "objects", path).items():
+        if not i.isdigit() or not isinstance(entry, dict) or key not in entry:
+            raise InputError(
+                f"{path} has no {key} of object {i} of video {name}: is it of this benchmark?"
+            )
+        found[int(i)] = entry[key]
+    return found
 
 
 def _object_ids(
@@ -305,8 +343,15 @@ def _object_ids(
 
 def _span(clip: Clip, entry: Mapping[str, Any]) -> Span:
     """Meta entries count file numbers with an exclusive end; spans count annotated frames."""
-    start, end = int(entry["start"]), int(entry["end"])
-    inside = [index for index, frame in enumerate(clip.frames) if start <= int(frame) < end]
+    try:
+        start, end, length = (int(entry[key]) for key in ("start", "end", "frame_nums"))
+    except (KeyError, TypeError, ValueError):
+        raise InputError(
+            f"video {clip.sequence}: frame_range is {entry}, expected the numbers start, end and "
+            "frame_nums"
+        ) from None
+    numbers = [int(frame) if frame.isdigit() else -1 for frame in clip.frames]
+    inside = [index for index, number in enumerate(numbers) if start <= number < end]
     expected = len(range(start, end, LVOS_STEP))
     if not inside or len(inside) != expected:
         raise InputError(
@@ -314,4 +359,4 @@ def _span(clip: Clip, entry: Mapping[str, Any]) -> Span:
             f"from {start} to {end}, the ground truth has {len(inside)}: are both of the same "
             "version of LVOS?"
         )
-    return Span(inside[0], inside[-1] + 1, int(entry["frame_nums"]))
+    return Span(inside[0], inside[-1] + 1, length)

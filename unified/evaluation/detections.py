@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,47 @@ from unified.metrics.detection import Scored
 Tube = Sequence[Mapping[str, Any] | None]
 
 
+def _is_number(value: Any) -> bool:
+    known = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return known and math.isfinite(value)
+
+
+def _is_count(value: Any) -> bool:
+    return _is_number(value) and value > 0 and value == int(value)
+
+
+def _is_numbers(value: Any, length: int | None = None) -> bool:
+    is_list = isinstance(value, list) and all(map(_is_number, value))
+    return is_list and length in (None, len(value))
+
+
+def _is_mask(value: Any) -> bool:
+    """Whether a value is a run-length code, or polygons, which pycocotools takes from 2 corners."""
+    if isinstance(value, list):
+        return bool(value) and all(_is_numbers(p) and len(p) >= 4 for p in value)
+    if not isinstance(value, dict) or not _is_numbers(value.get("size"), 2):
+        return False
+    return isinstance(value.get("counts"), str) or _is_numbers(value.get("counts"))
+
+
+# key of an entry -> whether a value will do, and what to call one that does
+_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "score": (_is_number, "a number"),
+    "area": (_is_number, "a number"),
+    "bbox": (lambda value: _is_numbers(value, 4), "4 numbers: x, y, width, height"),
+    "segmentation": (_is_mask, "a run-length code or polygons"),
+    "segmentations": (
+        lambda value: isinstance(value, list) and all(v is None or _is_mask(v) for v in value),
+        "a list with a run-length code or null per frame",
+    ),
+    "areas": (lambda value: isinstance(value, list), "a list with a number or null per frame"),
+    "length": (_is_count, "a number of frames"),
+    "height": (_is_count, "a number of pixels"),
+    "width": (_is_count, "a number of pixels"),
+}
+_ID = (lambda value: isinstance(value, (int, str)), "a number or text")
+
+
 def read_results(path: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
     """The entries of a results file, each checked to hold ``keys``.
 
@@ -23,19 +65,43 @@ def read_results(path: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
         InputError: the file is missing, is no list, or is of another benchmark.
     """
     entries = read_json(path, f"a list of results with {', '.join(keys)}")
+    check_entries(f"{path}", entries, keys)
+    return list(entries)
+
+
+def read_truth(
+    path: Path, what: str, keys: Mapping[str, Sequence[str]]
+) -> Mapping[str, list[dict[str, Any]]]:
+    """An annotation file; ``keys`` are those of the entries of each of its lists.
+
+    Raises:
+        InputError: the file is missing, or is of another benchmark.
+    """
+    truth: Mapping[str, Any] = read_json(path, what, keys)
+    for name, wanted in keys.items():
+        check_entries(f"{path}, {name}", truth[name], wanted)
+    return truth
+
+
+def check_entries(where: str, entries: Any, keys: Sequence[str]) -> None:
+    """Raises InputError unless ``entries`` is a list of objects with fitting values of ``keys``."""
+    wanted = ", ".join(keys)
     if not isinstance(entries, list):
         raise InputError(
-            f"{path} holds a {type(entries).__name__}, expected a list of results with "
-            f"{', '.join(keys)}: was it written for another benchmark?"
+            f"{where} holds a {type(entries).__name__}, expected a list of entries with {wanted}: "
+            "was it written for another benchmark?"
         )
     for index, entry in enumerate(entries):
-        missing = [key for key in keys if not isinstance(entry, dict) or key not in entry]
-        if missing:
-            raise InputError(
-                f"{path}, entry {index} has no {missing[0]!r}, expected {', '.join(keys)}: "
-                "was it written for another benchmark?"
-            )
-    return entries
+        for key in keys:
+            if not isinstance(entry, dict) or key not in entry:
+                raise InputError(
+                    f"{where}, entry {index} has no {key!r}, expected {wanted}: "
+                    "was it written for another benchmark?"
+                )
+            fits, what = _FIELDS.get(key, _ID)
+            if not fits(entry[key]):
+                shown = repr(entry[key])[:60]
+                raise InputError(f"{where}, entry {index}: {key} is {shown}, expected {what}")
 
 
 def coco_entries(
@@ -48,7 +114,7 @@ def coco_entries(
         results: entries with image_id, category_id, score and segmentation (RLE) or bbox.
         boxes: compare boxes instead of masks.
     """
-    sizes = {image["id"]: (image["height"], image["width"]) for image in truth["images"]}
+    sizes = {image["id"]: _size(image) for image in truth["images"]}
 
     def shape(entry: Mapping[str, Any]) -> Any:
         return entry["bbox"] if boxes else _rle(entry["segmentation"], sizes[entry["image_id"]])
@@ -85,7 +151,7 @@ def youtube_vis_entries(
                 f"a result of video {video['id']} has {len(frames)} masks, the video has "
                 f"{video['length']} frames: give one mask or null per frame"
             )
-        return [f and _rle(f, (video["height"], video["width"])) for f in frames]
+        return [f and _rle(f, _size(video)) for f in frames]
 
     def score(truths: Sequence[Any], detections: Sequence[Any]) -> Scored:
         tubes = [tube(t) for t in truths]
@@ -139,9 +205,16 @@ def _grouped(
     ]
 
 
+def _size(entry: Mapping[str, Any]) -> tuple[int, int]:
+    return int(entry["height"]), int(entry["width"])
+
+
 def _rle(segmentation: Any, size: tuple[int, int]) -> Any:
     if isinstance(segmentation, list):  # polygons
         return coco_mask.merge(coco_mask.frPyObjects(segmentation, *size))
+    if tuple(segmentation["size"]) != size:
+        have, want = (f"{width}x{height}" for height, width in (segmentation["size"], size))
+        raise InputError(f"a mask is {have} pixels, its image is {want}")
     if isinstance(segmentation["counts"], list):
         return coco_mask.frPyObjects(segmentation, *size)
     return segmentation

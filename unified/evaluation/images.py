@@ -57,11 +57,12 @@ def find_pairs(request: Request, problems: Problems) -> list[MaskPair]:
     if request.split.names is not None:
         kept = set(request.split.names)
         names = [name for name in names if name.split("/")[0] in kept or name in kept]
-    if not names or not set(names) & set(predictions):
-        example = f", such as {names[0]}.png" if names else ""
+    if not names:
+        raise InputError(f"the split names no class or mask of {request.truth}: check the list")
+    if not set(names) & set(predictions):
         raise InputError(
-            f"{request.prediction} has none of the {len(names)} masks of the ground truth"
-            f"{example}: is it of another benchmark, or a folder too high or too low?"
+            f"{request.prediction} has none of the {len(names)} masks of the ground truth, such as "
+            f"{names[0]}.png: is it of another benchmark, or a folder too high or too low?"
         )
     for name in sorted(set(predictions) - set(truths)):
         problems.found(EXTRA_MASK, f"{predictions[name]} is no sample of the ground truth")
@@ -146,7 +147,7 @@ def referring_scores(
     """oIoU, mIoU and P@X of measured samples."""
     kept = [s for s in samples if s.true > 0] if rule.needs_truth else list(samples)
     notes: tuple[str, ...] = ()
-    if rule.needs_truth:
+    if len(kept) < len(samples):
         notes = (f"{len(samples) - len(kept)} samples without ground truth left out",)
     inter, union = (
         np.array([getattr(s, side) for s in kept]) for side in ("intersection", "union")
@@ -176,21 +177,21 @@ def generalized_scores(
     """gIoU, cIoU, N-acc, T-acc and Pr@X; without ``refused`` an empty mask is a refusal."""
     said = [s.predicted == 0 for s in samples] if refused is None else refused
     no_target = [s.true == 0 for s in samples]
-    numbers = generalized.generalized_summary(
-        generalized.GeneralizedSamples(
-            np.array([s.intersection for s in samples]),
-            np.array([s.union for s in samples]),
-            np.array(no_target),
-            np.array(said),
-        )
+    counted = generalized.GeneralizedSamples(
+        np.array([s.intersection for s in samples]),
+        np.array([s.union for s in samples]),
+        np.array(no_target),
+        np.array(said),
     )
+    numbers = generalized.generalized_summary(counted)
     for key in ("T_acc", "N_acc"):
         numbers[key] *= 100
     rows = []
-    for sample, says, none in zip(samples, said, no_target, strict=True):
-        row = _iou_row(sample)
-        values = {**row.values, "refused": float(says), "no_target": float(none)}
-        rows.append(replace(row, values=values))
+    ious = generalized.sample_ious(counted)
+    for sample, says, none, ratio in zip(samples, said, no_target, ious, strict=True):
+        values = {"IoU": 100 * float(ratio), "I": sample.intersection, "U": sample.union}
+        values |= {"refused": float(says), "no_target": float(none)}
+        rows.append(Row(sample.name, "", values, sample.picture))
     note = "a refusal is an empty mask" if refused is None else f"refusals from {REFUSALS}"
     return Scores(numbers, rows, problems, "expression", (note,))
 
@@ -295,17 +296,28 @@ def score_semantic(request: Request, *, reduce_zero_label: bool) -> Scores:
     results = request.run(measure, find_pairs(request, problems), "image")
     for _, found in results:
         problems.merge(found)
-    total = sum((areas for areas, _ in results[1:]), start=results[0][0])
+    names = [str(number) for number in range(num_classes)]
+    return semantic_scores([areas for areas, _ in results], problems, names)
+
+
+def semantic_scores(
+    each: Sequence[semantic.ClassAreas], problems: Problems, classes: Sequence[str]
+) -> Scores:
+    """mIoU, aAcc and mDice of counted images; per-class rows."""
+    if not each:
+        raise InputError("there is no image to score: expected at least one")
+    total = sum(each[1:], start=each[0])
+    if not total.true.any():
+        raise InputError("every pixel of the ground truth is ignored: there is nothing to score")
     summary: Mapping[str, float | NDArray] = semantic.semantic_summary(total)
     numbers = {"mIoU": summary["mIoU"], "aAcc": summary["aAcc"]}
-    with np.errstate(invalid="ignore"):
-        numbers["mDice"] = float(np.nanmean(summary["Dice"]))
+    numbers["mDice"] = float(np.nanmean(summary["Dice"]))
     columns = ("IoU", "Acc", "Dice")
     rows = [
-        Row(str(c), "", percent({key: np.asarray(summary[key])[c] for key in columns}))
-        for c in range(num_classes)
+        Row(name, "", percent({key: np.asarray(summary[key])[c] for key in columns}))
+        for c, name in enumerate(classes)
     ]
-    return Scores(percent(numbers), rows, problems, "class", (f"{len(results)} images",))
+    return Scores(percent(numbers), rows, problems, "image", row="class", num_samples=len(each))
 
 
 def _read_labels(num_classes: int, path: Path) -> NDArray[np.uint8]:

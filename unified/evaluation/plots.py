@@ -11,12 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unified.data.formats.files import IMAGE_SUFFIXES, read_image
-from unified.evaluation.report import Picture, Report, Row, per_sequence
+from unified.evaluation.report import Picture, Report, Row, per_sequence, plural
 from unified.files import atomic_path
+from unified.metrics.davis import region_similarity
 
 NUM_WORST = 12
 MAX_BARS = 60
+MAX_NAME = 40
 SHEET_COLUMNS = 4
+WIDTH = 8.0  # inches; a sheet is twice as wide
 COLOURS = ((0, 158, 115), (86, 180, 233), (213, 94, 0))  # told apart by the colour-blind too
 
 
@@ -47,36 +50,46 @@ def _bars(report: Report, rows: Sequence[Row], path: Path) -> Path:
     means = sorted(per_sequence(rows), key=_score)
     dropped = len(means) - MAX_BARS
     means = means[:MAX_BARS]
-    figure, axes = _figure(height=max(2.0, 0.22 * len(means) + 1.2))
-    names = [row.sequence for row in means]
-    axes.barh(range(len(names)), [_score(row) for row in means], color="tab:blue")
-    axes.set_yticks(range(len(names)), names, fontsize=7)
+    figure, axes = _figure(height=0.2 * len(means) + 1.0)
+    bars = axes.barh([row.sequence for row in means], [_score(row) for row in means])
+    axes.bar_label(bars, fmt="%.1f", padding=2, fontsize=7)
+    axes.margins(y=0.01)
     axes.invert_yaxis()
-    axes.set_xlim(0, 100)
+    axes.set_xlim(0, 106)  # room for the numbers
+    axes.set_xticks(range(0, 101, 20))
+    one_each = len(means) + max(dropped, 0) == len(rows)
+    kind = report.scores.row or (report.scores.sample if one_each else "sequence")
     rest = f", {dropped} better ones not shown" if dropped > 0 else ""
-    axes.set_title(f"{_name(rows)} per sequence, worst first{rest}", fontsize=9)
+    axes.set_title(f"{_name(rows)} per {kind}, worst first{rest}", fontsize=9)
     return _save(figure, report, path)
 
 
 def _histogram(report: Report, rows: Sequence[Row], path: Path) -> Path:
+    from matplotlib.ticker import MaxNLocator
+
     figure, axes = _figure(height=3.0)
     key = "J" if "J" in rows[0].values else _name(rows)
     values = [row.values[key] for row in rows]
-    axes.hist(values, bins=np.linspace(0, 100, 21), color="tab:blue", edgecolor="white")
-    axes.set_xlabel(f"{key} in percent")
-    axes.set_ylabel(f"{report.scores.sample}s")
+    axes.hist(values, bins=np.linspace(0, 100, 21), edgecolor="white")
+    axes.set_xlim(0, 100)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel(f"{key} in percent", fontsize=8)
+    kind = report.scores.row or report.scores.sample
+    axes.set_ylabel(f"number of {plural(kind)}", fontsize=8)
     return _save(figure, report, path)
 
 
 def _figure(height: float) -> tuple[Any, Any]:
-    figure = _empty_figure(height)
-    return figure, figure.add_subplot()
+    figure = _empty_figure(WIDTH, height)
+    axes = figure.add_subplot()
+    axes.tick_params(labelsize=7)
+    return figure, axes
 
 
-def _empty_figure(height: float) -> Any:
+def _empty_figure(width: float, height: float) -> Any:
     from matplotlib.figure import Figure  # no pyplot: nothing global, no display
 
-    return Figure(figsize=(7.0, height), layout="constrained")
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def _save(figure: Any, report: Report, path: Path) -> Path:
@@ -92,27 +105,51 @@ def _name(rows: Sequence[Row]) -> str:
 
 def _sheet(report: Report, rows: Sequence[Row], path: Path, images: Path | None) -> Path:
     """One panel per row: what both masks have, what was missed and what is false, on the frame."""
-    num_rows = math.ceil(len(rows) / SHEET_COLUMNS)
-    figure = _empty_figure(height=1.9 * num_rows + 0.8)
-    grid = figure.subplots(num_rows, SHEET_COLUMNS, squeeze=False).flat
+    pictures = [row.picture() for row in rows if row.picture is not None]
+    columns = min(SHEET_COLUMNS, len(pictures))
+    num_rows = math.ceil(len(pictures) / columns)
+    panel_width = 2 * WIDTH / SHEET_COLUMNS
+    tallest = max(p.truth.shape[0] / p.truth.shape[1] for p in pictures)
+    size = panel_width * columns, (panel_width * min(tallest, 1.5) + 0.5) * num_rows + 0.6
+    figure = _empty_figure(max(size[0], WIDTH), size[1])
+    grid = figure.subplots(num_rows, columns, squeeze=False).flat
     for axes in grid:
         axes.set_axis_off()
-    for axes, row in zip(figure.axes, rows, strict=False):
-        assert row.picture is not None, "rows of the sheet have pictures"
-        picture = row.picture()
-        panel = _background(picture, images).astype(np.float32)
-        truth, prediction = picture.truth > 0, picture.prediction > 0
-        for region, colour in zip(
-            (truth & prediction, truth & ~prediction, prediction & ~truth), COLOURS, strict=True
-        ):
-            panel[region] = 0.4 * panel[region] + 0.6 * np.array(colour)
-        axes.imshow(panel.astype(np.uint8))
-        axes.set_title(f"{picture.name} {row.item}\n{_name(rows)} {_score(row):.1f}", fontsize=7)
+    for axes, row, picture in zip(figure.axes, rows, pictures, strict=False):
+        axes.imshow(_panel(picture, images))
+        axes.set_title(_caption(report, row, picture), fontsize=8)
     labels = zip(COLOURS, ("hit", "missed", "false"), strict=True)
     for (red, green, blue), label in labels:
         figure.axes[0].plot([], [], "s", color=(red / 255, green / 255, blue / 255), label=label)
-    figure.legend(loc="outside upper center", ncols=3, fontsize=8)
+    figure.legend(loc="outside upper center", ncols=3, fontsize=9, frameon=False)
     return _save(figure, report, path)
+
+
+def _panel(picture: Picture, images: Path | None) -> NDArray[np.uint8]:
+    """The frame without its colours, so that none is taken for one of ours, and the masks."""
+    grey = _background(picture, images).mean(axis=2, keepdims=True)
+    panel = np.repeat(40 + 0.6 * grey, 3, axis=2)
+    truth, prediction = picture.truth > 0, picture.prediction > 0
+    regions = (truth & prediction, truth & ~prediction, prediction & ~truth)
+    for region, colour in zip(regions, COLOURS, strict=True):
+        panel[region] = 0.3 * panel[region] + 0.7 * np.array(colour)
+    return panel.astype(np.uint8)
+
+
+def _caption(report: Report, row: Row, picture: Picture) -> str:
+    """Which frame and object, its score, and J of the frame where the score is of a clip."""
+    named = not row.item or picture.name.endswith(f"/{row.item}")
+    item = "" if named else f", {report.scores.sample} {row.item}"
+    key = next(iter(row.values))
+    score = f"{key} {_score(row):.1f}"
+    if key == "J&F":
+        here = region_similarity(picture.truth > 0, picture.prediction > 0)
+        score += f", in this frame J {100 * here:.1f}"
+    return f"{_shorten(picture.name)}{item}\n{score}"
+
+
+def _shorten(name: str) -> str:
+    return name if len(name) <= MAX_NAME else f"...{name[3 - MAX_NAME :]}"
 
 
 def _background(picture: Picture, images: Path | None) -> NDArray[np.uint8]:

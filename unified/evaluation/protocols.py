@@ -55,7 +55,7 @@ def _visible(*, skip_ends: bool) -> VideoScoring:
 PROTOCOLS: dict[str, Protocol] = {
     "davis17-semi": Protocol(
         "vos",
-        "DAVIS 2017",
+        "DAVIS 2016, 2017",
         "objects of frame 0, first and last frame skipped, void is background",
         VideoScoring(
             clips=partial(clips.sequences, skip_ends=True),
@@ -246,7 +246,10 @@ def evaluate(
     if task not in (None, find_protocol(name).task):
         fitting = [n for n, p in PROTOCOLS.items() if p.task == task]
         raise ConfigError(f"no protocol {name!r} of task {task}: choose from {', '.join(fitting)}")
-    return make_report(name, find_protocol(name).score(request), request.split, weights)
+    split = request.split
+    if split == Split():
+        split = Split(note=f"all of {request.truth}")
+    return make_report(name, find_protocol(name).score(request), split, weights)
 
 
 def find_protocol(name: str) -> Protocol:

@@ -82,8 +82,9 @@ def annotation_root(folder: Path) -> Path:
 
 
 def subfolders(folder: Path) -> list[str]:
-    """Names of the visible folders inside, sorted."""
-    return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    """Names of the folders inside, sorted, without those that file managers make."""
+    names = (path.name for path in folder.iterdir() if path.is_dir())
+    return sorted(name for name in names if not name.startswith((".", "__MACOSX")))
 
 
 def frame_names(folder: Path) -> list[str]:

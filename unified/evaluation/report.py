@@ -133,8 +133,10 @@ class Scores:
     numbers: Mapping[str, float]
     rows: Sequence[Row]
     problems: Problems
-    sample: str  # what a row is: "object", "expression", "image", "category"
+    sample: str  # what is counted on the card: "object", "expression", "image"
     notes: tuple[str, ...] = ()
+    row: str = ""  # what a row is, if not a sample: "class", "category"
+    num_samples: int | None = None  # if a row is not a sample
 
 
 @dataclass(frozen=True)
@@ -156,14 +158,14 @@ class Card:
     def line(self) -> str:
         """The card on one line."""
         weights = f"sha256 {self.checkpoint_sha256[:12]}" if self.checkpoint_sha256 else "not given"
-        samples = f"{self.num_samples} {self.sample}{'' if self.num_samples == 1 else 's'}"
+        samples = self.sample if self.num_samples == 1 else plural(self.sample)
         warnings = ", ".join(f"{number} {kind}" for kind, number in self.warnings.items())
         parts = [
             self.benchmark,
             f"split {self.split}",
             f"{self.protocol} ({self.rule})",
             f"unified {self.evaluator_version}",
-            samples,
+            f"{self.num_samples} {samples}",
             f"weights {weights}",
             self.date,
             *self.notes,
@@ -221,7 +223,7 @@ def make_card(
         protocol=protocol,
         rule=rule,
         evaluator_version=unified.__version__,
-        num_samples=len(scores.rows),
+        num_samples=len(scores.rows) if scores.num_samples is None else scores.num_samples,
         sample=scores.sample,
         checkpoint_sha256=None if weights is None else file_sha256(weights),
         date=datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
@@ -269,6 +271,13 @@ def run_parallel(
     with ThreadPoolExecutor(num_workers) as pool:
         results = pool.map(work, items)
         return list(tqdm(results, total=len(items), unit=unit, disable=not progress))
+
+
+def plural(word: str) -> str:
+    """The word for several: objects, classes, categories."""
+    if word.endswith("y"):
+        return f"{word[:-1]}ies"
+    return f"{word}es" if word.endswith("s") else f"{word}s"
 
 
 def percent(numbers: Mapping[str, Any]) -> dict[str, float]:

@@ -2,40 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from unified.data.formats.files import read_json
 from unified.errors import InputError
 from unified.evaluation import images
-from unified.evaluation.detections import coco_entries, read_results, youtube_vis_entries
+from unified.evaluation.detections import (
+    check_entries,
+    coco_entries,
+    read_results,
+    read_truth,
+    youtube_vis_entries,
+)
 from unified.evaluation.images import Overlap
 from unified.evaluation.report import MISSING_RESULT, Problems, Request, Row, Scores, percent
 from unified.metrics import detection, generalized, iou
 from unified.metrics.detection import Scored
 
+NO_TARGET = -1  # category of an image entry without object
 NO_BOX = (0.0, 0.0, 0.0, 0.0)
 COCO_KEYS = ("images", "annotations", "categories")
+EXPRESSION_KEYS = {"images": ("id",), "annotations": ("image_id", "category_id", "bbox")}
 
 
 def score_coco(request: Request, *, boxes: bool) -> Scores:
     """The 12 numbers of COCO for masks or boxes."""
-    truth = read_json(request.truth, "COCO instances", COCO_KEYS)
     shape = "bbox" if boxes else "segmentation"
+    keys = {
+        "images": ("id", "height", "width"),
+        "annotations": ("image_id", "category_id", shape, "area"),
+        "categories": ("id",),
+    }
+    truth = read_truth(request.truth, "COCO instances", keys)
     results = _read(request, truth, ("image_id", "category_id", "score", shape))
-    entries = coco_entries(truth, results, boxes=boxes)
+    with _naming(request):
+        entries = coco_entries(truth, results, boxes=boxes)
     return detection_scores(truth, entries, detection.COCO_AREAS)
 
 
 def score_youtube_vis(request: Request) -> Scores:
     """The 12 numbers of YouTube-VIS."""
-    truth = read_json(request.truth, "YouTube-VIS instances", ("videos", *COCO_KEYS[1:]))
-    keys = ("video_id", "category_id", "score", "segmentations")
-    entries = youtube_vis_entries(truth, _read(request, truth, keys))
+    keys = {
+        "videos": ("id", "height", "width", "length"),
+        "annotations": ("video_id", "category_id", "segmentations", "areas"),
+        "categories": ("id",),
+    }
+    truth = read_truth(request.truth, "YouTube-VIS instances", keys)
+    results = _read(request, truth, ("video_id", "category_id", "score", "segmentations"))
+    with _naming(request):
+        entries = youtube_vis_entries(truth, results)
     return detection_scores(truth, entries, detection.YOUTUBE_VIS_AREAS)
+
+
+@contextmanager
+def _naming(request: Request) -> Iterator[None]:
+    """Says which files an error in a mask or an id is about."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{request.prediction} against {request.truth}: {error}") from error
 
 
 def _read(request: Request, truth: Mapping[str, Any], keys: Sequence[str]) -> list[dict[str, Any]]:
@@ -62,15 +95,27 @@ def detection_scores(
     numbers = {key: 100 * v if v >= 0 else float("nan") for key, v in summary.items()}
     each = [detection.average_precision(category) for category in entries]
     rows = [
-        Row(category["name"], "", {"AP": 100 * ap if ap >= 0 else float("nan")})
+        Row(
+            str(category.get("name", category["id"])),
+            "",
+            {"AP": 100 * ap if ap >= 0 else float("nan")},
+        )
         for category, ap in zip(truth["categories"], each, strict=True)
     ]
-    return Scores(numbers, rows, Problems(allowed=False), "category")
+    kind = "video" if "videos" in truth else "image"
+    return Scores(
+        numbers,
+        rows,
+        Problems(allowed=False),
+        kind,
+        row="category",
+        num_samples=len(truth[f"{kind}s"]),
+    )
 
 
 def score_referring_boxes(request: Request) -> Scores:
     """Box P@X: the best scored box of every expression, one annotation per image entry."""
-    truth = read_json(request.truth, "one box per expression, COCO style", COCO_KEYS)
+    truth = read_truth(request.truth, "one box per expression, COCO style", EXPRESSION_KEYS)
     results = read_results(_results_file(request), ("image_id", "bbox", "score"))
     problems = Problems(request.allow_missing)
     best: dict[int, Any] = {}
@@ -99,30 +144,74 @@ def measure_boxes(name: str, truth: Sequence[float], prediction: Sequence[float]
     return Overlap(name, float(inter[0, 0]), float(union[0, 0]), true, predicted)
 
 
+@dataclass(frozen=True)
+class BoxSample:
+    """One expression: true boxes (x, y, w, h), none if it names nothing, and scored boxes xyxy."""
+
+    name: str
+    truth: Sequence[Sequence[float]]
+    corners: NDArray
+    scores: NDArray
+
+
 def score_generalized_boxes(request: Request) -> Scores:
     """GREC: Pr@(F1=1), T-acc, N-acc; results are image id -> scores and boxes_xyxy."""
-    truth = read_json(request.truth, "gRefCOCO boxes, COCO style", COCO_KEYS)
+    truth = read_truth(request.truth, "gRefCOCO boxes, COCO style", EXPRESSION_KEYS)
     path = _results_file(request)
-    results = read_json(path, "an object: image id -> scores, boxes_xyxy")
+    found = read_json(path, "an object: image id -> scores, boxes_xyxy")
     problems = Problems(request.allow_missing)
-    f1, kept, no_target, rows = [], [], [], []
-    for image in truth["images"]:
-        found = results.get(str(image["id"])) if isinstance(results, dict) else None
-        if found is None or not {"scores", "boxes_xyxy"} <= set(found):
+    boxes: dict[Any, list[Any]] = {image["id"]: [] for image in truth["images"]}
+    for index, annotation in enumerate(truth["annotations"]):
+        image = annotation["image_id"]
+        if image not in boxes:
+            raise InputError(
+                f"{request.truth}, annotation {index} is of image {image}, which is not in its "
+                "list of images: is the file complete?"
+            )
+        if annotation["category_id"] != NO_TARGET:
+            boxes[image].append(annotation["bbox"])
+    samples = []
+    for name, true in boxes.items():
+        entry: Any = found.get(str(name)) if isinstance(found, dict) else None
+        lists = entry if isinstance(entry, dict) else {}
+        if not all(isinstance(lists.get(key), list) for key in ("scores", "boxes_xyxy")):
             problems.found(
                 MISSING_RESULT,
-                f"{path} has no scores and boxes_xyxy for image {image['id']}: give every image",
+                f"{path} has no scores and boxes_xyxy for image {name}: give every image",
             )
-            found = {"scores": [], "boxes_xyxy": []}
-        mine = [a for a in truth["annotations"] if a["image_id"] == image["id"]]
-        boxes = [a["bbox"] for a in mine if a["category_id"] != -1]
-        predicted = np.array(found["boxes_xyxy"]).reshape(-1, 4), np.array(found["scores"])
-        f1.append(generalized.box_f1(iou.xywh_to_xyxy(boxes), *predicted))
-        kept.append(len(generalized.kept_boxes(*predicted)))
-        no_target.append(not boxes)
-        rows.append(Row(str(image["id"]), "", {"F1": 100 * f1[-1], "boxes": float(kept[-1])}))
-    summary = generalized.box_summary(np.array(f1), np.array(kept), np.array(no_target))
+            entry = {"scores": [], "boxes_xyxy": []}
+        scored = zip_longest(entry["boxes_xyxy"], entry["scores"])
+        pairs = [{"bbox": box, "score": score} for box, score in scored]
+        check_entries(f"{path}, image {name}", pairs, ("bbox", "score"))
+        corners = np.array([pair["bbox"] for pair in pairs], float).reshape(-1, 4)
+        samples.append(BoxSample(str(name), true, corners, np.array(entry["scores"], float)))
+    return generalized_box_scores(samples, problems)
+
+
+def generalized_box_scores(samples: Sequence[BoxSample], problems: Problems) -> Scores:
+    """Pr@(F1=1), T-acc and N-acc of judged expressions."""
+    f1 = [generalized.box_f1(iou.xywh_to_xyxy(s.truth), s.corners, s.scores) for s in samples]
+    kept = [len(generalized.kept_boxes(s.corners, s.scores)) for s in samples]
+    no_target = np.array([len(s.truth) == 0 for s in samples])
+    rows = [
+        Row(s.name, "", {"F1": 100 * value, "boxes": float(number)})
+        for s, value, number in zip(samples, f1, kept, strict=True)
+    ]
+    summary = generalized.box_summary(np.array(f1), np.array(kept), no_target)
     return Scores(percent(summary), rows, problems, "expression")
+
+
+def box_truth(boxes: Mapping[str, Sequence[Sequence[float]]]) -> dict[str, Any]:
+    """The annotation file of expressions, name -> true boxes (x, y, w, h)."""
+    entries = [(name, box) for name, mine in boxes.items() for box in mine]
+    return {
+        "images": [{"id": name} for name in boxes],
+        "categories": [{"id": 1, "name": "object"}],
+        "annotations": [
+            {"id": number, "image_id": name, "category_id": 1, "bbox": list(box)}
+            for number, (name, box) in enumerate(entries, start=1)
+        ],
+    }
 
 
 def _results_file(request: Request) -> Path:

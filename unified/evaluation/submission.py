@@ -19,6 +19,7 @@ from PIL import Image
 
 from unified.errors import ConfigError, InputError
 from unified.files import atomic_path
+from unified.label_maps import davis_palette
 
 RESULTS = "results.json"
 LITTER = ("__MACOSX", ".DS_Store", "Thumbs.db")
@@ -172,8 +173,6 @@ def _with_palette(content: bytes) -> bytes:
     with Image.open(io.BytesIO(content)) as image:
         if image.mode == "P":
             return content
-        from unified.masks import davis_palette  # brings torch
-
         indexed = Image.fromarray(np.array(image, dtype=np.uint8))
     indexed.putpalette(davis_palette().tobytes())
     return _png(indexed)

@@ -64,8 +64,13 @@ class VideoScoring:
         scored = [result for result, _ in results]
         rows = [row for result in scored for row in _rows(result)]
         if not rows:
-            raise InputError("no object of the ground truth is in a frame that counts")
-        return Scores(percent(self.numbers(scored)), rows, problems, self.sample)
+            raise InputError(
+                "no object of the ground truth is in a frame that counts: public validation sets "
+                "hold only the masks that are given, their predictions go to a server (submit.py)"
+            )
+        empty = sum(not result.tracks for result in scored)
+        notes = (f"sequences without an object that counts: {empty}",) if empty else ()
+        return Scores(percent(self.numbers(scored)), rows, problems, self.sample, notes)
 
     def _score_clip(self, item: tuple[Clip, Request]) -> tuple[ScoredClip, Problems]:
         clip, request = item

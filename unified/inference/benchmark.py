@@ -13,7 +13,7 @@ from unified.inference.output import ClipWriter, prepare_folder, write_image_res
 from unified.inference.predictor import ImagePredictor, VideoPredictor
 from unified.inference.profiling import StageTimer, memory
 from unified.inference.video_io import FrameReader, VideoWriter
-from unified.masks import merge_by_score
+from unified.label_maps import merge_by_score
 from unified.segmenter import Segmenter
 from unified.structures import Prompt, Size
 

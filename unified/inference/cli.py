@@ -16,7 +16,7 @@ import unified
 from unified.errors import InputError
 from unified.inference.image_io import read_image
 from unified.inference.video_io import FrameReader
-from unified.masks import MAX_OBJECT_ID, read_label_map, split_label_map
+from unified.label_maps import MAX_OBJECT_ID, read_label_map, split_label_map
 from unified.structures import Prompt, Support
 
 MIN_SIDE = 32

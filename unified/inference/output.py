@@ -16,7 +16,7 @@ from unified.errors import InputError
 from unified.files import atomic_path
 from unified.inference.image_io import write_image
 from unified.inference.video_io import Frame, VideoWriter
-from unified.masks import draw_overlay, mask_box, merge_by_score, write_label_map, write_mask
+from unified.label_maps import draw_overlay, mask_box, merge_by_score, write_label_map, write_mask
 from unified.structures import FrameResult, Size
 
 RESULTS = "results.json"

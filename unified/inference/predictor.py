@@ -15,14 +15,8 @@ from torch.nn import functional as F
 
 from unified.errors import ConfigError, InputError
 from unified.inference.memory import VideoMemory
-from unified.masks import (
-    MASK_THRESHOLD,
-    MAX_OBJECT_ID,
-    binary_masks,
-    mask_box,
-    mask_probabilities,
-    merge,
-)
+from unified.label_maps import MAX_OBJECT_ID, mask_box
+from unified.masks import MASK_THRESHOLD, binary_masks, mask_probabilities, merge
 from unified.segmenter import Segmenter
 from unified.structures import (
     FeaturePyramid,

@@ -45,10 +45,8 @@ def generalized_summary(samples: GeneralizedSamples) -> dict[str, float]:
         raise InputError("there is no sample to score: expected at least one mask pair")
     no_target = np.asarray(samples.no_target, dtype=bool)
     refused = np.asarray(samples.refused, dtype=bool)
-    right_refusal = no_target & refused
-    intersections = np.where(no_target | refused, 0, samples.intersections)
-    unions = np.where(right_refusal, 0, samples.unions)
-    ious = np.where(right_refusal, 1.0, overlap_ratio(intersections, unions))
+    intersections, unions = _counted_areas(samples)
+    ious = sample_ious(samples)
     targets = ~no_target
     has_none = bool(no_target.any())
     total = float(unions.sum())
@@ -59,6 +57,20 @@ def generalized_summary(samples: GeneralizedSamples) -> dict[str, float]:
         "N_acc": _share(refused, no_target) if has_none else 0.0,
         **{f"Pr@{t}": 100.0 * _share(ious >= t, targets) for t in PRECISION_THRESHOLDS},
     }
+
+
+def sample_ious(samples: GeneralizedSamples) -> NDArray[np.float64]:
+    """Returns the (N,) fractions that gIoU is the mean of: 1 for a right refusal, 0 for a wrong."""
+    right_refusal = np.asarray(samples.no_target, dtype=bool) & np.asarray(samples.refused, bool)
+    return np.where(right_refusal, 1.0, overlap_ratio(*_counted_areas(samples)))
+
+
+def _counted_areas(samples: GeneralizedSamples) -> tuple[NDArray, NDArray]:
+    """(N,) intersections and unions as they count: refusals intersect nothing."""
+    no_target = np.asarray(samples.no_target, dtype=bool)
+    refused = np.asarray(samples.refused, dtype=bool)
+    intersections = np.where(no_target | refused, 0, samples.intersections)
+    return intersections, np.where(no_target & refused, 0, samples.unions)
 
 
 def box_f1(truth: NDArray, prediction: NDArray, scores: NDArray) -> float:

@@ -17,7 +17,7 @@ from projects.uniref.checkpoint import uniref_keys
 from projects.uniref.model import UniRef
 from projects.uniref.parity.recorded import Arrays, load_recorded_weights, read_arrays
 from unified.errors import InputError
-from unified.masks import mask_box
+from unified.label_maps import mask_box
 from unified.modeling.box_ops import xyxy_to_cxcywh
 from unified.modeling.boxinst import box_masks, color_similarity, warm_up
 from unified.modeling.criterion import Criterion, base_name

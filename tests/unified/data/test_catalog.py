@@ -106,7 +106,7 @@ def test_late_objects_start_on_their_own_frame(made_root: Path, tmp_path: Path) 
     meta = json.loads((tmp_path / "ytbvos18/valid/meta.json").read_text())
     for path in folder.iterdir():
         path.unlink()
-    from unified.masks import write_label_map
+    from unified.label_maps import write_label_map
 
     size = image_size(next((tmp_path / "ytbvos18/valid/JPEGImages" / folder.name).iterdir()))
     for frame, number in (("00000", 1), ("00010", 2)):

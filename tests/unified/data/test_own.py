@@ -19,7 +19,7 @@ from unified.data.mappers import TrainMapper
 from unified.data.synthetic.world import make_scene
 from unified.data.synthetic.writing import save_jpeg
 from unified.errors import ConfigError, InputError
-from unified.masks import write_label_map, write_mask
+from unified.label_maps import write_label_map, write_mask
 
 GUIDE = (Path(__file__).parents[3] / "docs/own_data.md").read_text()
 

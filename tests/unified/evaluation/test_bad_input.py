@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import subprocess
@@ -193,6 +194,65 @@ def test_json_of_another_benchmark(
     assert str(tmp_path) in str(caught.value)
 
 
+COCO_TRUTH = {
+    "images": [{"id": 1, "height": 8, "width": 9}],
+    "annotations": [{"image_id": 1, "category_id": 1, "bbox": [1, 1, 4, 4], "area": 16}],
+    "categories": [{"id": 1}],
+}
+COCO_RESULT = {"image_id": 1, "category_id": 1, "bbox": [1, 1, 4, 4], "score": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("side", "change", "message"),
+    [
+        ("pred", {"score": None}, r"pred\.json, entry 0: score is None, expected a number"),
+        ("pred", {"score": float("nan")}, r"entry 0: score is nan, expected a number"),
+        ("pred", {"bbox": [1, 2]}, r"entry 0: bbox is \[1, 2\], expected 4 numbers"),
+        ("pred", {"image_id": [1]}, r"entry 0: image_id is \[1\], expected a number or text"),
+        ("pred", {"image_id": 7}, r"pred\.json against .*gt\.json: a result has image_id 7"),
+        ("pred", {"category_id": 7}, r"entry 0 has category_id 7, which .*gt\.json does not"),
+        ("annotations", {"area": "x"}, r"gt\.json, annotations, entry 0: area is 'x'"),
+        ("images", {"height": 0}, r"gt\.json, images, entry 0: height is 0"),
+    ],
+)
+def test_values_that_cannot_be_scored(
+    tmp_path: Path, side: str, change: dict[str, object], message: str
+) -> None:
+    truth, results = copy.deepcopy(COCO_TRUTH), [dict(COCO_RESULT)]
+    request = Request(tmp_path / "gt.json", tmp_path / "pred.json")
+    write_json(request.truth, truth)
+    write_json(request.prediction, results)
+    assert evaluate("coco-box", request).scores.numbers["AP"] == pytest.approx(100)
+    (results if side == "pred" else truth[side])[0].update(change)
+    write_json(request.truth, truth)
+    write_json(request.prediction, results)
+    with pytest.raises(InputError, match=message):
+        evaluate("coco-box", request)
+
+
+def test_masks_of_another_size(tmp_path: Path) -> None:
+    content = recorded("youtubevis")
+    code = next(c for c in content["results"][0]["segmentations"] if c)
+    code["size"] = [30, 40]
+    truth = write_json(tmp_path / "gt.json", content["ground_truth"])
+    results = write_json(tmp_path / "pred.json", content["results"])
+    with pytest.raises(InputError, match=r"pred\.json against .* 40x30 pixels, its image is 80x60"):
+        evaluate("youtube-vis", Request(truth, results))
+
+
+def test_boxes_that_have_no_score(tmp_path: Path) -> None:
+    truth = {**COCO_TRUTH, "images": [{"id": 1}]}
+    found = {"1": {"scores": [0.9], "boxes_xyxy": [[1, 1, 5, 5], [1, 1, 2, 2]]}}
+    request = Request(
+        write_json(tmp_path / "gt.json", truth), write_json(tmp_path / "pred.json", found)
+    )
+    with pytest.raises(InputError, match=r"pred\.json, image 1, entry 1: score is None"):
+        evaluate("grefcoco-box", request)
+    write_json(request.truth, {**truth, "images": []})
+    with pytest.raises(InputError, match=r"gt\.json, annotation 0 is of image 1, which is not"):
+        evaluate("grefcoco-box", request)
+
+
 def test_meta_of_another_benchmark(tmp_path: Path) -> None:
     write_clip(tmp_path / "gt" / "a", np.zeros((3, 8, 8)))
     write_clip(tmp_path / "pred" / "a", np.zeros((3, 8, 8)))
@@ -209,6 +269,46 @@ def test_meta_of_another_benchmark(tmp_path: Path) -> None:
     write_json(meta, {"videos": {"b": {}}})
     with pytest.raises(InputError, match=r"meta\.json has no video a"):
         evaluate("lvos", request)
+
+
+@pytest.mark.parametrize(
+    ("entry", "lvos", "youtube"),
+    [
+        ({}, "has no frame_range of object 1", "has no category of object 1"),
+        (
+            {"frame_range": {"start": "x"}, "category": "cat"},
+            "frame_range is .*, expected the numbers start, end and frame_nums",
+            None,
+        ),
+    ],
+)
+def test_meta_whose_objects_lack_something(
+    tmp_path: Path, entry: dict[str, object], lvos: str, youtube: str | None
+) -> None:
+    for side in ("gt", "pred"):
+        write_clip(tmp_path / side / "a", np.ones((3, 8, 8)))
+    (tmp_path / "unseen.txt").write_text("a\n")
+    meta = write_json(tmp_path / "meta.json", {"videos": {"a": {"objects": {"1": entry}}}})
+    request = Request(tmp_path / "gt", tmp_path / "pred", meta=meta, unseen=tmp_path / "unseen.txt")
+    with pytest.raises(InputError, match=lvos):
+        evaluate("lvos", request)
+    if youtube is None:
+        assert evaluate("youtube-vos", request).scores.numbers["G"] == 100
+    else:
+        with pytest.raises(InputError, match=youtube):
+            evaluate("youtube-vos", request)
+
+
+def test_sequences_that_do_not_count_are_on_the_card(tmp_path: Path) -> None:
+    """DAVIS counts the objects of frame 0; folders of file managers are no sequences."""
+    write_davis(tmp_path)
+    numbers = run(tmp_path).scores.numbers
+    for side in ("gt", "pred_semi"):
+        write_clip(tmp_path / side / "later", np.arange(4)[:, None, None] * np.ones((4, 8, 8)))
+    (tmp_path / "pred_semi" / "__MACOSX").mkdir()
+    report = run(tmp_path)
+    assert report.scores.numbers == numbers
+    assert report.card.notes == ("sequences without an object that counts: 1",)
 
 
 def test_images(tmp_path: Path) -> None:
@@ -230,6 +330,8 @@ def test_images(tmp_path: Path) -> None:
     write_mask(tmp_path / "pred" / "1.png", np.zeros((60, 80)))
     with pytest.raises(InputError, match=r"pred/2\.png holds 8 values besides 0"):
         evaluate("lavt", request)
+    with pytest.raises(InputError, match="the split names no class or mask of"):
+        evaluate("lavt", Request(tmp_path / "gt", tmp_path / "pred", Split(("x",), "list")))
     with pytest.raises(InputError, match="lies in no class folder"):
         evaluate("hsnet", request)
     with pytest.raises(InputError, match=r"pred/2\.png holds label 3"):
@@ -268,8 +370,9 @@ def masks_of_davis() -> set[str]:
 
 
 def test_scoring_needs_neither_torch_nor_detectron2() -> None:
+    modules = ("protocols", "plots", "reading", "golden", "benchmark", "submission", "doctor")
     code = (
-        "import sys, unified.evaluation.protocols, unified.evaluation.plots\n"
+        f"import sys, unified.label_maps, {', '.join(f'unified.evaluation.{m}' for m in modules)}\n"
         "print([m for m in ('torch', 'detectron2', 'matplotlib') if m in sys.modules])"
     )
     done = subprocess.run(

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from unified.errors import InputError
-from unified.evaluation.golden import KINDS, SUFFIX, check_file, check_folder
-from unified.evaluation.golden.compare import largest_difference
+from unified.evaluation.golden import KINDS, SUFFIX, check_file, find_recordings
+from unified.evaluation.golden.compare import largest_difference, rounded
 
 DATA = Path(__file__).parents[2] / "data"
 
@@ -56,15 +56,55 @@ def test_nan_on_one_side_and_shapes_differ_infinitely() -> None:
 
 def test_bad_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="recorded numbers"):
-        check_folder(tmp_path)
+        find_recordings(tmp_path)
     shutil.copy(recording("ris"), tmp_path)
+    (path,) = find_recordings(tmp_path)
     with pytest.raises(InputError, match=r"ris_masks\.npz is missing"):
-        check_folder(tmp_path)
-    (tmp_path / "ris_expected.json").rename(tmp_path / "other_expected.json")
+        check_file(path)
+    (tmp_path / "ris_masks.npz").write_bytes(b"PK\x03\x04 cut off")
+    with pytest.raises(InputError, match=r"ris_masks\.npz cannot be read"):
+        check_file(path)
     with pytest.raises(InputError, match="no known kind"):
-        check_folder(tmp_path)
-    (tmp_path / "other_expected.json").unlink()
-    (tmp_path / "sav_expected.json").write_text("{}")
+        check_file(path.rename(tmp_path / "other_expected.json"))
+    path = tmp_path / "sav_expected.json"
+    path.write_text("{}")
     shutil.copy(recording("davis17").with_name("davis17_masks.npz"), tmp_path)
     with pytest.raises(InputError, match="lack the entry 'returned'"):
-        check_folder(tmp_path)
+        check_file(path)
+    path.write_text('{"returned": [1, 2, 3]}')
+    with pytest.raises(InputError, match=r"sav_expected\.json cannot be compared: "):
+        check_file(path)
+    path = tmp_path / "davis17_expected.json"
+    path.write_text('{"note": "nothing else"}')
+    with pytest.raises(InputError, match="has no number to compare"):
+        check_file(path)
+
+
+@pytest.mark.parametrize("name", ["{}_seed7", "other_{}", "a_{}_b"])
+@pytest.mark.parametrize("kind", ["davis17", "lvos_v1_bundled", "sav", "refer_mini"])
+def test_a_kind_may_have_more_in_its_name(kind: str, name: str, tmp_path: Path) -> None:
+    source = recording(kind)
+    shutil.copy(source, tmp_path / f"{name.format(kind)}{SUFFIX}")
+    for path in source.parent.glob("*_masks.npz"):
+        stem = path.name.removesuffix("_masks.npz")
+        shutil.copy(path, tmp_path / f"{name.format(stem)}_masks.npz")
+    if kind == "refer_mini":
+        shutil.copytree(source.parent / kind, tmp_path / name.format(kind))
+    agreement = check_file(tmp_path / f"{name.format(kind)}{SUFFIX}")
+    assert agreement.passed
+    assert agreement.num_values == check_file(source).num_values
+
+
+def test_a_part_of_a_recording_is_compared(tmp_path: Path) -> None:
+    shutil.copy(recording("ris").with_name("ris_masks.npz"), tmp_path)
+    content = json.loads(recording("ris").read_text())
+    path = tmp_path / f"ris{SUFFIX}"
+    path.write_text(json.dumps({"cris": content["cris"], "note": "x"}))
+    agreement = check_file(path)
+    assert (agreement.passed, agreement.num_values) == (True, 6)
+
+
+def test_printed_digits_are_compared_as_printed() -> None:
+    assert rounded(3.125, "3.12") == 3.12
+    assert rounded(3.125, "3.13") == 3.13
+    assert rounded(3.136, "3.13") == 3.136

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from unified.evaluation.evaluators import EVALUATORS
 from unified.evaluation.protocols import PROTOCOLS
 from unified.evaluation.submission import SERVERS
 
@@ -40,7 +41,7 @@ def test_everything_named_in_the_text_exists() -> None:
     text = "\n".join(LINES)
     for name in re.findall(r"`(test_\w+)`", text):
         assert f"def {name}(" in TESTS
-    section = text.split("## The differences that matter")[1].split("## Submissions")[0]
+    section = text.split("## The differences that matter")[1].split("## From a model")[0]
     quoted = set(re.findall(r"`([a-z0-9-]+)`", section)) - {"lvos-unsup"}
     assert {name for name in quoted if not name.startswith("--")} <= set(PROTOCOLS)
 
@@ -49,6 +50,18 @@ def first_column(heading: str) -> set[str]:
     section = "\n".join(LINES).split(heading)[1].split("\n## ")[0]
     cells = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
     return {name for cell in cells for name in re.findall(r"`([a-z0-9-]+)`", cell)}
+
+
+def test_every_evaluator_is_listed() -> None:
+    section = "\n".join(LINES).split("## From a model")[1].split("\n## ")[0]
+    rows = [line.split("|")[1:3] for line in section.splitlines() if line.startswith("| `")]
+    kinds, protocols = (
+        set(re.findall(r"`([a-z0-9_-]+)`", " ".join(row[column] for row in rows)))
+        for column in (0, 1)
+    )
+    assert kinds == set(EVALUATORS)
+    videos = {name for name, protocol in PROTOCOLS.items() if protocol.task in ("vos", "rvos")}
+    assert protocols | videos == set(PROTOCOLS)
 
 
 def test_files_and_servers_are_listed_for_all() -> None:

@@ -100,6 +100,34 @@ def test_sav(score: Score, tmp_path: Path) -> None:
     assert [row.item for row in report.scores.rows] == ["000", "001"] * 3
 
 
+@pytest.mark.parametrize("protocol", ["davis17-semi", "vos-benchmark", "vos-all-frames"])
+def test_black_and_white_masks_are_one_object(score: Score, tmp_path: Path, protocol: str) -> None:
+    """255 is an object where nothing else is: DAVIS 2016. It is void beside other ids."""
+    clip = (masks("davis17")["gt_alpha"] == 1).astype(np.uint8)
+    prediction = (masks("davis17")["pred_semi_alpha"] == 1).astype(np.uint8)
+    if protocol != "davis17-semi":  # which asks for the objects of frame 0
+        clip[0] = 0
+    for folder, white in (("ids", 1), ("white", 255)):
+        write_clip(tmp_path / folder / "gt" / "a", clip * np.uint8(white))
+        write_clip(tmp_path / folder / "pred" / "a", prediction * np.uint8(white))
+    reports = [
+        score(protocol, truth=tmp_path / folder / "gt", prediction=tmp_path / folder / "pred")
+        for folder in ("ids", "white")
+    ]
+    assert reports[0].scores.numbers == reports[1].scores.numbers
+    assert 0 < next(iter(reports[0].scores.numbers.values())) < 100
+
+
+def test_void_alone_in_the_first_frame_is_no_object(score: Score, tmp_path: Path) -> None:
+    truth = squares([[0, 0], [1, 0], [1, 0], [1, 0]])
+    truth[0, 0, 0] = 255
+    write_clip(tmp_path / "gt" / "a", truth)
+    write_clip(tmp_path / "pred" / "a", np.where(truth == 255, 0, truth))
+    report = score("vos-all-frames")
+    assert same(report, {"J&F": 100})
+    assert report.card.num_samples == 1
+
+
 def squares(ids: list[list[int]]) -> np.ndarray:
     frames = np.zeros((len(ids), 8, 8 * len(ids[0])), np.uint8)
     for frame, row in zip(frames, ids, strict=True):
@@ -259,6 +287,25 @@ def test_mevis(score: Score, tmp_path: Path) -> None:
     assert "1 missing sequence" in report.card.line()
 
 
+def test_mevis_sentence_about_nothing(score: Score, tmp_path: Path) -> None:
+    """Both masks empty count 1, a mask where there is nothing counts 0."""
+    block = recorded("mevis")
+    videos = {"v0": block["meta_expressions"]["videos"]["v0"]}
+    videos["v0"]["expressions"] = {
+        "0": videos["v0"]["expressions"]["0"],
+        "1": {"exp": "nothing", "obj_id": [], "anno_id": []},
+        "2": {"exp": "nothing", "obj_id": [], "anno_id": []},
+    }
+    write_json(tmp_path / "gt" / "meta_expressions.json", {"videos": videos})
+    write_json(tmp_path / "gt" / "mask_dict.json", block["mask_dict"])
+    drawn = masks("mevis")["pred_v0_0"] * 255
+    for item, clip in (("0", drawn), ("1", drawn * 0), ("2", np.maximum(drawn, 1))):
+        write_clip(tmp_path / "pred" / "v0" / item, (clip > 0) * 255)
+    rows = {row.item: row.values["J"] for row in score("mevis").scores.rows}
+    assert rows["0"] == pytest.approx(100 * block["per_expression"]["v0_0"][0])
+    assert (rows["1"], rows["2"]) == (100, 0)
+
+
 def write_pairs(folder: Path, kind: str, prefix: str = "") -> None:
     arrays = masks(kind)
     for index, (truth, prediction) in enumerate(
@@ -333,6 +380,8 @@ def test_grefcoco(score: Score, tmp_path: Path) -> None:
     report = score("grefcoco")
     assert same(report, expected)
     assert report.card.notes == ("refusals from no_target.json",)
+    ious = [row.values["IoU"] for row in report.scores.rows]
+    assert np.mean(ious) == pytest.approx(expected["gIoU"], abs=1e-9)
     (tmp_path / "pred" / "no_target.json").unlink()
     report = score("grefcoco")
     assert report.card.notes == ("a refusal is an empty mask",)

@@ -18,7 +18,7 @@ from unified.inference.cli import (
 )
 from unified.inference.image_io import write_image
 from unified.inference.video_io import FrameReader
-from unified.masks import write_label_map, write_mask
+from unified.label_maps import write_label_map, write_mask
 
 SIZE = (16, 24)
 

@@ -24,7 +24,7 @@ from unified.inference.output import (
     write_image_result,
 )
 from unified.inference.video_io import Frame, FrameReader
-from unified.masks import mask_box, read_label_map
+from unified.label_maps import mask_box, read_label_map
 from unified.structures import FrameResult
 
 SIZE = (32, 48)

@@ -24,7 +24,7 @@ from unified.data.synthetic.writing import (
     save_lines,
     split_size,
 )
-from unified.masks import write_label_map, write_mask
+from unified.label_maps import write_label_map, write_mask
 
 NUM_FRAMES = 8
 LVOS_NUM_FRAMES, LVOS_STEP = 16, 5

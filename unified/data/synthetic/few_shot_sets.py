@@ -20,7 +20,7 @@ from unified.data.synthetic.writing import (
     save_pickle,
     split_size,
 )
-from unified.masks import write_label_map, write_mask
+from unified.label_maps import write_label_map, write_mask
 
 COCO_20I_IMAGE_ID = 600_000
 

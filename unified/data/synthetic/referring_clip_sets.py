@@ -17,7 +17,7 @@ from unified.data.synthetic.clip_sets import (
 )
 from unified.data.synthetic.sentences import Sentence, group_sentences, sentences
 from unified.data.synthetic.writing import save_lines, split_size
-from unified.masks import write_mask
+from unified.label_maps import write_mask
 
 LOOKS = ("size", "colour", "texture", "kind")
 LOOKS_AND_MOTION = (*LOOKS, "motion")

@@ -3,34 +3,72 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
-from unified.errors import InputError
+from unified.errors import InputError, first_line
 
+SUFFIX = "_expected.json"
 Triple = tuple[str, Any, Any]  # what, ours, recorded
 
 
-def read_masks(folder: Path, name: str) -> Mapping[str, NDArray]:
-    """Arrays of ``<name>_masks.npz``.
+@dataclass(frozen=True)
+class Recording:
+    """One file of recorded numbers: ``<kind>_expected.json``, or with more in its name.
 
-    Raises:
-        InputError: the archive is missing.
+    Attributes:
+        path: the file.
+        kind: what was recorded, such as davis17.
+        content: of the file.
     """
-    path = folder / f"{name}_masks.npz"
-    if not path.is_file():
-        raise InputError(f"{path} is missing: expected the masks of the recorded numbers")
-    with np.load(path) as archive:
-        return {key: archive[key] for key in archive.files}
+
+    path: Path
+    kind: str
+    content: Mapping[str, Any]
+
+    def blocks(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """The named groups of numbers, without notes."""
+        return ((key, value) for key, value in self.content.items() if isinstance(value, dict))
+
+    def beside(self, name: str) -> Path:
+        """What goes with this recording: ``name``, with whatever else its own name has.
+
+        The masks of ``seed7_ris_expected.json`` are in ``seed7_ris_masks.npz``.
+        """
+        stem = self.path.name.removesuffix(SUFFIX)
+        return self.path.parent / stem.replace(self.kind, name, 1)
+
+    def masks(self, name: str) -> Mapping[str, NDArray]:
+        """Arrays of ``<name>_masks.npz``.
+
+        Raises:
+            InputError: the archive is missing or damaged.
+        """
+        path = self.beside(name).with_name(f"{self.beside(name).name}_masks.npz")
+        if not path.is_file():
+            raise InputError(f"{path} is missing: expected the masks of the recorded numbers")
+        try:
+            with path.open("rb") as file, np.load(file) as archive:
+                return {key: archive[key] for key in archive.files}
+        except (ValueError, OSError, BadZipFile) as error:
+            raise InputError(f"{path} cannot be read: {first_line(error)}") from error
 
 
 def same_keys(what: str, ours: Mapping[str, Any], recorded: Mapping[str, Any]) -> Iterator[Triple]:
     """One triple per recorded key."""
     for key, value in recorded.items():
         yield f"{what} {key}", ours[key], value
+
+
+def rounded(ours: float, printed: str) -> float:
+    """``ours``, or the printed number where that is ours with fewer digits."""
+    digits = len(printed.partition(".")[2])
+    return float(printed) if abs(ours - float(printed)) <= 0.5 * 10**-digits + 1e-9 else ours
 
 
 def largest_difference(ours: Any, recorded: Any) -> float:

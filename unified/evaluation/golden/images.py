@@ -3,37 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unified.data.formats.refer import NO_TARGET, Ref, ReferData, read_refer
-from unified.evaluation.golden.compare import Triple, read_masks, same_keys
+from unified.evaluation.golden.compare import Recording, Triple, rounded, same_keys
 from unified.metrics import few_shot, generalized, iou, semantic
 
 
-def check_ris(folder: Path, recorded: Mapping[str, Any]) -> Iterator[Triple]:
+def check_ris(recording: Recording) -> Iterator[Triple]:
     """LAVT, CRIS, CMSA and UniRef on the same masks, and UniRef on boxes."""
-    masks = read_masks(folder, "ris")
+    recorded, masks = recording.content, recording.masks("ris")
     overlaps = np.array(
         [iou.mask_overlap(*p) for p in zip(masks["gt"], masks["pred"], strict=True)]
     )
     inter, union = overlaps.T
-    yield "CMSA I and U", overlaps, recorded["cmsa_compute_mask_IU"]
-    yield "LAVT I", inter, recorded["lavt_test"]["I"]
-    yield "LAVT U", union, recorded["lavt_test"]["U"]
-    yield "LAVT IoU", iou.overlap_ratio(inter, union), recorded["lavt_train_IoU_per_sample"]
-    yield from _lavt_printed(iou.referring_summary(inter, union, iou.LAVT), recorded["lavt_test"])
-    cris = iou.referring_summary(inter, union, iou.CRIS)
-    yield "CRIS IoU", cris["mIoU"] / 100, recorded["cris"]["IoU"]
-    for t in iou.THRESHOLDS:
-        yield f"CRIS Pr {t}", cris[f"P@{t}"] / 100, recorded["cris"][f"Pr@{round(100 * t)}"]
-    yield from _uniref(inter, union, recorded)
+    if "cmsa_compute_mask_IU" in recorded:
+        yield "CMSA I and U", overlaps, recorded["cmsa_compute_mask_IU"]
+    if "lavt_train_IoU_per_sample" in recorded:
+        ratios = iou.overlap_ratio(inter, union)
+        yield "LAVT IoU", ratios, recorded["lavt_train_IoU_per_sample"]
+    if "lavt_test" in recorded:
+        yield from _lavt(inter, union, recorded["lavt_test"])
+    if "cris" in recorded:
+        cris = iou.referring_summary(inter, union, iou.CRIS)
+        yield "CRIS IoU", cris["mIoU"] / 100, recorded["cris"]["IoU"]
+        for t in iou.THRESHOLDS:
+            yield f"CRIS Pr {t}", cris[f"P@{t}"] / 100, recorded["cris"][f"Pr@{round(100 * t)}"]
+    if "uniref_refcocoeval_segm" in recorded:
+        yield from _uniref_masks(inter, union, recorded["uniref_refcocoeval_segm"])
+    if "uniref_refcocoeval_bbox" in recorded:
+        yield from _uniref_boxes(recorded["uniref_refcocoeval_bbox"])
 
 
-def _lavt_printed(ours: Mapping[str, float], recorded: Mapping[str, Any]) -> Iterator[Triple]:
+def _lavt(inter: NDArray, union: NDArray, recorded: Mapping[str, Any]) -> Iterator[Triple]:
+    """Areas per sample, and the lines that the program prints with two digits."""
+    yield "LAVT I", inter, recorded["I"]
+    yield "LAVT U", union, recorded["U"]
+    ours = iou.referring_summary(inter, union, iou.LAVT)
     printed = dict(
         line.replace("Mean IoU is", "mIoU =").split(" = ")
         for line in map(str.strip, recorded["printed"].splitlines())
@@ -42,49 +51,51 @@ def _lavt_printed(ours: Mapping[str, float], recorded: Mapping[str, Any]) -> Ite
     names = {"mIoU": "mIoU", "overall IoU": "oIoU"}
     names.update({f"precision@{t}": f"P@{t}" for t in iou.THRESHOLDS})
     for theirs, name in names.items():
-        yield f"LAVT printed {name}", float(f"{ours[name]:.2f}"), float(printed[theirs])
+        value = printed[theirs].strip()
+        yield f"LAVT printed {name}", rounded(ours[name], value), float(value)
 
 
-def _uniref(inter: NDArray, union: NDArray, recorded: Mapping[str, Any]) -> Iterator[Triple]:
-    masks, boxes = recorded["uniref_refcocoeval_segm"], recorded["uniref_refcocoeval_bbox"]
-    chosen = masks["sample_index"]
+def _uniref_masks(inter: NDArray, union: NDArray, recorded: Mapping[str, Any]) -> Iterator[Triple]:
+    chosen = recorded["sample_index"]
     inter, union = inter[chosen], union[chosen]
     ours = iou.referring_summary(inter, union, iou.UNIREF)
-    yield from same_keys("UniRef masks", ours, {k: masks[k] for k in ours})
-    yield "UniRef IoU", iou.overlap_ratio(inter, union), masks["per_sample_iou_maskutils"]
+    yield from same_keys("UniRef masks", ours, {k: recorded[k] for k in ours})
+    yield "UniRef IoU", iou.overlap_ratio(inter, union), recorded["per_sample_iou_maskutils"]
     smoothed = ((inter + 1e-6) / (union + 1e-6)).astype(np.float32)
-    yield "UniRef IoU with epsilon", smoothed, masks["per_sample_iou_eps"]
-    corners = [iou.xywh_to_xyxy(boxes[key]) for key in ("pred_bbox_xywh", "gt_bbox_xywh")]
+    yield "UniRef IoU with epsilon", smoothed, recorded["per_sample_iou_eps"]
+
+
+def _uniref_boxes(recorded: Mapping[str, Any]) -> Iterator[Triple]:
+    corners = [iou.xywh_to_xyxy(recorded[key]) for key in ("pred_bbox_xywh", "gt_bbox_xywh")]
     box_inter, box_union = iou.box_overlap(*corners)
     ours = iou.referring_summary(np.diag(box_inter), np.diag(box_union), iou.UNIREF)
-    yield from same_keys("UniRef boxes", ours, {k: boxes[k] for k in ours})
+    yield from same_keys("UniRef boxes", ours, {k: recorded[k] for k in ours})
 
 
-def check_grefcoco(folder: Path, recorded: Mapping[str, Any]) -> Iterator[Triple]:
+def check_grefcoco(recording: Recording) -> Iterator[Triple]:
     """ReLA: one source, no refusals expected, mixed sources."""
-    masks = read_masks(folder, "grefcoco")
+    recorded, masks = recording.content, recording.masks("grefcoco")
     inter, union = np.array(
         [iou.mask_overlap(*p) for p in zip(masks["gt"], masks["pred"], strict=True)]
     ).T
     no_target, refused = np.array(recorded["gt_nt"]), np.array(recorded["pred_nt"])
-    sources = np.array(recorded["mixed_source_labels"])
+    labels = np.array(recorded.get("mixed_source_labels", ["grefcoco"] * len(no_target)))
     everything = np.ones_like(no_target)
-    cases = [
-        ("all_grefcoco", "grefcoco", everything),
-        ("no_no_target", "grefcoco", ~no_target),
-        *(("mixed_sources", name, sources == name) for name in sorted(set(sources))),
-        ("mixed_sources", "full", everything),
-    ]
-    for block, source, kept in cases:
-        samples = generalized.GeneralizedSamples(
-            inter[kept], union[kept], no_target[kept], refused[kept]
-        )
-        ours = generalized.generalized_summary(samples)
-        yield from same_keys(f"{block} {source}", ours, recorded[block][source])
+    blocks = {"all_grefcoco": everything, "no_no_target": ~no_target, "mixed_sources": everything}
+    for block, among in blocks.items():
+        for source, values in recorded.get(block, {}).items():
+            one_source = block == "mixed_sources" and source != "full"
+            kept = among & (labels == source) if one_source else among
+            samples = generalized.GeneralizedSamples(
+                inter[kept], union[kept], no_target[kept], refused[kept]
+            )
+            ours = generalized.generalized_summary(samples)
+            yield from same_keys(f"{block} {source}", ours, values)
 
 
-def check_grec(folder: Path, recorded: Mapping[str, Any]) -> Iterator[Triple]:
+def check_grec(recording: Recording) -> Iterator[Triple]:
     """gRefCOCO boxes."""
+    recorded = recording.content
     f1, kept, no_target = [], [], []
     for image in recorded["ground_truth"]["images"]:
         found = [a for a in recorded["ground_truth"]["annotations"] if a["image_id"] == image["id"]]
@@ -98,12 +109,10 @@ def check_grec(folder: Path, recorded: Mapping[str, Any]) -> Iterator[Triple]:
     yield from same_keys("boxes", ours, {key: recorded[key] for key in ours})
 
 
-def check_few_shot(folder: Path, recorded: Mapping[str, Any]) -> Iterator[Triple]:
+def check_few_shot(recording: Recording) -> Iterator[Triple]:
     """hsnet: areas, class mIoU, FB-IoU and k-shot votes."""
-    masks = read_masks(folder, "fss")
-    for name, block in recorded.items():
-        if name == "note":
-            continue
+    masks = recording.masks("fss")
+    for name, block in recording.blocks():
         triples = zip(*(masks[f"{name}_{key}"] for key in ("gt", "pred", "ignore")), strict=True)
         pairs = [few_shot.areas(*triple) for triple in triples]
         inter, union = (np.array(side) for side in zip(*pairs, strict=True))
@@ -118,12 +127,10 @@ def check_few_shot(folder: Path, recorded: Mapping[str, Any]) -> Iterator[Triple
             yield f"{key} {query}", few_shot.vote(masks["vote_in"][:shots, query]), expected
 
 
-def check_semantic(folder: Path, recorded: Mapping[str, Any]) -> Iterator[Triple]:
+def check_semantic(recording: Recording) -> Iterator[Triple]:
     """mmsegmentation: plain, reduce_zero_label, Dice, NaN replaced."""
-    masks = read_masks(folder, "semseg")
-    for key, values in recorded.items():
-        if key == "note":
-            continue
+    masks = recording.masks("semseg")
+    for key, values in recording.blocks():
         reduce_zero = key == "reduce_zero_label"
         pairs = zip(masks["gt"], masks["pred"], strict=True)
         each = [
@@ -138,14 +145,12 @@ def check_semantic(folder: Path, recorded: Mapping[str, Any]) -> Iterator[Triple
             yield f"{key} {name}", found, expected
 
 
-def check_refer(folder: Path, recorded: Mapping[str, Any]) -> Iterator[Triple]:
+def check_refer(recording: Recording) -> Iterator[Triple]:
     """The REFER and gRefCOCO readers: splits, sentences, boxes, masks."""
-    masks = read_masks(folder, "refer_mini")
-    for key, block in recorded.items():
-        if key == "note":
-            continue
+    masks = recording.masks("refer_mini")
+    for key, block in recording.blocks():
         name, split_by = key.removesuffix(")").split("(")
-        data = read_refer(folder / "refer_mini" / name, split_by)
+        data = read_refer(recording.beside("refer_mini") / name, split_by)
         counts = {
             "n_refs": len(data.refs),
             "n_sents": sum(len(ref.sentences) for ref in data.refs.values()),

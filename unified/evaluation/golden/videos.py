@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,19 +10,21 @@ from numpy.typing import NDArray
 
 from unified.data.formats.files import segmentation_mask
 from unified.evaluation.detections import youtube_vis_entries
-from unified.evaluation.golden.compare import Triple, read_masks, same_keys
+from unified.evaluation.golden.compare import Recording, Triple, same_keys
+from unified.label_maps import davis_palette
 from unified.metrics import davis, detection, video
 
 
-def check_davis(folder: Path, recorded: Mapping[str, Any]) -> Iterator[Triple]:
+def check_davis(recording: Recording) -> Iterator[Triple]:
     """DAVIS 2017: both tasks, frames, boundaries, statistics and the palette."""
-    masks = read_masks(folder, "davis17")
+    recorded, masks = recording.content, recording.masks("davis17")
     names = sorted(key.removeprefix("gt_") for key in masks if key.startswith("gt_"))
     tasks = {
         "semi-supervised": ("pred_semi_", video.davis_semi_supervised),
         "unsupervised": ("pred_unsup_", video.davis_unsupervised),
     }
-    for task, (prefix, score) in tasks.items():
+    for task in (task for task in tasks if task in recorded):
+        prefix, score = tasks[task]
         tracks = {
             f"{name}_{i}": track
             for name in names
@@ -32,25 +33,21 @@ def check_davis(folder: Path, recorded: Mapping[str, Any]) -> Iterator[Triple]:
         yield from same_keys(task, davis.summarise(list(tracks.values())), recorded[task]["global"])
         for name, values in recorded[task]["per_object"].items():
             yield from same_keys(f"{task} {name}", _davis_object(tracks[name]), values)
-    for name, objects in recorded["per_frame_all_frames"].items():
+    for name, objects in recorded.get("per_frame_all_frames", {}).items():
         truth = np.where(masks[f"gt_{name}"] == davis.VOID, 0, masks[f"gt_{name}"])
         for i, values in objects.items():
             frames = zip(truth.astype(np.uint8), masks[f"pred_semi_{name}"], strict=True)
             scores = np.array([davis.frame_scores(t, p, [int(i)])[0] for t, p in frames])
             yield f"frames of {name} {i}, J", scores[:, 0], values["J"]
             yield f"frames of {name} {i}, F", scores[:, 1], values["F"]
-    yield from _boundaries(folder, recorded["boundary"])
-    for series in recorded["db_statistics"]:
+    if "boundary" in recorded:
+        yield from _boundaries(recording, recorded["boundary"])
+    for series in recorded.get("db_statistics", ()):
         found = davis.statistics(np.array(series["values"]), wrap_index=True)
         for key in ("mean", "recall", "decay"):
             yield f"statistics of {series['n']} values, {key}", getattr(found, key), series[key]
-    yield "palette", _palette(), recorded["palette_256x3"]
-
-
-def _palette() -> NDArray[np.uint8]:
-    from unified.masks import davis_palette  # brings torch, which scoring does without
-
-    return davis_palette()
+    if "palette_256x3" in recorded:
+        yield "palette", davis_palette(), recorded["palette_256x3"]
 
 
 def _davis_object(track: davis.Track) -> dict[str, float]:
@@ -65,8 +62,8 @@ def _davis_object(track: davis.Track) -> dict[str, float]:
     }
 
 
-def _boundaries(folder: Path, recorded: Mapping[str, Any]) -> Iterator[Triple]:
-    packed = read_masks(folder, "davis17_boundary")
+def _boundaries(recording: Recording, recorded: Mapping[str, Any]) -> Iterator[Triple]:
+    packed = recording.masks("davis17_boundary")
     for key, values in recorded.items():
         size, case = key.split("_", 1)
         height, width = map(int, size.split("x"))
@@ -93,10 +90,10 @@ def _pairs(masks: Mapping[str, NDArray], name: str, prefix: str = "pred_") -> It
     return zip(masks[f"gt_{name}"], masks[f"{prefix}{name}"], strict=True)
 
 
-def check_vos_benchmark(folder: Path, recorded: Mapping[str, Any]) -> Iterator[Triple]:
+def check_vos_benchmark(recording: Recording) -> Iterator[Triple]:
     """vos-benchmark, first and last frame skipped or not (percent)."""
-    masks = read_masks(folder, "vos_benchmark")
-    for key, values in recorded.items():
+    masks = recording.masks("vos_benchmark")
+    for key, values in recording.blocks():
         name, skip = key.split("|skip_first_last=")
         tracks = video.visible_objects(_pairs(masks, name), skip_first_last=skip == "True")
         yield f"{key} objects", sorted(tracks), sorted(int(i) for i in values["J_percent"])
@@ -105,10 +102,10 @@ def check_vos_benchmark(folder: Path, recorded: Mapping[str, Any]) -> Iterator[T
             yield f"{key} {i} F", 100 * track.boundary.mean(), values["F_percent"][str(i)]
 
 
-def check_sav(folder: Path, recorded: Mapping[str, Any]) -> Iterator[Triple]:
+def check_sav(recording: Recording) -> Iterator[Triple]:
     """SA-V: one binary mask per object, first and last frame skipped (percent)."""
-    masks = read_masks(folder, "davis17")
-    *overall, (per_object,) = recorded["returned"]
+    masks = recording.masks("davis17")
+    *overall, (per_object,) = recording.content["returned"]
     scores = []
     for name, (regions, boundaries) in per_object.items():
         truth = np.where(masks[f"gt_{name}"] == davis.VOID, 0, masks[f"gt_{name}"])
@@ -123,12 +120,10 @@ def check_sav(folder: Path, recorded: Mapping[str, Any]) -> Iterator[Triple]:
     yield "J&F, J, F", [(region + boundary) / 2, region, boundary], [v for (v,) in overall]
 
 
-def check_lvos(
-    folder: Path, recorded: Mapping[str, Any], *, bundled: bool = False
-) -> Iterator[Triple]:
+def check_lvos(recording: Recording, *, bundled: bool = False) -> Iterator[Triple]:
     """LVOS, three tasks; ``bundled`` for the older evaluator that skips no frame."""
-    masks = read_masks(folder, "lvos")
-    variant = recorded["variant_frame_nums_plus_one"]
+    recorded, masks = recording.content, recording.masks("lvos")
+    variant = recorded.get("variant_frame_nums_plus_one", {})
     for label, block in (("", recorded), ("frame_nums + 1, ", variant)):
         meta = block.get("meta_json", recorded["meta_json"])["videos"]
         for task in ("semi-supervised", "unsupervised_multiple", "unsupervised_single"):
@@ -181,14 +176,14 @@ def _lvos_task(
     yield from same_keys(what, means, recorded["global"])
 
 
-def check_lvos_bundled(folder: Path, recorded: Mapping[str, Any]) -> Iterator[Triple]:
+def check_lvos_bundled(recording: Recording) -> Iterator[Triple]:
     """The LVOS evaluator that UniRef bundles and documents."""
-    return check_lvos(folder, recorded, bundled=True)
+    return check_lvos(recording, bundled=True)
 
 
-def check_mevis(folder: Path, recorded: Mapping[str, Any]) -> Iterator[Triple]:
+def check_mevis(recording: Recording) -> Iterator[Triple]:
     """MeViS per expression; a missing video counts 0."""
-    masks = read_masks(folder, "mevis")
+    recorded, masks = recording.content, recording.masks("mevis")
     scores = []
     for name, entry in recorded["meta_expressions"]["videos"].items():
         for key, expression in entry["expressions"].items():
@@ -214,8 +209,9 @@ def _union(codes: Mapping[str, Any], ids: Sequence[int], shape: tuple[int, ...])
     return union
 
 
-def check_youtube_vis(folder: Path, recorded: Mapping[str, Any]) -> Iterator[Triple]:
+def check_youtube_vis(recording: Recording) -> Iterator[Triple]:
     """The 12 numbers of YouTube-VIS and AP per category."""
+    recorded = recording.content
     categories = youtube_vis_entries(recorded["ground_truth"], recorded["results"])
     ours = detection.detection_summary(categories, detection.YOUTUBE_VIS_AREAS)
     order = dict(zip(recorded["stats_order"], recorded["stats"], strict=True))

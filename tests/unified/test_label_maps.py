@@ -1,0 +1,162 @@
+"""Label maps: merging, palette files and overlays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unified.errors import InputError
+from unified.label_maps import (
+    contour,
+    davis_palette,
+    draw_overlay,
+    mask_box,
+    merge_by_score,
+    read_label_map,
+    split_label_map,
+    write_label_map,
+    write_mask,
+)
+
+
+def test_the_highest_score_wins_a_shared_pixel() -> None:
+    left, right = np.array([[True, True, False]]), np.array([[False, True, True]])
+    assert merge_by_score([left, right], [0.9, 0.4]).tolist() == [[1, 1, 2]]
+    assert merge_by_score([left, right], [0.4, 0.9]).tolist() == [[1, 2, 2]]
+    assert merge_by_score([left, right], [0.5, 0.5]).tolist() == [[1, 1, 2]]
+
+
+def test_box_edges_are_exclusive_and_none_when_empty() -> None:
+    mask = np.zeros((5, 7), bool)
+    assert mask_box(mask) is None
+    mask[1:3, 2:6] = True
+    assert mask_box(mask) == (2.0, 1.0, 6.0, 3.0)
+
+
+def test_palette_is_that_of_davis() -> None:
+    """Recorded from the palette of DAVIS 2017 annotation files."""
+    recorded = {
+        0: (0, 0, 0),
+        1: (128, 0, 0),
+        2: (0, 128, 0),
+        3: (128, 128, 0),
+        7: (128, 128, 128),
+        8: (64, 0, 0),
+        22: (0, 192, 128),
+        23: (128, 192, 128),
+        64: (32, 0, 0),
+        200: (96, 32, 0),
+        255: (224, 224, 192),
+    }
+    assert {i: tuple(davis_palette()[i].tolist()) for i in recorded} == recorded
+
+
+def test_label_map_file_round_trip(tmp_path: Path) -> None:
+    label_map = np.arange(256, dtype=np.uint8).reshape(8, 32)
+    path = tmp_path / "new" / "00000.png"
+    write_label_map(path, label_map)
+    with Image.open(path) as image:
+        assert image.mode == "P"
+        assert image.getpalette() == davis_palette().ravel().tolist()
+    assert np.array_equal(read_label_map(path, size=(8, 32)), label_map)
+    assert [entry.name for entry in path.parent.iterdir()] == ["00000.png"]
+
+
+@pytest.mark.parametrize("only", [1, 5, 255])
+def test_indexed_files_keep_a_lonely_id(tmp_path: Path, only: int) -> None:
+    path = tmp_path / "m.png"
+    write_label_map(path, np.array([[0, only]], np.uint8))
+    assert read_label_map(path).tolist() == [[0, only]]
+
+
+def test_black_and_white_masks_are_object_1(tmp_path: Path) -> None:
+    mask = np.array([[True, False]])
+    write_mask(tmp_path / "grey.png", mask)
+    with Image.open(tmp_path / "grey.png") as image:
+        assert image.mode == "L" and np.asarray(image).tolist() == [[255, 0]]
+    Image.fromarray(mask).save(tmp_path / "bits.png")
+    assert read_label_map(tmp_path / "grey.png").tolist() == [[1, 0]]
+    assert read_label_map(tmp_path / "bits.png").tolist() == [[1, 0]]
+
+
+def test_grey_and_16_bit_files_hold_ids_as_they_are(tmp_path: Path) -> None:
+    ids = np.array([[0, 1, 3]])
+    Image.fromarray(ids.astype(np.uint8)).save(tmp_path / "8.png")
+    Image.fromarray(ids.astype(np.uint16)).save(tmp_path / "16.png")
+    for name in ("8.png", "16.png"):
+        assert read_label_map(tmp_path / name).tolist() == ids.tolist()
+
+
+BAD_MASKS = {
+    "colour": (np.zeros((4, 4, 3), np.uint8), "png", "has colours (mode RGB)"),
+    "alpha": (np.zeros((4, 4, 4), np.uint8), "png", "has colours (mode RGBA)"),
+    "empty": (np.zeros((4, 4), np.uint8), "png", "is empty"),
+    "size": (np.ones((4, 5), np.uint8), "png", "is 5x4 pixels, its image is 4x4"),
+    "ids": (np.full((4, 4), 256, np.uint16), "png", "holds the object id 256"),
+    "soft": (np.arange(240, 256, dtype=np.uint8).reshape(4, 4), "png", "mixes 255"),
+    "lossy": (np.ones((4, 4), np.uint8), "jpg", "is a JPEG"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_MASKS)
+def test_unusable_masks_are_named_with_the_reason(tmp_path: Path, name: str) -> None:
+    values, suffix, reason = BAD_MASKS[name]
+    path = tmp_path / f"{name}.{suffix}"
+    Image.fromarray(values).save(path)
+    with pytest.raises(InputError) as caught:
+        read_label_map(path, size=(4, 4))
+    assert str(path) in str(caught.value) and reason in str(caught.value)
+
+
+def test_missing_and_damaged_mask_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"nowhere\.png does not exist"):
+        read_label_map(tmp_path / "nowhere.png")
+    (tmp_path / "text.png").write_text("not a picture")
+    with pytest.raises(InputError, match=r"text\.png cannot be read"):
+        read_label_map(tmp_path / "text.png")
+    write_label_map(tmp_path / "whole.png", np.random.default_rng(0).integers(
+        1, 9, (64, 64), dtype=np.uint8))  # fmt: skip
+    (tmp_path / "half.png").write_bytes((tmp_path / "whole.png").read_bytes()[:600])
+    with pytest.raises(InputError, match=r"half\.png cannot be read"):
+        read_label_map(tmp_path / "half.png")
+
+
+def test_splitting_gives_the_ids_that_have_pixels() -> None:
+    label_map = np.array([[0, 2, 2, 9]], np.uint8)
+    masks = split_label_map(label_map)
+    assert list(masks) == [2, 9]
+    assert masks[2].tolist() == [[False, True, True, False]]
+
+
+def test_contour_stays_inside_the_object() -> None:
+    label_map = np.zeros((9, 9), np.uint8)
+    label_map[1:8, 1:8] = 3
+    edge = contour(label_map, width=1)
+    assert edge.sum() == 24 and not edge[2:7, 2:7].any() and not edge[label_map == 0].any()
+
+
+def test_overlay_colours_only_the_object_and_leaves_its_arguments() -> None:
+    image = np.full((40, 60, 3), 100, np.uint8)
+    label_map = np.zeros((40, 60), np.uint8)
+    label_map[20:35, 10:30] = 1
+    before = image.copy()
+    overlay = draw_overlay(image, label_map)
+    assert np.array_equal(image, before) and overlay.dtype == np.uint8
+    assert np.array_equal(overlay[label_map == 0], image[label_map == 0])
+    red, green, blue = overlay[27, 20].tolist()
+    assert red > 130 and green == blue < 100
+    assert overlay[20, 10, 0] > red
+
+
+@pytest.mark.parametrize("size", [(8, 8), (48, 640), (480, 854)])
+def test_legend_fits_any_size_and_number_of_objects(size: tuple[int, int]) -> None:
+    image = np.full((*size, 3), 255, np.uint8)
+    captions = {i: f"{i}  a rather long sentence about object {i} " * 20 for i in range(1, 256)}
+    overlay = draw_overlay(image, np.zeros(size, np.uint8), captions)
+    assert overlay.shape == image.shape
+    assert np.array_equal(overlay[-1], image[-1])
+    assert np.array_equal(overlay[:, -size[1] // 4 :], image[:, -size[1] // 4 :])
+    assert (overlay[0, 0].max() < 128) == (min(size) > 40)

@@ -1,0 +1,136 @@
+"""Evaluators of clips: masks of objects and sentences, and instances as tubes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from unified.data.formats.files import encode_mask, read_json, write_json
+from unified.data.formats.records import Record
+from unified.errors import ConfigError
+from unified.evaluation import clips, results
+from unified.evaluation.clips import Clip
+from unified.evaluation.detections import youtube_vis_entries
+from unified.evaluation.protocol_evaluator import PREDICTIONS, ProtocolEvaluator, Sample
+from unified.evaluation.protocols import find_protocol
+from unified.evaluation.records import RecordTruth, annotated_frames
+from unified.evaluation.report import Problems, Request, Scores
+from unified.evaluation.videos import VideoScoring
+from unified.label_maps import write_label_map, write_mask
+from unified.metrics import detection
+from unified.structures import FrameResult
+
+
+class VideoEvaluator(ProtocolEvaluator):
+    """VOS and RVOS: writes masks as frames come, then scores the files.
+
+    Objects that compete for pixels (``merge`` "soft") make one label map per frame, whatever the
+    number of sentences; otherwise every sentence has a folder of binary masks.
+    """
+
+    def process(self, inputs: Sequence[Sample], outputs: Sequence[Iterable[FrameResult]]) -> None:
+        """``inputs`` are clip records, ``outputs`` the frames of each in order, read once."""
+        for record, frames in zip(inputs, outputs, strict=True):
+            folder = self.folder / PREDICTIONS / self._place(record)
+            for name, frame in zip(record["frame_names"], frames, strict=True):
+                if self.metadata.merge == "each":
+                    write_mask(folder / f"{name}.png", frame.label_map > 0)
+                else:
+                    write_label_map(folder / f"{name}.png", frame.label_map)
+            self.samples.append(self._place(record))
+
+    def can_score(self) -> bool:
+        """Whether there is ground truth beyond the masks that are given to the model."""
+        return any(
+            set(annotated_frames(record)) - set(record.get("first_frames", {}).values())
+            for record in self._records()
+        )
+
+    def score(self, protocol: str) -> Scores:
+        """Scores the files written by all ranks against the records of the dataset."""
+        scoring = find_protocol(protocol).score
+        if not isinstance(scoring, VideoScoring):
+            raise ConfigError(f"protocol {protocol} of dataset {self.dataset} is not for videos")
+        made = {self._place(record): record for record in self._records()}
+        expected = [self._clip(record, protocol) for record in made.values()]
+        request = Request(Path(), self.folder / PREDICTIONS, num_workers=os.cpu_count() or 1)
+        scores = scoring.score(expected, request, Problems(allowed=False))
+        number = len({clip.sequence for clip in expected})
+        return replace(scores, notes=(f"clips: {number}", *scores.notes))
+
+    def _place(self, record: Sample) -> str:
+        one_sentence = self.metadata.merge == "each" and "expression_id" in record
+        return str(record["clip_id"]) + (f"/{record['expression_id']}" if one_sentence else "")
+
+    def _clip(self, record: Record, protocol: str) -> Clip:
+        sentence = self.metadata.merge == "each" and "expression_id" in record
+        frames = tuple(record["frame_names"][i] for i in annotated_frames(record))
+        clip = Clip(
+            sequence=record["clip_id"],
+            item=record["expression_id"] if sentence else "",
+            frames=frames,
+            truth=RecordTruth(record, sentence=sentence),
+            prediction=self.folder / PREDICTIONS / self._place(record),
+            binary=sentence,
+            check_ids="expression_id" not in record,
+            unseen_ids=frozenset(record.get("unseen_ids", ())),
+        )
+        if "frame_ranges" in record:
+            return clips.with_spans(clip, record["frame_ranges"], protocol == "lvos")
+        return clip
+
+
+class VideoInstanceEvaluator(ProtocolEvaluator):
+    """YouTube-VIS AP, for datasets registered with the ``json_file`` of the release.
+
+    Without annotations in that file, as in the public validation sets, the results are written for
+    ``tools/submit.py``.
+    """
+
+    default_protocols: ClassVar[tuple[str, ...]] = ("youtube-vis",)
+
+    def process(self, inputs: Sequence[Sample], outputs: Any) -> None:
+        """Takes instances over whole clips.
+
+        Args:
+            inputs: each has video_id.
+            outputs: per clip, pred_scores (N,), pred_labels (N,) and pred_masks N x (T, H, W) bool;
+                or those of the only clip, as video models of Detectron2 return them.
+        """
+        outputs = [outputs] if isinstance(outputs, Mapping) else outputs
+        for sample, output in zip(inputs, outputs, strict=True):
+            columns = (output[key] for key in ("pred_scores", "pred_labels", "pred_masks"))
+            for score, label, masks in zip(*columns, strict=True):
+                frames = [np.asarray(mask, dtype=bool) for mask in masks]
+                self.samples.append(
+                    {
+                        "video_id": sample["video_id"],
+                        "score": float(score),
+                        "category_id": int(label),
+                        "segmentations": [encode_mask(m) if m.any() else None for m in frames],
+                    }
+                )
+
+    def write_results(self) -> None:
+        """The results as the server wants them."""
+        write_json(self.folder / PREDICTIONS / "results.json", self._with_released_classes())
+
+    def can_score(self) -> bool:
+        """Whether the annotation file has objects."""
+        return bool(self._truth().get("annotations"))
+
+    def score(self, protocol: str) -> Scores:
+        """The 12 numbers of YouTube-VIS."""
+        truth = self._truth()
+        entries = youtube_vis_entries(truth, self._with_released_classes())
+        return results.detection_scores(truth, entries, detection.YOUTUBE_VIS_AREAS)
+
+    def _truth(self) -> dict[str, Any]:
+        path = Path(self.metadata.json_file)
+        truth: dict[str, Any] = read_json(path, "YouTube-VIS instances", ("videos", "categories"))
+        return truth
