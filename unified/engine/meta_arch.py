@@ -65,17 +65,7 @@ class SegmenterShell(nn.Module):
         losses = self.model.losses(features, references, targets, mask_stride=task.mask_stride)
         if self.box_supervised and has_event_storage():
             losses = warm_up(losses, get_event_storage().iter * self.decoder_layers)
-        return self._with_every_parameter(losses)
-
-    def _with_every_parameter(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The same losses, connected to parts that this batch has no use for.
-
-        A batch without a sentence does not touch the text encoder; distributed training needs a
-        gradient, if only zero, for every parameter in every process.
-        """
-        nothing = sum(p.flatten()[0] * 0 for p in self.model.parameters() if p.requires_grad)
-        first, *others = losses
-        return {first: losses[first] + nothing, **{name: losses[name] for name in others}}
+        return losses
 
     def _references(self, samples: Sequence[Sample]) -> list[References]:
         references: list[References] = []

@@ -39,10 +39,12 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.AdamW:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             groups.setdefault(learning_rate(name, cfg), []).append(parameter)
+    on_cpu = all(p.device.type == "cpu" for group in groups.values() for p in group)
     return torch.optim.AdamW(
         [{"params": group, "lr": rate} for rate, group in groups.items()],
         lr=cfg.SOLVER.BASE_LR,
         weight_decay=cfg.SOLVER.WEIGHT_DECAY,
+        fused=on_cpu or None,  # elsewhere torch chooses well by itself
     )
 
 
@@ -75,8 +77,26 @@ def clip_gradients(cfg: CfgNode, model: nn.Module) -> None:
         nn.utils.clip_grad_norm_(model.parameters(), cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE)
 
 
+def drop_zero_gradients(model: nn.Module) -> None:
+    """Takes away the gradients that are zero throughout, so that the optimiser passes them over.
+
+    They belong to parts that no sample of the step used, such as the text encoder where no sample
+    has a sentence: their weights and moments stay as they are. After an exchange between processes
+    they are zero, in a single process they do not exist; this makes the two alike.
+
+    Source: UniRef, whose image and video stages search for unused parameters.
+    """
+    given = [p for p in model.parameters() if p.grad is not None]
+    if not given:
+        return
+    counts = torch.stack([p.grad.count_nonzero() for p in given if p.grad is not None])
+    for parameter, count in zip(given, counts.tolist(), strict=True):
+        if not count:
+            parameter.grad = None
+
+
 class AveragedWeights:
-    """Exponential moving average of a model's weights; counters and the like are copied.
+    """Exponential moving average of a model's weights; frozen ones, counters etc. are copied.
 
     The decay grows to its final value over the first steps, so that the initial weights are soon
     forgotten.
@@ -84,6 +104,7 @@ class AveragedWeights:
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
+        self.frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
         self.weights = {name: value.clone() for name, value in model.state_dict().items()}
 
     @torch.no_grad()
@@ -91,6 +112,8 @@ class AveragedWeights:
         """Takes in the weights after optimiser step number ``step``, counted from 0."""
         decay = min(self.decay, (1 + step) / (10 + step))
         for name, value in model.state_dict().items():
+            if name in self.frozen:
+                continue
             if value.is_floating_point():
                 self.weights[name].lerp_(value, 1 - decay)
             else:

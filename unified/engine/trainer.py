@@ -42,6 +42,7 @@ from unified.engine.optimizer import (
     build_scheduler,
     check_clipping,
     clip_gradients,
+    drop_zero_gradients,
 )
 from unified.errors import ConfigError, UnifiedError
 from unified.modeling.criterion import base_name
@@ -190,8 +191,11 @@ class Trainer(TrainerBase):
                 total = torch.stack([loss.float() for loss in losses.values()]).sum()
                 for name, value in self._finite(losses, total, part).items():
                     terms[name] = terms.get(name, 0.0) + value / len(parts)
+                if last:
+                    total = total + self._nothing()
                 self.scaler.scale(total / len(parts)).backward()
         self.scaler.unscale_(self.optimizer)
+        drop_zero_gradients(self.segmenter)
         clip_gradients(self.cfg, self.segmenter)
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -204,6 +208,17 @@ class Trainer(TrainerBase):
         if self.average is not None:
             self.average.update(self.segmenter, self.iter)
         self._record(terms, waited, time.perf_counter() - start)
+
+    def _nothing(self) -> Tensor | float:
+        """A zero that every trainable parameter is part of, in distributed training.
+
+        A batch without a sentence does not touch the text encoder, but processes exchange the
+        gradients of all parameters.
+        """
+        if not isinstance(self.model, DistributedDataParallel):
+            return 0.0
+        parameters = [p for p in self.segmenter.parameters() if p.requires_grad]
+        return torch.stack([p.flatten()[0] for p in parameters]).sum() * 0
 
     def _finite(
         self, losses: dict[str, Tensor], total: Tensor, part: Sequence[Sample]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +42,12 @@ class FusionLayer(nn.Module, ABC):
 
     Implementations take keyword arguments ``dim``, ``num_heads``, ``head_dim``, ``dropout``,
     ``backend`` and ``attention_dtype`` and start as the identity (zero-initialised gate).
+
+    Attributes:
+        inputs: fields of a reference that the layer reads.
     """
+
+    inputs: ClassVar[tuple[str, ...]] = ("keys", "values", "summary")
 
     def forward(self, tokens: Tensor, references: Sequence[Reference]) -> Tensor:
         """Adds what each reference says, all of them computed from the same input.
@@ -109,6 +115,44 @@ class UniFusion(FusionLayer):
             reference.padding_mask,
         )
         return gate * (attended * (1 + scale) + shift)
+
+
+@register_fusion
+class PooledFusion(FusionLayer):
+    """The summary alone: ``gate * (token * (1 + scale) + shift)``, normalised tokens, no attention.
+
+    An ablation of ``UniFusion``: a sentence as a whole gets in, its single words do not. Of a mask
+    reference the summary is the mean of its frame's features, which does not tell where the mask is.
+    """
+
+    inputs = ("summary",)
+
+    def __init__(self, *, dim: int, **_: object) -> None:
+        """Takes and leaves the options of attention, so that a config needs only another name."""
+        super().__init__()
+        self.norm_query = nn.LayerNorm(dim)
+        self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(dim, 3 * dim))
+        zero_init(self.modulation)
+
+    def fuse(self, tokens: Tensor, reference: Reference) -> Tensor:
+        shift, scale, gate = self.modulation(reference.summary)[:, None].chunk(3, dim=-1)
+        return gate * (self.norm_query(tokens) * (1 + scale) + shift)
+
+
+@register_fusion
+class NoFusion(FusionLayer):
+    """References are ignored: the ablation that shows how much of a number they earn.
+
+    It has no parameters, and the encoders of references get no gradient.
+    """
+
+    inputs = ()
+
+    def __init__(self, *, dim: int, **_: object) -> None:
+        super().__init__()
+
+    def fuse(self, tokens: Tensor, reference: Reference) -> Tensor:
+        return torch.zeros_like(tokens)
 
 
 class CrossAttention(nn.Module):

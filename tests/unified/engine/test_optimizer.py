@@ -19,6 +19,7 @@ from unified.engine.optimizer import (
     build_scheduler,
     check_clipping,
     clip_gradients,
+    drop_zero_gradients,
     learning_rate,
 )
 from unified.errors import ConfigError
@@ -103,6 +104,26 @@ def test_the_norm_over_all_groups_is_clipped(toy: Toy) -> None:
     clip_gradients(load_config(), toy)
     norm = torch.stack([p.grad.norm() for p in toy.parameters() if p.grad is not None]).norm()
     assert float(norm) == pytest.approx(0.1, rel=1e-4)
+
+
+def test_a_gradient_that_is_zero_throughout_is_passed_over(toy: Toy) -> None:
+    """Neither weight decay nor the momentum of earlier steps moves what a step does not use."""
+    optimizer = build_optimizer(load_config(), toy)
+    for used in (True, False):
+        for parameter in toy.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        toy.head.weight.grad = torch.eye(1, 3)  # one entry is enough
+        if not used:
+            toy.backbone.weight.grad = torch.zeros(3, 3)
+            toy.backbone.bias.grad = None
+        before = [value.detach().clone() for value in toy.parameters()]
+        drop_zero_gradients(toy)
+        optimizer.step()
+        names = {
+            n for (n, p), b in zip(toy.named_parameters(), before, strict=True) if (p != b).any()
+        }
+        expected = {"head.weight", "head.bias", "norm.weight", "norm.bias"}
+        assert names == (expected | {"backbone.weight", "backbone.bias"} if used else expected)
 
 
 def test_averages_follow_the_weights_and_give_them_back(toy: Toy) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from detectron2.utils.events import EventStorage
 from PIL import Image
 
 from unified.checkpoint import read_weights
@@ -16,6 +17,7 @@ from unified.engine.config import load_config, system
 from unified.engine.run import run_folder, train
 from unified.engine.trainer import Trainer, TrainingError, split
 from unified.errors import ConfigError
+from unified.modeling.fusion import FUSION_REGISTRY
 
 CONFIG = Path(__file__).parents[2] / "data/tiny_training.yaml"
 
@@ -49,14 +51,39 @@ def test_a_joint_run_lowers_the_loss_and_leaves_its_records(options: list[str]) 
     assert drawn == {"fss-1000-train.png", "ytbvos19-train.png", "coco_2017_train.png"}
 
 
-def test_every_parameter_gets_a_gradient_from_every_task(options: list[str]) -> None:
-    trainer = Trainer(*_parts(options))
-    for batch, _ in zip(trainer.loader, range(6), strict=False):
-        losses = trainer.model(batch)
-        torch.stack(list(losses.values())).sum().backward()
-        trainable = [p for p in trainer.segmenter.parameters() if p.requires_grad]
-        assert all(parameter.grad is not None for parameter in trainable)
-        trainer.segmenter.zero_grad(set_to_none=True)
+def test_a_step_moves_what_its_batch_uses_and_nothing_else(options: list[str]) -> None:
+    """Detection uses neither mask encoder nor fusion: no weight decay, no momentum there."""
+    trainer = Trainer(*_parts([*options, "SOLVER.MAX_ITER", "8"]))
+    trainer._stream = iter(trainer.loader)
+    trainable = {n: p for n, p in trainer.segmenter.named_parameters() if p.requires_grad}
+    references = tuple(n for n in trainable if n.startswith(("mask_encoder.", "fusion.")))
+    moved_by: dict[str, set[str]] = {}
+    with EventStorage() as trainer.storage:
+        for trainer.iter in range(8):
+            before = {name: value.detach().clone() for name, value in trainable.items()}
+            trainer.run_step()
+            moved = {name for name, value in trainable.items() if not value.equal(before[name])}
+            moved_by.setdefault(trainer.batch[0]["dataset"], set()).update(moved)
+    assert len(moved_by) == 3
+    assert moved_by["coco_2017_train"] == set(trainable) - set(references)
+    assert moved_by["fss-1000-train"] | moved_by["ytbvos19-train"] == set(trainable)
+
+
+@pytest.mark.parametrize("name", sorted(FUSION_REGISTRY))
+def test_ablations_train_and_see_what_they_should(options: list[str], name: str) -> None:
+    """With random gates, another reference mask changes the losses, unless it is ignored."""
+    only = ("DATASETS.TRAIN", "('fss-1000-train',)", "MODEL.UNIREF.FUSION.DROPOUT", "0.0")
+    trainer = run(options, *only, "SOLVER.MAX_ITER", "2", "MODEL.UNIREF.FUSION.NAME", name)
+    with torch.no_grad():
+        for key, value in trainer.segmenter.fusion.named_parameters():
+            if "modulation" in key:
+                value.normal_(std=0.3)
+    other = [{**s, "reference_masks": [~m for m in s["reference_masks"]]} for s in trainer.batch]
+    first, second = (trainer.model(batch) for batch in (trainer.batch, other))
+    differ = any(not torch.equal(first[key], second[key]) for key in first)
+    assert differ == (name == "UniFusion")  # a summary of features says nothing about the mask
+    encoder_has_learnt = bool(trainer.optimizer.state[trainer.segmenter.mask_encoder.conv1.weight])
+    assert encoder_has_learnt == differ
 
 
 def _parts(options: list[str]) -> tuple[Any, Any]:
@@ -123,24 +150,27 @@ def test_parts_of_a_batch_add_up_to_the_batch_of_their_losses(options: list[str]
     for part in split(batch, 2):
         total = torch.stack(list(trainer.model(part).values())).sum()
         total.backward()
-        gradients.append(
-            [p.grad.clone() for p in trainer.segmenter.parameters() if p.grad is not None]
-        )
+        gradients.append(nonzero_gradients(trainer))
         trainer.segmenter.zero_grad()
-    mean = [(a + b) / 2 for a, b in zip(*gradients, strict=True)]
-    seen: list[torch.Tensor] = []
+    mean = {name: (grad + gradients[1][name]) / 2 for name, grad in gradients[0].items()}
+    seen: dict[str, torch.Tensor] = {}
     twin = Trainer(*_parts([*options, *more, "SOLVER.ACCUMULATE", "2"]))
     zero_grad = twin.optimizer.zero_grad
 
     def keep_gradients() -> None:
-        seen.extend(p.grad.clone() for p in twin.segmenter.parameters() if p.grad is not None)
+        seen.update(nonzero_gradients(twin))
         zero_grad()
 
     twin.optimizer.zero_grad = keep_gradients  # type: ignore[method-assign]
     twin.train()
-    norm = torch.stack([g.norm() for g in mean]).norm()
-    for expected, actual in zip(mean, seen, strict=True):
-        torch.testing.assert_close(actual, expected * min(1, 0.1 / norm), rtol=1e-4, atol=1e-7)
+    norm = torch.stack([g.norm() for g in mean.values()]).norm()
+    expected = {name: grad * min(1, 0.1 / norm) for name, grad in mean.items()}
+    torch.testing.assert_close(seen, expected, rtol=1e-4, atol=1e-7)
+
+
+def nonzero_gradients(trainer: Trainer) -> dict[str, torch.Tensor]:
+    named = trainer.segmenter.named_parameters()
+    return {n: p.grad.clone() for n, p in named if p.grad is not None and p.grad.any()}
 
 
 def test_recomputing_activations_changes_nothing(options: list[str]) -> None:
