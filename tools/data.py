@@ -39,8 +39,10 @@ def check(names: Sequence[str]) -> int:
         seconds = time.perf_counter() - start
         print(
             f"{name}: ok, {result.num_records} samples, {result.num_files} files exist, "
-            f"{result.num_opened} samples opened, {seconds:.1f} s"
+            f"{result.num_opened} of them opened, {seconds:.1f} s"
         )
+        if result.gaps:
+            print(f"  perhaps missing: {result.gaps[0]} ({len(result.gaps)} gaps in all)")
     if names == ["all"]:
         print(f"{len(wanted) - wrong} sets ok, {wrong} wrong, {len(CATALOG) - len(wanted)} absent")
     return 2 if wrong else 0

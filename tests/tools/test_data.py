@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from unified.data.catalog import load_records
+from unified.data.check import check_dataset
 from unified.data.formats.records import annotation_mask, target_mask
 
 ROOT = Path(__file__).parents[2]
@@ -65,6 +66,24 @@ def _mute(path: Path) -> None:
     path.write_text(json.dumps(content))
 
 
+def _rename_a_key(key: str) -> Callable[[Path], None]:
+    """Spoils the last entry in the file that has the key."""
+
+    def spoil(path: Path) -> None:
+        before, _, after = path.read_text().rpartition(f'"{key}":')
+        path.write_text(f'{before}"{key}_":{after}')
+
+    return spoil
+
+
+def _lengthen_a_code(path: Path) -> None:
+    """A run-length code of more pixels than the picture has, which no library may be given."""
+    content = json.loads(path.read_text())
+    content["annotations"][-1]["segmentation"] = {"size": [64, 96], "counts": [10, 60000]}
+    path.write_text(json.dumps(content))
+
+
+LISTS = (".json", ".txt")
 FAULTS: list[tuple[str, str, Callable[[Path], None], str]] = [
     ("coco_2017_val", "coco/val2017/*.jpg", _delete, "is missing: expected image"),
     ("coco_2017_val", "coco/val2017/*.jpg", _truncate, "not a readable image"),
@@ -86,7 +105,39 @@ FAULTS: list[tuple[str, str, Callable[[Path], None], str]] = [
     ("refytvos-train", "ref-youtube-vos/train/JPEGImages/*/00005.jpg", _delete, "00005"),
     ("mevis-train", "mevis/train/meta_expressions.json", _mute, "expected words in each"),
     ("mevis-val_u", "mevis/valid_u/mask_dict.json", _truncate, "is not valid JSON"),
+    # In the middle of a clip, or one of the ten of a class.
+    ("davis17-val", "DAVIS/JPEGImages/480p/*/00001.jpg", _truncate, "not a readable image"),
+    ("davis17-val", "DAVIS/Annotations/480p/*/00004.png", _delete, "the label map of a frame"),
+    ("davis16-val", "DAVIS2016/Annotations/480p/*/00004.png", _shrink, "has size (10, 20)"),
+    ("mose-train", "mose/train/Annotations/*/00002.png", _delete, "the label map of a frame"),
+    ("ytbvos19-val", "ytbvos19/valid/Annotations/*/*.png", _delete, "starts on that frame"),
+    ("vos-lvos-val", "lvos/valid/Annotations/*/00000001.png", _delete, "starts on that frame"),
+    ("refytvos-train", "ref-youtube-vos/train/Annotations/*/00010.png", _colour, "has mode RGB"),
+    ("refytvos-val", "ref-youtube-vos/valid/JPEGImages/*/00010.jpg", _shrink, "is 10 x 20"),
+    ("fss-1000-val", "fss-1000/images/*/4.jpg", _delete, "expected the image of a mask"),
+    # Wrong keys and values.
+    ("coco_2017_val", "coco/annotations/*val2017.json", _rename_a_key("name"), "lacks 'name'"),
+    ("refcoco-unc-val", "coco2014/**/instances_val.json", _rename_a_key("id"), "lacks 'id'"),
+    (
+        "ovis-train",
+        "ovis/annotations/train.json",
+        _rename_a_key("segmentations"),
+        "lacks 'segmentations'",
+    ),
+    ("mevis-val", "mevis/valid/meta_expressions.json", _rename_a_key("exp"), "lacks 'exp'"),
+    ("refytvos-train", "ref*/meta*/train/*.json", _rename_a_key("obj_id"), "without obj_id"),
+    ("coco_2017_val", "coco/annotations/*val2017.json", _lengthen_a_code, "code is not of"),
 ]
+
+
+def _used_files(name: str) -> set[str]:
+    """Pictures and masks of a set, whose release may hold other sets as well."""
+    used: set[str] = set()
+    for record in load_records(name):
+        used.update(record.get("file_names") or [record["file_name"]])
+        used.update(filter(None, record.get("mask_files", ())))
+        used.update(a["mask_file"] for a in record.get("annotations", ()) if "mask_file" in a)
+    return used
 
 
 @pytest.mark.parametrize(
@@ -104,16 +155,39 @@ def test_check_names_the_wrong_file(
 ) -> None:
     _make(tmp_path, name)
     assert main(["check", name, "--root", str(tmp_path)]) == 0
-    paths = sorted(tmp_path.glob(pattern))
-    assert paths
-    for path in paths:
-        spoil(path)
+    used = _used_files(name)
+    paths = sorted(p for p in tmp_path.glob(pattern) if p.suffix in LISTS or str(p) in used)
+    wrong = paths[len(paths) // 2]  # one file among many that are right
+    spoil(wrong)
     capsys.readouterr()
     assert main(["check", name, "--root", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert message in error
-    if spoil is not _mute:
-        assert any(str(path) in error for path in paths)
+    if spoil not in (_mute, _lengthen_a_code):
+        assert str(wrong) in error or str(wrong.parent) in error
+
+
+def test_check_opens_every_file_while_there_is_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _make(tmp_path, "davis17-val")
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    whole, hasty = check_dataset("davis17-val"), check_dataset("davis17-val", seconds=0)
+    assert whole.num_opened == whole.num_files == hasty.num_files == 2 * 2 * 8
+    assert hasty.num_opened == 2 * 2 * 3
+    assert whole.gaps == ()
+
+
+def test_check_points_at_gaps_that_nothing_lists(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Releases without lists of frames cannot be said to be wrong, but are unlikely."""
+    _make(tmp_path, "mose-val")
+    gap = next((tmp_path / "mose/valid/JPEGImages").glob("*/00005.jpg"))
+    gap.unlink()
+    capsys.readouterr()
+    assert main(["check", "mose-val", "--root", str(tmp_path)]) == 0
+    assert f"perhaps missing: {gap} (1 gaps in all)" in capsys.readouterr().out
 
 
 def test_check_all_reports_only_what_is_there(

@@ -17,6 +17,9 @@ from unified.data.formats.records import Record
 from unified.data.table import ROWS, Dataset
 from unified.errors import ConfigError, InputError
 
+# What readers raise where an annotation file lacks a key or holds another kind of value.
+MALFORMED = (KeyError, IndexError, TypeError, ValueError, AttributeError)
+
 CATALOG: dict[str, Dataset] = {row.name: row for row in ROWS}
 
 
@@ -43,6 +46,11 @@ def find_dataset(name: str) -> Dataset:
     raise ConfigError(f"dataset {name!r} is not in the catalog and {path} does not exist: {hint}")
 
 
+def describe_malformed(error: Exception) -> str:
+    """What is wrong with an annotation file, from one of the errors in ``MALFORMED``."""
+    return f"an entry lacks {error}" if isinstance(error, KeyError) else f"{error}"
+
+
 def load_records(name: str) -> list[Record]:
     """All records of a dataset, each with ``dataset`` and ``task``.
 
@@ -59,9 +67,14 @@ def load_records(name: str) -> list[Record]:
         )
     try:
         records = row.read(root)
-    except InputError as error:
+    except (InputError, *MALFORMED) as error:
         command = f"`python tools/data.py check {name}`"
-        raise InputError(f"dataset {name}: {error} (mend it, then run {command})") from error
+        what = str(error)
+        if not isinstance(error, InputError):
+            lists = [str(root / file) for file in row.files if (root / file).is_file()]
+            where = " or ".join(lists or [str(root / row.files[0])])
+            what = f"{where} is not as expected: {describe_malformed(error)}"
+        raise InputError(f"dataset {name}: {what} (mend it, then run {command})") from error
     if not records:
         raise InputError(f"dataset {name} has no samples: {root / row.files[0]} lists none")
     return [{**record, "dataset": name, "task": row.task.value} for record in records]

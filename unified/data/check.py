@@ -3,28 +3,47 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from unified.data.catalog import data_root, find_dataset, load_records
+import numpy as np
+
+from unified.data.catalog import (
+    MALFORMED,
+    data_root,
+    describe_malformed,
+    find_dataset,
+    load_records,
+)
 from unified.data.formats.files import read_image
 from unified.data.formats.records import Record, annotation_mask, frame_masks
 from unified.errors import InputError
 from unified.tasks import Task
 
-NUM_OPENED = 40  # records whose pixels are looked at; the existence of files is checked for all
+SECONDS = 45.0  # after which no more files are opened; that all exist is checked in any case
+NUM_OPENED = 40  # samples that are opened even then
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What a check found in order: samples, files that exist, and samples that were opened."""
+    """What a check found in order.
+
+    Attributes:
+        num_records: samples.
+        num_files: different files that the samples need, all of which exist.
+        num_opened: those of them whose pixels were looked at; all, unless time ran out.
+        gaps: frames and label maps that nothing lists, but which their neighbours suggest.
+    """
 
     num_records: int
     num_files: int
     num_opened: int
+    gaps: tuple[str, ...]
 
 
 def is_installed(name: str) -> bool:
@@ -32,30 +51,69 @@ def is_installed(name: str) -> bool:
     return any((data_root() / file).exists() for file in find_dataset(name).files)
 
 
-def check_dataset(name: str) -> Checked:
-    """Reads all annotations, looks for every file they list, and opens a sample of them.
+def check_dataset(name: str, seconds: float = SECONDS) -> Checked:
+    """Reads all annotations, looks for every file they list, and opens as many as time allows.
 
     Raises:
         InputError: names the first file that is missing or wrong and what was expected there.
     """
+    deadline = time.monotonic() + seconds
     records = load_records(name)
-    task = find_dataset(name).task
-    num_files = 0
+    num_files = _check_existence(records)
+    order = np.random.default_rng(0).permutation(len(records))
+    look = _Look(find_dataset(name).task)
+    for turn in (_Look.at_few_frames, _Look.at_all_frames):
+        for number, index in enumerate(order):
+            must = turn is _Look.at_few_frames and number < NUM_OPENED
+            if not must and time.monotonic() > deadline:
+                break
+            try:
+                turn(look, records[index])
+            except MALFORMED as error:
+                where = records[index].get("file_name") or f"clip {records[index]['clip_id']}"
+                raise InputError(
+                    f"what {' or '.join(find_dataset(name).files)} says of {where} is not as "
+                    f"expected: {describe_malformed(error)}"
+                ) from error
+    clips = {r["clip_id"]: r for r in records if "file_names" in r}
+    gaps = tuple(gap for record in clips.values() for gap in _gaps_of_clip(record))
+    return Checked(len(records), num_files, len(look.opened), gaps)
+
+
+def _check_existence(records: Sequence[Record]) -> int:
+    """The number of different files that the records need, all of which exist."""
     listing = lru_cache(maxsize=4096)(_names)
+    known: set[str] = set()
     for record in records:
         for path, what in _files(record):
-            num_files += 1
+            if path in known:
+                continue
             folder, file_name = os.path.split(path)
             if file_name not in listing(folder):
                 raise InputError(f"{path} is missing: expected {what}")
-    step = max(1, len(records) // NUM_OPENED)
-    opened = records[::step][:NUM_OPENED]
-    for record in opened:
-        if "file_names" in record:
-            _check_clip(record, task)
-        else:
-            _check_image(record, task)
-    return Checked(len(records), num_files, len(opened))
+            known.add(path)
+    return len(known)
+
+
+def _gaps_of_clip(record: Record) -> Iterator[str]:
+    yield from _gaps(record["file_names"])
+    if "first_frames" not in record or "frame_ranges" in record:  # not only where objects start
+        yield from _gaps([path for path in record.get("mask_files", ()) if path])
+
+
+def _gaps(files: Sequence[str]) -> Iterator[str]:
+    """Files that would make the numbers in the names of ``files`` evenly spaced."""
+    stems = [Path(path).stem for path in files]
+    if not all(stem.isdecimal() for stem in stems):
+        return
+    numbers = [int(stem) for stem in stems]
+    steps = [after - before for before, after in pairwise(numbers)]
+    usual = min(steps, default=0)
+    if usual < 1 or steps.count(usual) < 0.9 * len(steps) - 1:
+        return
+    for number, step, stem, path in zip(numbers, steps, stems, files, strict=False):
+        if step > usual and step % usual == 0:
+            yield str(Path(path).with_stem(f"{number + usual:0{len(stem)}d}"))
 
 
 def _names(folder: str) -> frozenset[str]:
@@ -72,6 +130,10 @@ def _files(record: Record) -> Iterator[tuple[str, str]]:
         yield from ((path, f"a frame of clip {name}") for path in record["file_names"])
         masks = record.get("mask_files", ())
         yield from ((path, f"a label map of clip {name}") for path in masks if path)
+        if record.get("all_masked") and None in masks:
+            folder = Path(next(filter(None, masks))).parent
+            frame = record["frame_names"][masks.index(None)]
+            yield str(folder / f"{frame}.png"), f"the label map of a frame of clip {name}"
         tracks = record.get("tracks", {}).values()
         yield from ((path, f"a track of clip {name}") for path in tracks if isinstance(path, str))
         return
@@ -81,37 +143,88 @@ def _files(record: Record) -> Iterator[tuple[str, str]]:
             yield annotation["mask_file"], f"the mask of {record['file_name']}"
 
 
-def _check_image(record: Record, task: Task) -> None:
-    path = record["file_name"]
-    size = _check_size(path, record)
-    for annotation in record["annotations"]:
-        mask = annotation_mask(annotation, *size)
-        if mask is not None and not mask.any():
+class _Look:
+    """Opens files, every file once, and says what is wrong with them."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.opened: dict[str, tuple[int, int]] = {}  # path -> (h, w)
+
+    def at_few_frames(self, record: Record) -> None:
+        """An image, or the first, middle and last frame of a clip and the objects that it needs."""
+        if "file_names" not in record:
+            self._check_image(record)
+            return
+        last = len(record["file_names"]) - 1
+        for frame in sorted({0, last // 2, last}):
+            self._check_frame(record, frame)
+        if self.task is Task.RVOS:
+            _check_sentences([record["expression"]], f"clip {record['clip_id']}")
+        _check_objects(record)
+
+    def at_all_frames(self, record: Record) -> None:
+        """The other frames of a clip."""
+        for frame in range(len(record.get("file_names", ()))):
+            self._check_frame(record, frame)
+
+    def _check_image(self, record: Record) -> None:
+        path = record["file_name"]
+        size = self._size(path, record)
+        for annotation in record["annotations"]:
             where = annotation.get("mask_file", f"annotation {annotation.get('id')} of {path}")
-            raise InputError(f"{where} is empty: expected the pixels of an object")
-    if task in (Task.RIS, Task.RVOS):
-        _check_sentences(record["expressions"], path)
+            try:
+                mask = annotation_mask(annotation, *size)
+            except InputError as error:
+                raise error if "mask_file" in annotation else InputError(f"{where}: {error}")
+            if "mask_file" in annotation:
+                self.opened[where] = size
+            if mask is not None and not mask.any():
+                raise InputError(f"{where} is empty: expected the pixels of an object")
+        if self.task in (Task.RIS, Task.RVOS):
+            _check_sentences(record["expressions"], path)
 
-
-def _check_clip(record: Record, task: Task) -> None:
-    """Looks at the first, middle and last frame, and for the object of the sentence anywhere."""
-    last = len(record["file_names"]) - 1
-    for frame in sorted({0, last // 2, last}):
+    def _check_frame(self, record: Record, frame: int) -> None:
         path = record["file_names"][frame]
-        size = _check_size(path, record)
+        size = self._size(path, record)
+        files = record.get("mask_files")
+        if files is not None and files[frame] in self.opened:
+            return
         for number, mask in _masks(record, frame).items():
             if mask.shape != size:
                 raise InputError(
                     f"{_mask_name(record, frame, number)} has size {mask.shape}: expected {size}, "
                     f"the size of {path}"
                 )
-    if task is Task.RVOS:
-        _check_sentences([record["expression"]], f"clip {record['clip_id']}")
+        if files is not None and files[frame] is not None:
+            self.opened[files[frame]] = size
+
+    def _size(self, path: str, record: Record) -> tuple[int, int]:
+        """(h, w) of an image that can be read and is as the annotations say."""
+        if path not in self.opened:
+            height, width = read_image(path).shape[:2]
+            self.opened[path] = (height, width)
+        height, width = self.opened[path]
+        if (height, width) != (record["height"], record["width"]):
+            raise InputError(
+                f"{path} is {height} x {width} pixels (h x w): expected {record['height']} x "
+                f"{record['width']}, {_source_of_size(record)}"
+            )
+        return height, width
+
+
+def _source_of_size(record: Record) -> str:
+    if "file_names" in record and "tracks" not in record:
+        return "the size of the clip's first frame"
+    return "as the annotations say"
+
+
+def _check_objects(record: Record) -> None:
+    """The objects of the sentence, or those to start from, are visible in some frame."""
     missing = set(record.get("target_ids", ())) | set(record.get("first_frames", ()))
-    for frame in range(last + 1) if missing else ():
+    for frame in range(len(record["file_names"])) if missing else ():
         missing -= set(_masks(record, frame))
         if not missing:
-            break
+            return
     if missing:
         files = record.get("mask_files")
         where = f"{Path(next(filter(None, files))).parent}" if files else "the mask codes"
@@ -130,16 +243,6 @@ def _masks(record: Record, frame: int) -> Mapping[int, Any]:
 def _mask_name(record: Record, frame: int, number: int) -> str:
     files = record.get("mask_files")
     return files[frame] if files else f"the mask of object {number} in frame {frame}"
-
-
-def _check_size(path: str, record: Record) -> tuple[int, int]:
-    height, width = read_image(path).shape[:2]
-    if (height, width) != (record["height"], record["width"]):
-        raise InputError(
-            f"{path} is {height} x {width} pixels (h x w): expected {record['height']} x "
-            f"{record['width']}, as the annotations say"
-        )
-    return height, width
 
 
 def _check_sentences(sentences: list[str], where: str) -> None:

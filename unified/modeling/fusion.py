@@ -122,7 +122,7 @@ class PooledFusion(FusionLayer):
     """The summary alone: ``gate * (token * (1 + scale) + shift)``, normalised tokens, no attention.
 
     An ablation of ``UniFusion``: a sentence as a whole gets in, its single words do not. Of a mask
-    reference the summary is the mean of its frame's features, which does not tell where the mask is.
+    reference the summary is the mean of its frame's features: it does not tell where the mask is.
     """
 
     inputs = ("summary",)

@@ -94,11 +94,15 @@ def read_ytbvos(root: Path, split: str) -> list[ClipRecord]:
     names = sorted(meta)
     records = read_clip_folders(folder / "JPEGImages", folder / "Annotations", names)
     if split == "train":
-        return records
+        return [{**record, "all_masked": True} for record in records]
     result = []
     for record in records:
+        video = meta[record["clip_id"]]
+        for number, entry in video["objects"].items():
+            if entry.get("frames"):
+                _start(record, int(number), entry["frames"][0])
         record = with_first_frames(record)
-        categories = _categories(meta[record["clip_id"]])
+        categories = _categories(video)
         if seen is not None:
             record["unseen_ids"] = [n for n, category in categories.items() if category not in seen]
         result.append(record)
@@ -113,7 +117,9 @@ def read_mose(root: Path, split: str) -> list[ClipRecord]:
     """MOSE v1 or v2; ``valid`` has the label map of the first frame only."""
     folder = root / split
     records = read_clip_folders(folder / "JPEGImages", folder / "Annotations")
-    return records if split == "train" else [with_first_frames(record) for record in records]
+    if split == "train":
+        return [{**record, "all_masked": True} for record in records]
+    return [with_first_frames(record) for record in records]
 
 
 def read_lvos(root: Path, split: str) -> list[ClipRecord]:
@@ -138,12 +144,19 @@ def read_lvos(root: Path, split: str) -> list[ClipRecord]:
             raise InputError(f"{path} has no entry for the clip {record['clip_id']}")
         objects = meta[record["clip_id"]]["objects"]
         starts = {int(n): entry["frame_range"]["start"] for n, entry in objects.items()}
-        record["first_frames"] = {
-            number: record["frame_names"].index(start) for number, start in starts.items()
-        }
+        record["first_frames"] = {n: _start(record, n, start) for n, start in starts.items()}
         record["unseen_ids"] = list(starts) if record["clip_id"] in hidden else []
         record["frame_ranges"] = {int(n): entry["frame_range"] for n, entry in objects.items()}
     return records
+
+
+def _start(record: ClipRecord, number: int, name: str) -> int:
+    """Index of the frame that the meta file names, whose label map starts an object."""
+    frames, masks = record["frame_names"], record["mask_files"]
+    if name in frames and masks[frames.index(name)] is not None:
+        return frames.index(name)
+    folder = Path(next(filter(None, masks))).parent
+    raise InputError(f"{folder / name}.png is missing: object {number} starts on that frame")
 
 
 def read_davis(
@@ -159,9 +172,12 @@ def read_davis(
         path = root / f"ImageSets/480p/{split}.txt"  # lines of "image mask", sorted by sequence
     lines = read_lines(path, "one sequence name per line")
     names = dict.fromkeys(Path(line.split()[0]).parent.name or line for line in lines)
+    for name in names:
+        require(root / "JPEGImages/480p" / name, f"the frames of a clip that {path} lists")
     records = read_clip_folders(
         root / "JPEGImages/480p", root / annotations / "480p", names, binary_masks=year == 2016
     )
+    records = [{**record, "all_masked": True} for record in records]
     return records if split == "train" else [with_first_frames(r, frames=[0]) for r in records]
 
 

@@ -49,6 +49,10 @@ def read_class_folder(folder: Path, class_id: int) -> list[ImageRecord]:
     """Images ``<number>.jpg`` with masks ``<number>.png`` of one class, in order of the numbers."""
     pictures = [path for path in image_files(folder, "images of one class") if _is_picture(path)]
     pictures.sort(key=lambda path: (len(path.stem), path.stem))
+    names = {picture.stem for picture in pictures}
+    stray = [path for path in sorted(folder.glob("*.png")) if path.stem not in names]
+    if stray:
+        raise InputError(f"{stray[0].with_suffix('.jpg')} is missing: expected the image of a mask")
     members: list[ImageRecord] = []
     for picture in pictures:
         mask = require(picture.with_suffix(".png"), f"the mask of {picture.name}")

@@ -141,16 +141,50 @@ def _open_mask(path: Path | str) -> Iterator[Image.Image]:
 
 
 def polygon_parts(segmentation: Any, height: int, width: int) -> np.ndarray:
-    """(H, W, P) uint8: every polygon, or the one run-length code, as a 0/1 map of its own."""
-    if isinstance(segmentation, list):
-        codes = coco_mask.frPyObjects(segmentation, height, width) if segmentation else []
-    elif isinstance(segmentation["counts"], list):
-        codes = [coco_mask.frPyObjects(segmentation, height, width)]
-    else:
-        codes = [segmentation]
-    if not codes:
+    """(H, W, P) uint8: every polygon, or the one run-length code, as a 0/1 map of its own.
+
+    Raises:
+        InputError: it is neither, or a code is not of H * W pixels.
+    """
+    if not segmentation:
         return np.zeros((height, width, 0), dtype=np.uint8)
-    return np.asarray(coco_mask.decode(codes))
+    try:
+        if isinstance(segmentation, list):
+            codes = coco_mask.frPyObjects(segmentation, height, width)
+            return np.asarray(coco_mask.decode(codes))
+        counts = segmentation["counts"]
+        runs = np.array(counts) if isinstance(counts, list) else _runs(counts)
+        if list(segmentation["size"]) == [height, width] and (runs >= 0).all():
+            if runs.sum() == height * width:  # else pycocotools would write beyond the picture
+                is_list = isinstance(counts, list)
+                code = (
+                    coco_mask.frPyObjects(segmentation, height, width) if is_list else segmentation
+                )
+                return np.asarray(coco_mask.decode([code]))
+    except Exception as error:  # pycocotools raises many kinds
+        raise InputError(f"no polygons and no run-length code: {error}") from error
+    raise InputError(f"a run-length code is not of {height} x {width} pixels (h x w)")
+
+
+def _runs(counts: str | bytes) -> np.ndarray:
+    """(R,) lengths of the runs of 0 and 1 in turn, of a compressed run-length code.
+
+    Every character holds five bits, low ones first, and a flag that more follow; from the fourth
+    run on, the difference to the last but one run is stored.
+
+    Source: rleFrString of the COCO API.
+    """
+    text = counts.encode("ascii") if isinstance(counts, str) else counts
+    symbols = np.frombuffer(text, dtype=np.uint8).astype(np.int64) - 48
+    ends = np.flatnonzero((symbols & 32) == 0)
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    lengths = ends - starts + 1
+    shifts = 5 * (np.arange(ends[-1] + 1) - np.repeat(starts, lengths))
+    runs = np.add.reduceat((symbols[: ends[-1] + 1] & 31) << shifts, starts)
+    runs -= np.where(symbols[ends] & 16, 1 << (5 * lengths), 0)  # sign
+    for first in (1, 2):
+        runs[first::2] = np.cumsum(runs[first::2])
+    return runs
 
 
 def segmentation_mask(segmentation: Any, height: int, width: int) -> np.ndarray:

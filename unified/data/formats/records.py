@@ -78,6 +78,7 @@ class ClipRecord(TypedDict, total=False):
         dataset, task: added by the catalog.
         clip_id: name of the clip; ``frame_names`` and ``file_names``: T names and paths.
         mask_files: T label maps, None where a frame has none.
+        all_masked: True where the release has a label map for every frame.
         binary_masks: label maps hold one object, id 1, wherever they are not 0.
         tracks: object id -> T run-length codes, None where it is not visible, or the path of a
             JSON file with that list; used instead of ``mask_files``.
@@ -96,6 +97,7 @@ class ClipRecord(TypedDict, total=False):
     height: int
     width: int
     mask_files: list[str | None]
+    all_masked: bool
     binary_masks: bool
     tracks: dict[int, list[Any] | str]
     first_frames: dict[int, int]

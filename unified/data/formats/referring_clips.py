@@ -88,6 +88,7 @@ def _select_frames(record: ClipRecord, frames: list[str]) -> ClipRecord:
     }
     if "mask_files" in record:
         result["mask_files"] = [record["mask_files"][position] for position in chosen]
+        result["all_masked"] = True  # the frames that have masks are listed
     return result
 
 
