@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from unified.data.catalog import CATALOG, data_root, find_dataset
-from unified.data.check import check_dataset, is_installed
+from unified.data.check import SECONDS, check_dataset, is_installed
 from unified.data.convert import convert_dataset
 from unified.errors import InputError, UnifiedError
 
@@ -31,7 +31,7 @@ def check(names: Sequence[str]) -> int:
     for name in wanted:
         start = time.perf_counter()
         try:
-            result = check_dataset(name)
+            result = check_dataset(name, SECONDS / len(wanted))
         except UnifiedError as error:
             print(f"error: {error}", file=sys.stderr)
             wrong += 1

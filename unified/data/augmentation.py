@@ -100,14 +100,16 @@ class Augmentation:
         """The augmented view; the crop is drawn per call, everything else is in ``draw``.
 
         Args:
-            keep: (H, W) bool pixels of which a crop keeps at least half; None for no such pixels.
+            keep: (K, H, W) bool objects of each of which a crop keeps at least half of the pixels;
+                None or K = 0 for none.
             may_crop: False where a crop would make a sentence false.
         """
         if rng.random() < self.crop and may_crop:
             if self.pre_crop_sides:
                 side = int(rng.choice(self.pre_crop_sides))
                 size = resized_size(view.size, side, max_size=None)
-                view, keep = resize(view, size), _resized_keep(keep, size)
+                view = resize(view, size)
+                keep = None if keep is None else _resize_masks(keep, size)
             view = random_crop(view, self.crop_range, keep, rng)
         view = resize(view, resized_size(view.size, draw.short_side, self.max_size))
         if draw.flip:
@@ -121,14 +123,18 @@ def resize(view: View, size: tuple[int, int]) -> View:
         return view
     height, width = size
     image = Image.fromarray(view.image).resize((width, height), Image.Resampling.BILINEAR)
-    masks = np.zeros((len(view.masks), height, width), dtype=bool)
-    for index, mask in enumerate(view.masks):
-        masks[index] = _resize_mask(mask, size)
     boxes = view.boxes
     if boxes is not None:
         factors = np.array([width / view.size[1], height / view.size[0]], dtype=np.float32)
         boxes = boxes * np.tile(factors, 2)
-    return View(np.array(image), masks, boxes)
+    return View(np.array(image), _resize_masks(view.masks, size), boxes)
+
+
+def _resize_masks(masks: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    resized = np.zeros((len(masks), *size), dtype=bool)
+    for index, mask in enumerate(masks):
+        resized[index] = _resize_mask(mask, size)
+    return resized
 
 
 def _resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -143,23 +149,24 @@ def _resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return result
 
 
-def _resized_keep(keep: np.ndarray | None, size: tuple[int, int]) -> np.ndarray | None:
-    return None if keep is None else _resize_mask(keep, size)
-
-
 def random_crop(
     view: View,
     crop_range: Sequence[int],
     keep: np.ndarray | None,
     rng: np.random.Generator,
 ) -> View:
-    """A window of the view, or the view itself when no window tried keeps half of ``keep``."""
+    """A window of the view, or the view itself when no window tried keeps half of each object.
+
+    Args:
+        keep: (K, H, W) bool objects.
+    """
     height, width = view.size
+    objects = () if keep is None else keep
     for _ in range(CROP_ATTEMPTS):
         h, w = (_crop_side(side, crop_range, rng) for side in (height, width))
         top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
         window = (slice(top, top + h), slice(left, left + w))
-        if keep is None or keep[window].sum() >= max(KEPT_SHARE * keep.sum(), 1):
+        if all(mask[window].sum() >= max(KEPT_SHARE * mask.sum(), 1) for mask in objects):
             return crop(view, top, left, h, w)
     return view
 

@@ -175,7 +175,9 @@ class _Look:
             try:
                 mask = annotation_mask(annotation, *size)
             except InputError as error:
-                raise error if "mask_file" in annotation else InputError(f"{where}: {error}")
+                if "mask_file" in annotation:
+                    raise
+                raise InputError(f"{where}: {error}") from error
             if "mask_file" in annotation:
                 self.opened[where] = size
             if mask is not None and not mask.any():

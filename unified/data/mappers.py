@@ -25,7 +25,7 @@ from unified.data.formats.records import (
     annotation_mask,
     annotation_void,
     frame_masks,
-    target_mask,
+    target_masks,
 )
 from unified.errors import InputError
 from unified.expressions import has_ordinal, swap_left_right
@@ -95,11 +95,10 @@ class TrainMapper:
         view, classes = read_view(record)
         if task is Task.DETECTION:
             pick = int(rng.integers(len(view.masks))) if len(view.masks) else None
-            keep = None if pick is None else view.masks[pick]
+            keep = None if pick is None else view.masks[pick][None]
             view = self.augmentation.apply(view, self.augmentation.draw(rng), rng, keep=keep)
             return make_sample(view, classes)
         expression = str(rng.choice(record["expressions"]))
-        view = merged_view(view)
         draw = self.augmentation.draw(rng)
         sample = self._target(view, draw, rng, may_crop=not has_ordinal(expression))
         sample["expression"] = swap_left_right(expression) if draw.flip else expression
@@ -123,8 +122,8 @@ class TrainMapper:
         """Two frames; the earlier one with its mask, or the sentence, or both as references."""
         frames, masks = self._two_frames(record, task, rng)
         views = [
-            View(read_image(record["file_names"][frame]), mask[None])
-            for frame, mask in zip(frames, masks, strict=True)
+            View(read_image(record["file_names"][frame]), objects)
+            for frame, objects in zip(frames, masks, strict=True)
         ]
         draw = self.augmentation.draw(rng)
         sample = self._target(views[1], draw, rng)
@@ -159,16 +158,19 @@ class TrainMapper:
     def _shared_object(
         self, record: Record, task: Task, frames: tuple[int, int], rng: np.random.Generator
     ) -> list[np.ndarray] | None:
-        """The masks (H, W) of one object that is visible in both frames; None if there is none."""
+        """The masks (K, H, W) in each frame of what is visible in both; None if nothing is.
+
+        K is 1, or for a sentence the number of its objects that the frame shows.
+        """
         if task is Task.RVOS:
-            masks = [target_mask(record, frame) for frame in frames]  # type: ignore[arg-type]
-            return masks if all(mask.any() for mask in masks) else None
+            shown = [target_masks(record, frame) for frame in frames]  # type: ignore[arg-type]
+            return shown if all(len(masks) for masks in shown) else None
         first, second = (frame_masks(record, frame) for frame in frames)  # type: ignore[arg-type]
         shared = sorted(set(first) & set(second))
         if not shared:
             return None
         number = shared[int(rng.integers(len(shared)))]
-        return [first[number], second[number]]
+        return [first[number][None], second[number][None]]
 
     def _still_clip(self, record: Record, rng: np.random.Generator) -> Sample:
         """One object of an image, cropped twice, as two frames of a clip."""
@@ -184,13 +186,13 @@ class TrainMapper:
     def _target(
         self, view: View, draw: Draw, rng: np.random.Generator, *, may_crop: bool = True
     ) -> Sample:
-        """A sample with the at most one object of ``view``, which no crop removes."""
-        keep = view.masks[0] if len(view.masks) else None
+        """A sample with the objects of ``view`` as one or none; no crop removes any of them."""
+        keep, view = view.masks, merged_view(view)
         view = self.augmentation.apply(view, draw, rng, keep=keep, may_crop=may_crop)
         return make_sample(view, np.zeros(len(view.masks), dtype=np.int64))
 
     def _reference(self, view: View, draw: Draw, rng: np.random.Generator) -> View:
-        return self.augmentation.apply(view, draw, rng, keep=view.masks[0])
+        return self.augmentation.apply(merged_view(view), draw, rng, keep=view.masks)
 
 
 class TestMapper:

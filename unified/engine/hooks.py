@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -16,6 +17,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage, EventWriter, TensorboardXWriter, get_event_storage
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from unified.data.mappers import Sample
@@ -30,6 +32,7 @@ logger = logging.getLogger(__name__)
 METRICS, EVALUATIONS = "metrics.json", "evaluation.json"
 DRAWN_OBJECTS = 20
 DRAWN_SCORE = 0.3
+PANEL_WIDTH, PANEL_GAP, PANEL_FONT = 320, 8, 16  # of sample pictures, in pixels
 
 
 def default_hooks(
@@ -235,27 +238,42 @@ def picture(shell: torch.nn.Module, sample: Sample) -> np.ndarray:
     """Reference if it is a mask, truth and prediction side by side, (H, W, 3) uint8."""
     image = _pixels(sample["image"])
     height, width = image.shape[:2]
-    caption = str(sample.get("expression", sample["task"]))
     found = shell([{**sample, "height": height, "width": width}])[0]["instances"].to("cpu")
     order = found.scores.argsort(descending=True)[:DRAWN_OBJECTS]
     order = [
         i for rank, i in enumerate(order.tolist()) if not rank or found.scores[i] > DRAWN_SCORE
     ]
-    score = f"{float(found.scores[order[0]]):.2f}" if order else "nothing"
+    score = f"score {float(found.scores[order[0]]):.2f}" if order else "nothing"
     truth = sample["instances"]
     masks = truth.gt_masks.tensor if truth.has("gt_masks") else np.zeros((0, height, width))
+    asked = f"truth: {sample['expression']}" if "expression" in sample else "truth"
     panels = [
-        draw_overlay(image, _label_map(masks, (height, width)), {1: caption}),
-        draw_overlay(image, _label_map(found.pred_masks[order], (height, width)), {1: score}),
+        _panel(asked, image, masks),
+        _panel(f"predicted, {score}", image, found.pred_masks[order]),
     ]
     if "reference_masks" in sample:
         support, mask = sample["reference_images"][0], sample["reference_masks"][0]
-        labels = _label_map(mask[None], (mask.shape[-2], mask.shape[-1]))
-        panels.insert(0, draw_overlay(_pixels(support), labels, {1: "reference"}))
+        panels.insert(0, _panel("reference", _pixels(support), mask[None]))
     tallest = max(panel.shape[0] for panel in panels)
     return np.concatenate(
-        [np.pad(panel, ((0, tallest - panel.shape[0]), (0, 0), (0, 0))) for panel in panels], axis=1
+        [
+            np.pad(panel, ((0, tallest - len(panel)), (0, PANEL_GAP), (0, 0)), constant_values=255)
+            for panel in panels
+        ],
+        axis=1,
     )
+
+
+def _panel(title: str, image: np.ndarray, masks: Iterable[Any]) -> np.ndarray:
+    """A small picture enlarged by a whole factor, its objects drawn, with the title above it."""
+    labels = _label_map(masks, (image.shape[0], image.shape[1]))
+    factor = max(1, PANEL_WIDTH // image.shape[1])
+    image, labels = (x.repeat(factor, axis=0).repeat(factor, axis=1) for x in (image, labels))
+    font = ImageFont.load_default(PANEL_FONT)
+    lines = textwrap.wrap(title, max(1, image.shape[1] * 2 // PANEL_FONT), max_lines=2)
+    header = Image.new("RGB", (image.shape[1], 3 * PANEL_FONT), "white")
+    ImageDraw.Draw(header).text((2, 2), "\n".join(lines), fill="black", font=font)
+    return np.concatenate([np.array(header), draw_overlay(image, labels)])
 
 
 def _pixels(image: Tensor) -> np.ndarray:
@@ -284,6 +302,7 @@ class Curves(HookBase):
 def plot_curves(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Losses per dataset, losses by kind and learning rate over the steps, as a PNG."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, NullFormatter
 
     names = sorted({name for line in lines for name in line})
     groups = {
@@ -298,11 +317,22 @@ def plot_curves(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
             steps, values = np.array(points, dtype=float).T
             axes.plot(steps, _smooth(values), label=name.removeprefix("total_loss/"), linewidth=1)
         axes.set(title=title, xlabel="step", yscale="log")
-        axes.grid(alpha=0.3)
+        axes.grid(alpha=0.3, which="both")
+        if members and title != "learning rate":
+            plain = FuncFormatter(lambda value, _: f"{value:g}")
+            axes.yaxis.set_major_formatter(plain)
+            axes.yaxis.set_minor_formatter(
+                plain if _is_narrow(axes.get_ylim()) else NullFormatter()
+            )
         if title != "learning rate" and members:
             axes.legend(fontsize=7)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=120)
+
+
+def _is_narrow(limits: tuple[float, float]) -> bool:
+    """Whether a logarithmic axis shows too few powers of ten to be read by them alone."""
+    return limits[1] < 30 * limits[0]
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ from unified.data.augmentation import (
     View,
     crop,
     mirror,
+    random_crop,
     resize,
 )
 from unified.structures import resized_size
@@ -52,7 +53,7 @@ def test_mask_follows_the_picture() -> None:
     for seed in range(60):
         rng = np.random.default_rng(seed)
         view = _view()
-        result = augmentation.apply(view, augmentation.draw(rng), rng, keep=view.masks[0])
+        result = augmentation.apply(view, augmentation.draw(rng), rng, keep=view.masks)
         assert result.masks.shape[1:] == result.image.shape[:2]
         assert _agree(result) > 0.95
         assert min(result.size) <= 96 and max(result.size) <= 140
@@ -67,11 +68,26 @@ def test_crop_keeps_half_of_the_object() -> None:
         rng = np.random.default_rng(seed)
         view = _view()
         draw = Draw(short_side=60, flip=False)
-        result = augmentation.apply(view, draw, rng, keep=view.masks[0])
+        result = augmentation.apply(view, draw, rng, keep=view.masks)
         # Back at the scale of the window, at least half of the 600 pixels are there.
         scale = min(result.size) / 60
         cropped += result.size != (60, 90)
         assert result.masks.any() and scale == 1
+    assert cropped > 50
+
+
+def test_crop_keeps_half_of_every_object() -> None:
+    """Also of the small one of two objects that one sentence refers to."""
+    large = _view().masks[0]
+    small = np.zeros_like(large)
+    small[10:14, 40:44] = True
+    view = View(np.zeros((*large.shape, 3), dtype=np.uint8), np.stack([large, small]))
+    cropped = 0
+    for seed in range(200):
+        window = random_crop(view, (20, 50), view.masks, np.random.default_rng(seed))
+        before, after = view.masks.sum(axis=(1, 2)), window.masks.sum(axis=(1, 2))
+        assert (2 * after >= before).all()
+        cropped += window.size != view.size
     assert cropped > 50
 
 
@@ -81,7 +97,7 @@ def test_impossible_crop_is_not_made() -> None:
     augmentation = Augmentation(short_sides=(60,), max_size=200, crop=1.0, crop_range=(10, 20))
     rng = np.random.default_rng(0)
     draw = Draw(short_side=60, flip=False)
-    assert augmentation.apply(view, draw, rng, keep=view.masks[0]).size == (60, 90)
+    assert augmentation.apply(view, draw, rng, keep=view.masks).size == (60, 90)
 
 
 def test_tiny_object_survives_the_resize() -> None:

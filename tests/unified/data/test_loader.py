@@ -70,6 +70,7 @@ def test_ratios_and_rounds(data_root: Path) -> None:
         assert sorted(positions[:size]) == list(range(size))
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker")  # on one core
 def test_workers_do_not_change_the_stream(data_root: Path) -> None:
     alone = _take(TrainLoader(_sources(), seed=1), 6)
     helped = _take(TrainLoader(_sources(), seed=1, num_workers=2), 6)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from unified.data.augmentation import Augmentation
+from unified.data.augmentation import Augmentation, View
 from unified.data.catalog import CATALOG, load_records
 from unified.data.formats.files import read_image
 from unified.data.formats.records import annotation_mask, frame_masks
@@ -170,6 +171,28 @@ def test_detection_keeps_classes_and_boxes(data_root: Path) -> None:
     left, top, right, bottom = (int(value) for value in box)
     assert mask[top : bottom + 1, left : right + 1].all()
     assert mask.sum() == mask[top : bottom + 1, left : right + 1].sum()
+
+
+@pytest.mark.parametrize("name", ["grefcoco-unc-train", "mevis-train"])
+def test_no_crop_removes_one_of_several_referents(name: str, data_root: Path) -> None:
+    """The crop is told of each object by itself, not only of all of them as one."""
+    small_crops = Augmentation(
+        short_sides=(96,), max_size=160, flip=0.0, crop=1.0, crop_range=(40, 90)
+    )
+    seen: list[tuple[int, ...]] = []
+
+    class Watch(Augmentation):
+        def apply(self, view: View, *args: Any, **options: Any) -> View:
+            seen.append(tuple(options["keep"].sum(axis=(1, 2))))
+            return super().apply(view, *args, **options)
+
+    mapper = TrainMapper(augmentation=Watch(**vars(small_crops)))
+    for record in load_records(name):
+        if len(record.get("target_ids", record.get("annotations", ()))) > 1:
+            for seed in range(3):
+                sample = _sample(mapper, record, seed)
+                assert len(sample["instances"]) == 1
+    assert any(len(sizes) > 1 for sizes in seen) and all(min(sizes) > 0 for sizes in seen)
 
 
 def test_several_and_no_targets_become_one_mask_or_none(data_root: Path) -> None:

@@ -170,12 +170,15 @@ def frame_labels(record: ClipRecord, frame: int) -> np.ndarray | None:
 
 def target_mask(record: ClipRecord, frame: int) -> np.ndarray:
     """(H, W) bool: the objects that the sentence of a record refers to, together."""
+    return np.asarray(target_masks(record, frame).any(axis=0))
+
+
+def target_masks(record: ClipRecord, frame: int) -> np.ndarray:
+    """(K, H, W) bool: those objects of the sentence of a record that a frame shows, one by one."""
     masks = frame_masks(record, frame)
-    merged = np.zeros((record["height"], record["width"]), dtype=bool)
-    for number in record["target_ids"]:
-        if number in masks:
-            merged |= masks[number]
-    return merged
+    shown = [masks[number] for number in dict.fromkeys(record["target_ids"]) if number in masks]
+    shown = [mask for mask in shown if mask.any()]
+    return np.stack(shown) if shown else np.zeros((0, record["height"], record["width"]), bool)
 
 
 def _track(codes: list[Any] | str) -> list[Any]:
