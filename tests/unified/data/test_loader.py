@@ -21,6 +21,9 @@ from unified.errors import ConfigError, InputError
 AUGMENTATION = Augmentation(short_sides=(32, 40), max_size=60, crop_range=(30, 60))
 NAMES = ("refcoco-unc-train", "fss-1000-train", "ytbvos18-train")
 
+# Two workers on a machine, or in a container, with one core.
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
+
 
 def _sources(**changes: object) -> list[Source]:
     mapper = TrainMapper(augmentation=AUGMENTATION)
@@ -70,7 +73,6 @@ def test_ratios_and_rounds(data_root: Path) -> None:
         assert sorted(positions[:size]) == list(range(size))
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker")  # on one core
 def test_workers_do_not_change_the_stream(data_root: Path) -> None:
     alone = _take(TrainLoader(_sources(), seed=1), 6)
     helped = _take(TrainLoader(_sources(), seed=1, num_workers=2), 6)
