@@ -80,11 +80,12 @@ def clip_gradients(cfg: CfgNode, model: nn.Module) -> None:
 def drop_zero_gradients(model: nn.Module) -> None:
     """Takes away the gradients that are zero throughout, so that the optimiser passes them over.
 
-    They belong to parts that no sample of the step used, such as the text encoder where no sample
-    has a sentence: their weights and moments stay as they are. After an exchange between processes
-    they are zero, in a single process they do not exist; this makes the two alike.
+    Mostly they belong to parts that no sample of the step used, such as the text encoder where no
+    sample has a sentence: their weights and moments stay as they are. After an exchange between
+    processes they are zero, in a single process they do not exist; this makes the two alike.
 
-    Source: UniRef, whose image and video stages search for unused parameters.
+    Source: UniRef, whose image and video stages search for unused parameters. Difference: what a
+    zero-initialised gate hides in the first step is passed over too, there it decays once.
     """
     given = [p for p in model.parameters() if p.grad is not None]
     if not given:

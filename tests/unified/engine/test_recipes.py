@@ -73,3 +73,11 @@ def test_the_schedules_are_those_of_the_reference() -> None:
             found = (solver.IMS_PER_BATCH, solver.BASE_LR, solver.MAX_ITER, tuple(solver.STEPS))
             assert found == values
             assert (solver.WEIGHT_DECAY, solver.CLIP_GRADIENTS.CLIP_VALUE) == (0.05, 0.1)
+
+
+def test_the_guide_lists_the_lite_recipes_as_they_are() -> None:
+    guide = (ROOT / "docs/training.md").read_text(encoding="utf-8")
+    solver = load_config(CONFIGS / "lite/joint_tiny.yaml").SOLVER
+    rate = f"{solver.BASE_LR:.0e}".replace("e-0", "e-")
+    start = "| `lite/joint_tiny` | four tasks on made sets | ImageNet"
+    assert f"{start} | {solver.IMS_PER_BATCH} | {rate} | {solver.MAX_ITER:,} (cosine) |" in guide
