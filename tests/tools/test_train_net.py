@@ -57,9 +57,10 @@ def wait_for(condition: Any, process: subprocess.Popen[bytes]) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.timeout(600)  # it trains 120 steps
 def test_a_killed_run_goes_on_to_the_last_bit(environment: dict[str, str], tmp_path: Path) -> None:
     """The workers of the loader are ahead of the training when the run is killed."""
-    options = ("SOLVER.MAX_ITER", "30", "SOLVER.EMA_DECAY", "0.99", "DATALOADER.NUM_WORKERS", "1")
+    options = ("SOLVER.MAX_ITER", "64", "SOLVER.EMA_DECAY", "0.99", "DATALOADER.NUM_WORKERS", "1")
     run(command(tmp_path / "whole", *options), environment)
     folder, more = tmp_path / "killed", (*options, "SOLVER.CHECKPOINT_PERIOD", "2")
     process = subprocess.Popen(
@@ -71,7 +72,7 @@ def test_a_killed_run_goes_on_to_the_last_bit(environment: dict[str, str], tmp_p
     process.wait()
     run(command(folder, *more, flags=("--resume",)), environment)
     start = int(re.findall(r"resumed at step (\d+)", (folder / "log.txt").read_text())[-1])
-    assert 6 <= start < 30
+    assert 6 <= start <= 14, "fifty steps follow"
     assert losses(folder) == losses(tmp_path / "whole")
 
 
