@@ -52,12 +52,7 @@ def check(folder: Path) -> int:
             print(f"error: {error}", file=sys.stderr)
             continue
         failed += not found.passed
-        line = (
-            f"{path.name:{width}}  {'pass' if found.passed else 'FAIL'}  largest difference "
-            f"{found.difference:.1e} of {found.num_values} values "
-            f"(tolerance {found.tolerance:.0e})"
-        )
-        print(line if found.passed else f"{line}, at: {found.where}", flush=True)
+        print(f"{path.name:{width}}  {found.line()}", flush=True)
     print(f"{len(files) - failed - unusable} of {len(files)} files agree")
     return 2 if unusable else int(failed > 0)
 

@@ -34,6 +34,13 @@ def test_prints_one_line_per_file_and_the_exit_code_says_whether_all_agree(
     out = capsys.readouterr().out
     assert "semseg_expected.json         FAIL  largest difference 1.0e-06" in out
     assert "at: plain aAcc" in out
+    path.write_text(path.read_text().replace("0.862824", "0.862823").replace("plain", "plane"))
+    assert main([str(tmp_path)]) == 0
+    assert "missing: plain" in capsys.readouterr().out
+    path.write_text(path.read_text().replace("note", "notes"))
+    assert main([str(tmp_path)]) == 1
+    assert "FAIL  largest difference 0.0e+00 of" in (out := capsys.readouterr().out)
+    assert "not compared: notes" in out
 
 
 def test_bad_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -126,7 +126,8 @@ def _referring() -> Iterable[Dataset]:
                 files=(json_file, pickle_file),
                 read=_sentences(partial(_read_refer, name=name, split=split), use),
                 evaluator="gris" if generalized else "ris",
-                protocols=("grefcoco", "grefcoco-box") if generalized else ("uniref", "uniref-box"),
+                # no grefcoco-box, which wants all boxes of a sentence: models give the best one
+                protocols=("grefcoco",) if generalized else ("uniref", "uniref-box"),
             )
     mixed = Dataset(
         name="refcoco-mixed",

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from unified.data.formats.files import read_json
+from unified.data.formats.files import read_json, run_length_code
 from unified.errors import InputError
 from unified.metrics.detection import Scored
 
@@ -215,9 +215,7 @@ def _rle(segmentation: Any, size: tuple[int, int]) -> Any:
     if tuple(segmentation["size"]) != size:
         have, want = (f"{width}x{height}" for height, width in (segmentation["size"], size))
         raise InputError(f"a mask is {have} pixels, its image is {want}")
-    if isinstance(segmentation["counts"], list):
-        return coco_mask.frPyObjects(segmentation, *size)
-    return segmentation
+    return run_length_code(segmentation, *size)
 
 
 def _mean_area(areas: Sequence[float | None]) -> float:

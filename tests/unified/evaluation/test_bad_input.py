@@ -13,7 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools import mask as coco_mask
 
+from unified.data.formats.files import segmentation_mask
 from unified.errors import InputError
 from unified.evaluation.protocols import evaluate
 from unified.evaluation.reading import read_split
@@ -379,3 +381,48 @@ def test_scoring_needs_neither_torch_nor_detectron2() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )
     assert done.stdout.strip() == "[]"
+
+
+RUNS = [10, 5, 57]  # of 8 x 9 pixels
+CODE = coco_mask.frPyObjects({"size": [8, 9], "counts": RUNS}, 8, 9)["counts"].decode()
+
+
+def test_runs_of_a_list_and_of_a_text_are_scored_alike(tmp_path: Path) -> None:
+    for counts in (RUNS, CODE):
+        assert coco_masks(tmp_path, counts) == pytest.approx(100)
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        ([10, 60000], r"pred\.json against .*: a run-length code is not of 8 x 9 pixels"),
+        ([10, 5, 56], "a run-length code is not of 8 x 9 pixels"),
+        ([-10, 82], "a run-length code is not of 8 x 9 pixels"),
+        ([10.5, 61.5], "a run-length code is not of 8 x 9 pixels"),
+        (CODE[:-2], "a run-length code is not of 8 x 9 pixels"),
+        (CODE + "1", "a run-length code is not of 8 x 9 pixels"),
+        (CODE + "P", "cut off or damaged"),
+        (CODE + " ", "cut off or damaged"),
+        ("", "cut off or damaged"),
+        ("P" * 20 + "1", "more than 35 bits"),
+    ],
+)
+def test_runs_that_do_not_fill_the_picture_are_refused(
+    tmp_path: Path, counts: object, message: str
+) -> None:
+    """By results files and by the readers of datasets; pycocotools would write out of bounds."""
+    with pytest.raises(InputError, match=message):
+        coco_masks(tmp_path, counts)
+    with pytest.raises(InputError, match=message.rpartition(": ")[2]):
+        segmentation_mask({"size": [8, 9], "counts": counts}, 8, 9)
+
+
+def coco_masks(folder: Path, counts: object) -> float:
+    """AP of one result with these runs against the right ones."""
+    truth = copy.deepcopy(COCO_TRUTH)
+    truth["annotations"][0] |= {"segmentation": {"size": [8, 9], "counts": RUNS}, "area": 5}
+    result = {**COCO_RESULT, "segmentation": {"size": [8, 9], "counts": counts}}
+    request = Request(
+        write_json(folder / "gt.json", truth), write_json(folder / "pred.json", [result])
+    )
+    return evaluate("coco-mask", request).scores.numbers["AP"]

@@ -148,20 +148,31 @@ def polygon_parts(segmentation: Any, height: int, width: int) -> np.ndarray:
     """
     if not segmentation:
         return np.zeros((height, width, 0), dtype=np.uint8)
+    if not isinstance(segmentation, list):
+        return np.asarray(coco_mask.decode([run_length_code(segmentation, height, width)]))
     try:
-        if isinstance(segmentation, list):
-            codes = coco_mask.frPyObjects(segmentation, height, width)
-            return np.asarray(coco_mask.decode(codes))
-        counts = segmentation["counts"]
-        runs = np.array(counts) if isinstance(counts, list) else _runs(counts)
-        if list(segmentation["size"]) == [height, width] and (runs >= 0).all():
-            if runs.sum() == height * width:  # else pycocotools would write beyond the picture
-                is_list = isinstance(counts, list)
-                code = (
-                    coco_mask.frPyObjects(segmentation, height, width) if is_list else segmentation
-                )
-                return np.asarray(coco_mask.decode([code]))
+        return np.asarray(coco_mask.decode(coco_mask.frPyObjects(segmentation, height, width)))
     except Exception as error:  # pycocotools raises many kinds
+        raise InputError(f"no polygons and no run-length code: {error}") from error
+
+
+def run_length_code(segmentation: Any, height: int, width: int) -> Any:
+    """A run-length code, compressed or a list of runs, as pycocotools takes it: compressed.
+
+    Raises:
+        InputError: it is none, or not of H * W pixels; pycocotools would read or write beyond the
+            picture.
+    """
+    try:
+        counts, size = segmentation["counts"], list(segmentation["size"])
+        runs = np.array(counts) if isinstance(counts, list) else _runs(counts)
+        fits = bool((runs >= 0).all() and (runs % 1 == 0).all() and runs.sum() == height * width)
+        if fits and size == [height, width]:
+            if isinstance(counts, list):
+                whole = {"size": size, "counts": [int(run) for run in runs]}
+                return coco_mask.frPyObjects(whole, height, width)
+            return segmentation
+    except Exception as error:  # anything may be in a file
         raise InputError(f"no polygons and no run-length code: {error}") from error
     raise InputError(f"a run-length code is not of {height} x {width} pixels (h x w)")
 
@@ -173,14 +184,21 @@ def _runs(counts: str | bytes) -> np.ndarray:
     run on, the difference to the last but one run is stored.
 
     Source: rleFrString of the COCO API.
+
+    Raises:
+        ValueError: a character is none of the code, a number has no end or more than 35 bits.
     """
     text = counts.encode("ascii") if isinstance(counts, str) else counts
     symbols = np.frombuffer(text, dtype=np.uint8).astype(np.int64) - 48
     ends = np.flatnonzero((symbols & 32) == 0)
+    if not len(ends) or ends[-1] != len(symbols) - 1 or ((symbols < 0) | (symbols > 63)).any():
+        raise ValueError("the text of a run-length code is cut off or damaged")
     starts = np.concatenate([[0], ends[:-1] + 1])
     lengths = ends - starts + 1
-    shifts = 5 * (np.arange(ends[-1] + 1) - np.repeat(starts, lengths))
-    runs = np.add.reduceat((symbols[: ends[-1] + 1] & 31) << shifts, starts)
+    if lengths.max() > 7:
+        raise ValueError("the text of a run-length code holds a number of more than 35 bits")
+    shifts = 5 * (np.arange(len(symbols)) - np.repeat(starts, lengths))
+    runs = np.add.reduceat((symbols & 31) << shifts, starts)
     runs -= np.where(symbols[ends] & 16, 1 << (5 * lengths), 0)  # sign
     for first in (1, 2):
         runs[first::2] = np.cumsum(runs[first::2])

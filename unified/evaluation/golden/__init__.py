@@ -6,7 +6,7 @@ Every function yields triples (what, ours, recorded); ``None`` in a recording st
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,13 @@ import numpy as np
 from unified.data.formats.files import read_json
 from unified.errors import InputError, first_line
 from unified.evaluation.golden import images, videos
-from unified.evaluation.golden.compare import SUFFIX, Recording, Triple, largest_difference
+from unified.evaluation.golden.compare import (
+    SUFFIX,
+    Recording,
+    Triple,
+    Watched,
+    largest_difference,
+)
 
 EXACT = 1e-9
 SINGLE_PRECISION = 1e-4  # hsnet sums in 32 bits
@@ -38,20 +44,63 @@ KINDS: dict[str, tuple[Callable[[Recording], Iterator[Triple]], float]] = {
 }
 
 
+# kind of recording -> blocks that a file of it may lack; the others cannot be compared without
+_LVOS = ("semi-supervised", "unsupervised_multiple", "unsupervised_single")
+BLOCKS: dict[str, tuple[str, ...]] = {
+    "davis17": (
+        *("semi-supervised", "unsupervised", "per_frame_all_frames", "boundary"),
+        *("db_statistics", "palette_256x3"),
+    ),
+    "lvos": (*_LVOS, "variant_frame_nums_plus_one"),
+    "lvos_v1_bundled": ("semi-supervised", "variant_frame_nums_plus_one"),
+    "ris": (
+        *("cmsa_compute_mask_IU", "lavt_train_IoU_per_sample", "lavt_test", "cris"),
+        *("uniref_refcocoeval_segm", "uniref_refcocoeval_bbox"),
+    ),
+    "grefcoco": ("all_grefcoco", "no_no_target", "mixed_sources"),
+    "semseg": ("plain", "reduce_zero_label", "mDice", "nan_to_num_-1"),
+    "refer_mini": (
+        *("refcoco(unc)", "refcoco+(unc)", "refcocog(umd)", "refcocog(google)", "grefcoco(unc)"),
+    ),
+}
+
+
 @dataclass(frozen=True)
 class Agreement:
-    """How one file of recordings compares: largest difference, where, and what is allowed."""
+    """How one file of recordings compares.
+
+    Attributes:
+        file: its name.
+        difference: the largest one, at ``where``; ``tolerance`` is allowed.
+        num_values: numbers that were compared.
+        not_compared: keys of the file that mean nothing here, such as misspelled ones.
+        missing: blocks of its kind that the file does not have.
+    """
 
     file: str
     difference: float
     where: str
     num_values: int
     tolerance: float
+    not_compared: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
-        """Whether the largest difference is within the tolerance."""
-        return self.difference <= self.tolerance
+        """Whether all of the file was compared, and is within the tolerance."""
+        return self.difference <= self.tolerance and not self.not_compared
+
+    def line(self) -> str:
+        """The comparison in words."""
+        words = (
+            f"{'pass' if self.passed else 'FAIL'}  largest difference {self.difference:.1e} of "
+            f"{self.num_values} values (tolerance {self.tolerance:.0e})"
+        )
+        if self.difference > self.tolerance:
+            words += f", at: {self.where}"
+        if self.not_compared:
+            words += f", not compared: {', '.join(self.not_compared)}"
+        return f"{words}, missing: {', '.join(self.missing)}" if self.missing else words
 
 
 def find_recordings(folder: Path) -> list[Path]:
@@ -74,7 +123,10 @@ def check_file(path: Path) -> Agreement:
     """
     kind = find_kind(path)
     check, tolerance = KINDS[kind]
-    recording = Recording(path, kind, read_json(path, "recorded numbers", keys=()))
+    content = read_json(path, "recorded numbers")
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds a {type(content).__name__}, expected an object of numbers")
+    recording = Recording(path, kind, Watched(content))
     worst, where, count = 0.0, "", 0
     try:
         for what, ours, recorded in check(recording):
@@ -90,7 +142,24 @@ def check_file(path: Path) -> Agreement:
         raise InputError(f"{path} cannot be compared: {first_line(error)}") from error
     if count == 0:
         raise InputError(f"{path} has no number to compare: is it complete?")
-    return Agreement(path.name, worst, where, count, tolerance)
+    not_compared = tuple(recording.content.unread())
+    missing = tuple(block for block in _blocks(recording) if block not in content)
+    return Agreement(path.name, worst, where, count, tolerance, not_compared, missing)
+
+
+def _blocks(recording: Recording) -> Iterable[str]:
+    """The blocks that a file may lack; those of some kinds are named after the masks."""
+    if recording.kind == "fss":
+        names = recording.masks("fss")
+        return [key.removesuffix("_gt") for key in names if key.endswith("_gt")]
+    if recording.kind == "vos_benchmark":
+        clips = [key for key in recording.masks("vos_benchmark") if key.startswith("gt_")]
+        return [
+            f"{clip.removeprefix('gt_')}|skip_first_last={skip}"
+            for clip in clips
+            for skip in (True, False)
+        ]
+    return BLOCKS.get(recording.kind, ())
 
 
 def find_kind(path: Path) -> str:

@@ -16,6 +16,63 @@ from unified.errors import InputError, first_line
 SUFFIX = "_expected.json"
 Triple = tuple[str, Any, Any]  # what, ours, recorded
 
+# keys of a recording that are no numbers to compare: words about it, and what was judged
+NOTES = ("note", "printed", "inputs", "return_order", "precision_shape")
+INPUTS = (
+    *("ground_truth", "results", "predictions", "meta_json", "meta_expressions", "mask_dict"),
+    *("unseen_videos", "unsupervised_videos", "sample_index", "mixed_source_labels"),
+)
+
+
+class Watched(Mapping[str, Any]):
+    """A JSON object that knows which of its keys were read, also of the objects inside it."""
+
+    def __init__(self, content: Mapping[str, Any]) -> None:
+        self._content = {k: v if k in INPUTS else _watched(v) for k, v in content.items()}
+        self._read: set[str] = set()
+
+    def __getitem__(self, key: str) -> Any:
+        value = self._content[key]
+        self._read.add(key)
+        return value
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._content  # that of Mapping would count as reading
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._content)
+
+    def __len__(self) -> int:
+        return len(self._content)
+
+    def holds_object(self, key: str) -> bool:
+        """Whether there is an object under ``key``, which does not count as reading it."""
+        return isinstance(self._content[key], Watched)
+
+    def unread(self) -> Iterator[str]:
+        """Paths of the keys with numbers that nobody read, such as ``cris/Pr@50``."""
+        for key, value in self._content.items():
+            if key in (*NOTES, *INPUTS):
+                continue
+            if key in self._read:
+                yield from (f"{key}/{inside}" for inside in _unread(value))
+            else:
+                yield key
+
+
+def _watched(value: Any) -> Any:
+    if isinstance(value, dict):
+        return Watched(value)
+    return [_watched(item) for item in value] if isinstance(value, list) else value
+
+
+def _unread(value: Any) -> Iterator[str]:
+    if isinstance(value, Watched):
+        yield from value.unread()
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from (f"{index}/{inside}" for inside in _unread(item))
+
 
 @dataclass(frozen=True)
 class Recording:
@@ -29,11 +86,11 @@ class Recording:
 
     path: Path
     kind: str
-    content: Mapping[str, Any]
+    content: Watched
 
     def blocks(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
         """The named groups of numbers, without notes."""
-        return ((key, value) for key, value in self.content.items() if isinstance(value, dict))
+        return ((key, self.content[key]) for key in self.content if self.content.holds_object(key))
 
     def beside(self, name: str) -> Path:
         """What goes with this recording: ``name``, with whatever else its own name has.

@@ -156,7 +156,7 @@ def check_refer(recording: Recording) -> Iterator[Triple]:
             "n_sents": sum(len(ref.sentences) for ref in data.refs.values()),
             "n_imgs": len({ref.image_id for ref in data.refs.values()}),
         }
-        yield from same_keys(key, counts, {k: v for k, v in block.items() if k in counts})
+        yield from same_keys(key, counts, {k: block[k] for k in counts if k in block})
         for split, ids in block["splits"].items():
             yield f"{key} {split}", sorted(ref.ref_id for ref in data.select(split)), sorted(ids)
         for split, number in block.get("n_expressions_per_split", {}).items():
@@ -184,7 +184,7 @@ def _reference(
         "merged_pixels_gt0": np.count_nonzero(mask),
         "mask_max": mask.max(),
     }
-    yield from same_keys(what, ours, {k: v for k, v in recorded.items() if k in ours})
+    yield from same_keys(what, ours, {k: recorded[k] for k in ours if k in recorded})
     yield f"{what} annotations", ref.ann_ids, ids
     if "sents" in recorded:
         yield f"{what} sentences", list(ref.sentences) == recorded["sents"], True
