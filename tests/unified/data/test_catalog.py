@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from unified.data.catalog import CATALOG, find_dataset, load_records, register_datasets
+from unified.data.check import check_dataset
 from unified.data.formats.files import image_size, read_label_map
 from unified.data.formats.records import annotation_mask, frame_masks, target_mask
 from unified.errors import ConfigError, InputError
@@ -43,6 +44,13 @@ def test_every_dataset_reads_its_release(name: str, data_root: Path) -> None:
         if row.task is Task.FSS:
             assert len(record["supports"]) >= 1
             assert record["file_name"] not in [s["file_name"] for s in record["supports"]]
+
+
+@pytest.mark.parametrize("name", list(CATALOG))
+def test_check_finds_nothing_wrong_in_a_made_release(name: str, data_root: Path) -> None:
+    found = check_dataset(name)
+    assert found.num_opened > 0
+    assert found.gaps == ()
 
 
 def test_test_sets_have_one_sentence_per_record(data_root: Path) -> None:

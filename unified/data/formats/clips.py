@@ -164,6 +164,8 @@ def read_davis(
 ) -> list[ClipRecord]:
     """DAVIS at 480p; all objects start in the first frame.
 
+    The test splits, test-dev and test-challenge, have the label map of that frame only.
+
     Args:
         annotations: ``Annotations_unsupervised`` for the unsupervised task and Ref-DAVIS17.
     """
@@ -177,7 +179,8 @@ def read_davis(
     records = read_clip_folders(
         root / "JPEGImages/480p", root / annotations / "480p", names, binary_masks=year == 2016
     )
-    records = [{**record, "all_masked": True} for record in records]
+    if not split.startswith("test"):
+        records = [{**record, "all_masked": True} for record in records]
     return records if split == "train" else [with_first_frames(r, frames=[0]) for r in records]
 
 
