@@ -1,0 +1,502 @@
+"""Sentences about real instances: class, colour, size, place and relation, true of one thing only.
+
+Every modifier of a noun has the things for which it surely holds and those for which it might. A
+sentence is used for a thing when everything in it surely holds there, and for every other thing
+that the noun might name some modifier surely does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise, product
+
+import cv2
+import numpy as np
+
+from unified.data.composing.sources import Scene, Thing
+from unified.data.composing.vocabulary import (
+    ALWAYS_PLURAL,
+    COLOURLESS,
+    COLOURS,
+    MASS,
+    near_colours,
+    plural,
+    possible_nouns,
+    sure_nouns,
+)
+
+SURE_COLOUR, SURE_CLOTHES, POSSIBLE_COLOUR, ABSENT_COLOUR = 0.6, 0.5, 0.12, 0.03
+GREY_PICTURE = 5.0  # mean chroma below which a picture has no colours
+CLEAR_RATIO = 1.6  # of two areas of which one is clearly larger
+ORDINALS = ("second", "third", "fourth")
+NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five"}
+KIND_WEIGHTS = {
+    **{"class": 3.0, "synonym": 1.5, "colour": 3.0, "size": 1.0, "place": 2.5, "order": 2.0},
+    **{"relation": 2.5, "colour and place": 1.0, "colour and relation": 1.0, "breed": 2.0},
+}
+PLACE_TAILS = {
+    "left": ("on the left", "on the left side", "to the left", "at left"),
+    "right": ("on the right", "on the right side", "to the right", "at right"),
+    "top": ("at the top", "on top", "in the upper part"),
+    "bottom": ("at the bottom", "in the lower part"),
+    "middle": ("in the middle", "in the center"),
+    "top left": ("in the top left", "in the top left corner", "in the upper left"),
+    "top right": ("in the top right", "in the top right corner", "in the upper right"),
+    "bottom left": ("in the bottom left", "in the bottom left corner", "in the lower left"),
+    "bottom right": ("in the bottom right", "in the bottom right corner", "in the lower right"),
+}
+
+
+@dataclass(frozen=True)
+class Modifier:
+    """Part of a sentence: what it says, and of which things (by index) it holds.
+
+    Attributes:
+        kind: of sentence that it makes, a key of ``KIND_WEIGHTS``.
+        value: a colour, place, size, or the words after the noun.
+    """
+
+    kind: str
+    value: str
+    sure: frozenset[int]
+    possible: frozenset[int]
+
+
+@dataclass(frozen=True, order=True)
+class Claim:
+    """A sentence before it is worded: kind, noun, and values of its modifiers."""
+
+    kind: str
+    noun: str
+    colour: str = ""
+    rest_kind: str = ""
+    rest: str = ""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is measured of a scene; indices are those of its things.
+
+    Attributes:
+        shares: per thing, colour -> share of its pixels.
+        boxes: (N, 4) xyxy in units of the picture's width and height.
+        centres: (N, 2) x, y of the mean pixel in the same units.
+        areas: (N,) share of the picture.
+    """
+
+    things: tuple[Thing, ...]
+    shares: tuple[dict[str, float], ...]
+    boxes: np.ndarray
+    centres: np.ndarray
+    areas: np.ndarray
+
+    def possible(self, noun: str) -> frozenset[int]:
+        """Things that someone might call so; a breed might be that of any thing of its class."""
+        owners = {thing.name for thing in self.things if noun in thing.breeds}
+        return frozenset(
+            index
+            for index, thing in enumerate(self.things)
+            if noun in possible_nouns(thing.name) or thing.name in owners
+        )
+
+    def sure(self, noun: str) -> frozenset[int]:
+        """Things that may be described and are called so."""
+        return frozenset(
+            index
+            for index, thing in enumerate(self.things)
+            if thing.told and (noun in sure_nouns(thing.name) or noun in thing.breeds)
+        )
+
+
+def measure(scene: Scene) -> Facts:
+    """Colours, places and sizes of all things."""
+    height, width = scene.size
+    names, is_grey = name_colours(scene.image)
+    shares, boxes, centres, areas = [], [], [], []
+    for thing in scene.things:
+        rows, columns = np.nonzero(thing.mask)
+        if not len(rows):
+            rows, columns = np.array([0]), np.array([0])
+        shares.append({} if is_grey or not thing.told else colour_shares(names, thing.mask))
+        boxes.append((columns.min(), rows.min(), columns.max() + 1, rows.max() + 1))
+        centres.append((columns.mean(), rows.mean()))
+        areas.append(thing.mask.mean())
+    scale = np.array([width, height], dtype=float)
+    return Facts(
+        scene.things,
+        tuple(shares),
+        np.array(boxes, dtype=float).reshape(-1, 4) / np.tile(scale, 2),
+        np.array(centres, dtype=float).reshape(-1, 2) / scale,
+        np.array(areas, dtype=float),
+    )
+
+
+def name_colours(image: np.ndarray) -> tuple[np.ndarray, bool]:
+    """(H, W) index into ``COLOURS`` or -1 where no name is clear, and whether all is grey."""
+    lab = cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
+    light, chroma = lab[..., 0], np.hypot(lab[..., 1], lab[..., 2])
+    hue = np.degrees(np.arctan2(lab[..., 2], lab[..., 1])) % 360
+    grey = chroma < np.where((light < 20) | (light > 85), 9, 7)
+    vivid = chroma > 16
+    rules = {
+        "black": (light < 22) & (chroma < 14),
+        "white": grey & (light > 80),
+        "gray": grey & (light > 32) & (light < 72),
+        "red": vivid & ((hue < 42) | (hue > 352)) & (light < 60) & (chroma > 38),
+        "orange": vivid & (hue > 45) & (hue < 72) & (light > 52) & (chroma > 45),
+        "yellow": vivid & (hue > 80) & (hue < 104) & (light > 62) & (chroma > 35),
+        "green": vivid & (hue > 112) & (hue < 185),
+        "blue": vivid & (hue > 230) & (hue < 298),
+        "purple": vivid & (hue > 304) & (hue < 335),
+        "pink": vivid & ((hue > 335) | (hue < 25)) & (light > 63),
+        "brown": vivid & (hue > 35) & (hue < 85) & (light > 12) & (light < 52) & (chroma < 42),
+    }
+    names = np.full(light.shape, -1, dtype=np.int8)
+    for number, colour in enumerate(COLOURS):
+        names[rules[colour]] = number
+    return names, float(chroma.mean()) < GREY_PICTURE
+
+
+def colour_shares(names: np.ndarray, mask: np.ndarray) -> dict[str, float]:
+    """colour -> share of the pixels inside a mask (H, W), its rim left out where it is thick."""
+    inner = cv2.erode(mask.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool)
+    pixels = names[inner if inner.sum() > 30 else mask]
+    counts = np.bincount(pixels[pixels >= 0], minlength=len(COLOURS))
+    return {c: float(n) / max(len(pixels), 1) for c, n in zip(COLOURS, counts, strict=True)}
+
+
+def claims(scene: Scene) -> dict[Claim, int]:
+    """Every sentence that is true of exactly one thing -> the index of that thing."""
+    facts = measure(scene)
+    found: dict[Claim, int] = {}
+    for noun in _nouns(facts, scene):
+        sure, possible = facts.sure(noun), facts.possible(noun)
+        plain = _plain_kind(noun, facts)
+        colours = _colours(facts)
+        rest = [*_places(facts), *_relations(facts, noun)]
+        if possible == sure and not noun.endswith("s"):
+            rest += [*_sizes(facts, sure), *_orders(facts, sure)]
+        singles: list[tuple[Modifier, ...]] = [(), *((m,) for m in [*colours, *rest])]
+        pairs = [p for p in product(colours, rest) if p[1].kind in ("place", "relation")]
+        for modifiers in [*singles, *pairs]:
+            held = sure.intersection(*(m.sure for m in modifiers))
+            maybe = possible.intersection(*(m.possible for m in modifiers))
+            if len(held) == 1 and maybe == held and _covered(scene, held):
+                found[_claim(plain, noun, modifiers)] = next(iter(held))
+    return found
+
+
+def group_claims(scene: Scene) -> dict[Claim, tuple[int, ...]]:
+    """Every plural that is true of exactly two to five things -> their indices."""
+    facts = measure(scene)
+    found = {}
+    for noun in _nouns(facts, scene):
+        sure, possible = facts.sure(noun), facts.possible(noun)
+        for modifiers in [(), *((m,) for m in _colours(facts))] if plural(noun) else []:
+            held = sure.intersection(*(m.sure for m in modifiers))
+            maybe = possible.intersection(*(m.possible for m in modifiers))
+            if len(held) in NUMBERS and maybe == held and _covered(scene, held):
+                colour = modifiers[0].value if modifiers else ""
+                found[Claim("group", noun, colour)] = tuple(sorted(held))
+    return found
+
+
+def absent_claims(scene: Scene, names: Iterable[str]) -> list[Claim]:
+    """Sentences that are true of nothing: of an absent class, or of a clearly absent colour.
+
+    Args:
+        names: classes that may be named; those of which the scene is not complete are left out.
+    """
+    facts = measure(scene)
+    found = []
+    for name in sorted(set(names) & scene.complete):
+        if not any(facts.possible(noun) for noun in sure_nouns(name)):
+            found.append(Claim("absent class", name))
+    for noun in _nouns(facts, scene):
+        sure, possible = facts.sure(noun), facts.possible(noun)
+        if sure != possible or not all(_has_colour(facts, index) for index in sure):
+            continue
+        for colour in COLOURS:
+            if all(_lacks_colour(facts.shares[index], colour) for index in sure):
+                found.append(Claim("absent colour", noun, colour))
+    return found
+
+
+def _nouns(facts: Facts, scene: Scene) -> list[str]:
+    """Nouns of things that may be described, sorted."""
+    told = [t for t in facts.things if t.told and t.name in scene.complete]
+    return sorted({noun for t in told for noun in (*sure_nouns(t.name), *t.breeds)})
+
+
+def _covered(scene: Scene, held: Iterable[int]) -> bool:
+    """Whether no other thing of the class can be in the picture without being known."""
+    return all(scene.things[index].name in scene.complete for index in held)
+
+
+def _plain_kind(noun: str, facts: Facts) -> str:
+    if any(noun in thing.breeds for thing in facts.things):
+        return "breed"
+    return "class" if any(noun == thing.name for thing in facts.things) else "synonym"
+
+
+def _claim(plain: str, noun: str, modifiers: Sequence[Modifier]) -> Claim:
+    colour = next((m.value for m in modifiers if m.kind == "colour"), "")
+    rest = next((m for m in modifiers if m.kind != "colour"), None)
+    kind = " and ".join(m.kind for m in modifiers) or plain
+    return Claim(kind, noun, colour, rest.kind if rest else "", rest.value if rest else "")
+
+
+def _has_colour(facts: Facts, index: int) -> bool:
+    """Whether a colour can be said of a thing; of a person it is that of the clothes."""
+    name = facts.things[index].name
+    return bool(facts.shares[index]) and (name == "person" or name not in COLOURLESS)
+
+
+def _lacks_colour(shares: dict[str, float], colour: str) -> bool:
+    near = sum(shares[other] for other in near_colours(colour))
+    return shares[colour] < ABSENT_COLOUR and near < 0.2 and sum(shares.values()) > 0.5
+
+
+def _colours(facts: Facts) -> list[Modifier]:
+    result = []
+    for colour in COLOURS:
+        sure, possible = set(), set()
+        for index, thing in enumerate(facts.things):
+            if not _has_colour(facts, index):
+                possible.add(index)
+                continue
+            shares = facts.shares[index]
+            is_person = thing.name == "person"
+            others = max(share for other, share in shares.items() if other != colour)
+            if is_person and colour in ("orange", "brown", "pink"):  # the colours of skin
+                possible.add(index)
+                continue
+            wanted = SURE_CLOTHES if is_person else SURE_COLOUR
+            if shares[colour] >= wanted and others < 0.2:
+                sure.add(index)
+            near = max(shares[other] for other in near_colours(colour))
+            if shares[colour] >= POSSIBLE_COLOUR or near >= 0.35 or sum(shares.values()) < 0.4:
+                possible.add(index)
+        if sure:
+            result.append(Modifier("colour", colour, frozenset(sure), frozenset(possible)))
+    return result
+
+
+def _places(facts: Facts) -> list[Modifier]:
+    """Places in the picture, with a margin in which neither a place nor its opposite is claimed."""
+    x, y = facts.centres[:, 0], facts.centres[:, 1]
+    left, top, right, bottom = facts.boxes.T
+    sides = {
+        "left": ((x < 0.36) & (right < 0.58), x < 0.52),
+        "right": ((x > 0.64) & (left > 0.42), x > 0.48),
+        "top": ((y < 0.34) & (bottom < 0.58), y < 0.52),
+        "bottom": ((y > 0.68) & (top > 0.42), y > 0.48),
+        "middle": (
+            (abs(x - 0.5) < 0.1) & (abs(y - 0.5) < 0.2) & (left > 0.15) & (right < 0.85),
+            abs(x - 0.5) < 0.25,
+        ),
+    }
+    for vertical, horizontal in product(("top", "bottom"), ("left", "right")):
+        sure, possible = zip(sides[vertical], sides[horizontal], strict=True)
+        sides[f"{vertical} {horizontal}"] = (sure[0] & sure[1], possible[0] & possible[1])
+    return [Modifier("place", value, _where(s), _where(p)) for value, (s, p) in sides.items()]
+
+
+def _where(holds: np.ndarray) -> frozenset[int]:
+    return frozenset(np.flatnonzero(holds).tolist())
+
+
+def _sizes(facts: Facts, group: frozenset[int]) -> list[Modifier]:
+    """Largest and smallest of a noun's things, where the next one differs clearly."""
+    order = sorted(group, key=lambda index: facts.areas[index])
+    result = []
+    if len(order) > 1:
+        for word, first, second in (
+            ("small", order[0], order[1]),
+            ("large", order[-1], order[-2]),
+        ):
+            areas = sorted((facts.areas[first], facts.areas[second]))
+            if areas[1] > CLEAR_RATIO * areas[0]:
+                result.append(_only("size", word + (" of two" if len(order) == 2 else ""), first))
+    return result
+
+
+def _orders(facts: Facts, group: frozenset[int]) -> list[Modifier]:
+    """Ranks from left to right, where all things of the noun are clearly apart."""
+    order = sorted(group, key=lambda index: facts.centres[index, 0])
+    x = [facts.centres[index, 0] for index in order]
+    gaps = [second - first for first, second in pairwise(x)]
+    result = []
+    if len(order) < 2:
+        return result
+    if gaps[0] > 0.08:
+        result.append(_only("order", "leftmost", order[0]))
+    if gaps[-1] > 0.08:
+        result.append(_only("order", "rightmost", order[-1]))
+    if len(order) in (3, 4, 5, 6) and min(gaps) > 0.06:
+        count = min(len(order) - 1, 1 + len(ORDINALS))
+        for rank in range(1, count):
+            result.append(_only("order", f"{ORDINALS[rank - 1]} from left", order[rank]))
+            result.append(_only("order", f"{ORDINALS[rank - 1]} from right", order[-1 - rank]))
+        if len(order) == 3:
+            result.append(_only("order", "middle", order[1]))
+    return result
+
+
+def _only(kind: str, value: str, index: int) -> Modifier:
+    return Modifier(kind, value, frozenset((index,)), frozenset((index,)))
+
+
+def _relations(facts: Facts, noun: str) -> list[Modifier]:
+    """Where things are relative to a thing of another class that its name alone tells apart."""
+    result = []
+    group = facts.possible(noun)
+    for anchor, thing in enumerate(facts.things):
+        if not thing.told or thing.name in UNANCHORED or anchor in group:
+            continue
+        if facts.possible(thing.name) != {anchor} or facts.areas[anchor] < 0.008:
+            continue
+        result += _relations_to(facts, anchor, group)
+    return result
+
+
+UNANCHORED = frozenset(("", "hair", "dining table", "bed"))
+
+
+def _relations_to(facts: Facts, anchor: int, group: frozenset[int]) -> list[Modifier]:
+    name = facts.things[anchor].name
+    article = "the"
+    box, centre = facts.boxes[anchor], facts.centres[anchor]
+    wanted: dict[str, tuple[set[int], set[int]]] = {}
+    for index in sorted(group):
+        other, middle = facts.boxes[index], facts.centres[index]
+        beside = min(box[3], other[3]) - max(box[1], other[1]) > 0.4 * (other[3] - other[1])
+        stacked = min(box[2], other[2]) - max(box[0], other[0]) > 0.5 * (other[2] - other[0])
+        gap_x = max(box[0] - other[2], other[0] - box[2], 0.0)
+        gap_y = max(box[1] - other[3], other[1] - box[3], 0.0)
+        gap = float(np.hypot(gap_x, gap_y))
+        near = gap_x < 0.3 and gap_y < 0.3
+        level = abs(box[3] - other[3]) < 0.35 * max(box[3] - box[1], other[3] - other[1])
+        apart = gap_x > 0 or abs(middle[0] - centre[0]) > 0.5 * (box[2] - box[0])
+        tests = {
+            "left of": (
+                middle[0] < box[0] and other[2] < centre[0] and beside and near,
+                middle[0] < centre[0],
+            ),
+            "right of": (
+                middle[0] > box[2] and other[0] > centre[0] and beside and near,
+                middle[0] > centre[0],
+            ),
+            "above": (
+                other[3] <= box[1] + 0.02 and stacked and gap_y < 0.3,
+                middle[1] < centre[1],
+            ),
+            "below": (
+                other[1] >= box[3] - 0.02 and stacked and gap_y < 0.3,
+                middle[1] > centre[1],
+            ),
+            "next to": (gap < 0.04 and level and apart and beside, gap < 0.15),
+        }
+        for relation, (sure, possible) in tests.items():
+            held, maybe = wanted.setdefault(f"{relation} {article} {name}", (set(), set()))
+            held.update((index,) if sure else ())
+            maybe.update((index,) if possible else ())
+    return [
+        Modifier("relation", value, frozenset(sure), frozenset(possible | sure))
+        for value, (sure, possible) in wanted.items()
+        if sure
+    ]
+
+
+def choose(found: Iterable[Claim], count: int, rng: np.random.Generator) -> list[Claim]:
+    """Up to ``count`` claims, of as many kinds as there are."""
+    by_kind: dict[str, list[Claim]] = {}
+    for claim in sorted(found):
+        by_kind.setdefault(claim.kind, []).append(claim)
+    chosen: list[Claim] = []
+    while by_kind and len(chosen) < count:
+        kinds = list(by_kind)
+        weights = np.array([KIND_WEIGHTS.get(kind, 1.0) for kind in kinds])
+        kind = kinds[int(rng.choice(len(kinds), p=weights / weights.sum()))]
+        options = by_kind.pop(kind)
+        chosen.append(options[int(rng.integers(len(options)))])
+    return chosen
+
+
+def phrase(claim: Claim, rng: np.random.Generator) -> str:
+    """One of several wordings of a claim, in lower case."""
+    if claim.kind == "group":
+        return _group_phrase(claim, rng)
+    before, after, definite = _rest_words(claim, rng)
+    noun = claim.noun
+    if claim.colour:
+        colour = "grey" if claim.colour == "gray" and rng.random() < 0.3 else claim.colour
+        if noun == "person":
+            worn = str(rng.choice(["in", "wearing", "dressed in"]))
+            after = f"{worn} {colour} {after}"
+        elif not after and rng.random() < 0.1:
+            verb = "are" if noun in ALWAYS_PLURAL else "is"
+            after = f"that {verb} {colour}"
+        else:
+            before = f"{before} {colour}"
+    words = " ".join(f"{before} {noun} {after}".split())
+    return f"{_start(words, noun, rng, definite=definite)} {words}".strip()
+
+
+def _start(words: str, noun: str, rng: np.random.Generator, *, definite: bool) -> str:
+    start = str(rng.choice(["the", "a", ""], p=[0.55, 0.2, 0.25]))
+    if start != "a":
+        return start
+    if definite or noun in ALWAYS_PLURAL or noun in MASS:
+        return "the"
+    return "an" if words[0] in "aeiou" else "a"
+
+
+def _rest_words(claim: Claim, rng: np.random.Generator) -> tuple[str, str, bool]:
+    """Words before and after the noun, and whether "a" would be wrong."""
+    value = claim.rest
+    if claim.rest_kind == "place":
+        if value in ("left", "right", "top", "bottom", "middle") and rng.random() < 0.3:
+            return value, "", True
+        return "", str(rng.choice(PLACE_TAILS[value])), False
+    if claim.rest_kind == "size":
+        return _size_word(value, rng), "", True
+    if claim.rest_kind == "order":
+        return (*_order_words(value, rng), True)
+    if claim.rest_kind == "relation":
+        side, _, anchor = value.partition(" of ")
+        if anchor:
+            options = [f"to the {side} of", f"on the {side} of", f"{side} of"]
+            return "", f"{rng.choice(options)} {anchor}", False
+        swapped = {"above": ["above", "over"], "below": ["below", "under"]}
+        first, _, anchor = value.partition(" the ")
+        options = swapped.get(first, ["next to", "beside", "near", "by"])
+        return "", f"{rng.choice(options)} the {anchor}", False
+    return "", "", False
+
+
+def _size_word(value: str, rng: np.random.Generator) -> str:
+    size, _, two = value.partition(" of ")
+    words = {"small": ["smallest", "small"], "large": ["largest", "biggest", "big", "large"]}
+    compared = {"small": ["smaller"], "large": ["larger", "bigger"]}
+    return str(rng.choice(words[size] + (compared[size] * 2 if two else [])))
+
+
+def _order_words(value: str, rng: np.random.Generator) -> tuple[str, str]:
+    if value in ("leftmost", "rightmost"):
+        side = value.removesuffix("most")
+        options = [(value, ""), (f"far {side}", ""), ("", f"on the far {side}")]
+        return options[int(rng.integers(len(options)))]
+    if value == "middle":
+        return ("middle", "") if rng.random() < 0.5 else ("", "in the middle")
+    rank, _, side = value.partition(" from ")
+    return rank, str(rng.choice([f"from the {side}", f"from {side}"]))
+
+
+def _group_phrase(claim: Claim, rng: np.random.Generator) -> str:
+    starts = ["all the", "all", "the", ""]
+    words = f"{claim.colour} {plural(claim.noun)}"
+    if claim.colour and claim.noun == "person":
+        words = f"people in {claim.colour}"
+    return " ".join(f"{rng.choice(starts)} {words}".split())

@@ -1,0 +1,559 @@
+"""All sets for training and validation as own data, from labelled pictures and clips."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from unified.data.composing.motion import PseudoClip, make_clip
+from unified.data.composing.scenes import Cutout, compose, cut_out, cuttable
+from unified.data.composing.sentences import Claim, choose, claims, phrase
+from unified.data.composing.sources import (
+    QUALITY,
+    ObjectFolder,
+    Picture,
+    Scene,
+    read_coco,
+    resize_image,
+)
+from unified.data.composing.told import GROUP_CHANCE, Company, ToldSet, add_thing
+from unified.data.composing.vocabulary import UNTOLD
+from unified.data.formats.clips import read_clip_folders
+from unified.data.formats.files import (
+    image_files,
+    read_image,
+    read_json,
+    read_label_map,
+    require,
+    write_json,
+)
+from unified.data.formats.records import ClipRecord
+from unified.data.formats.referring_clips import read_meta_expressions
+from unified.data.synthetic.writing import CocoFile, random_streams, save_jpeg
+from unified.errors import InputError
+from unified.files import atomic_path
+from unified.masks import write_label_map, write_mask
+
+logger = logging.getLogger(__name__)
+
+NUM_FRAMES = 6  # of a pseudo-clip
+CLIP_SHARE, REGION_SHARE = 0.4, 0.25  # pseudo-clips and pseudo-classes per composite
+REAL_STRIDE = 2  # of the frames of given clips that are trained on
+MIN_CLASS_SHARE = 0.01  # of a picture, for a few-shot sample
+MAX_COMPOSITES = 60  # per few-shot class
+TEST_IMAGES = 7  # held out per held-out class: a query and five supports, with one to spare
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to make of what; see tools in ``datasets/``.
+
+    Attributes:
+        size: composites; pseudo-clips and pseudo-classes follow from it.
+        longest_side: pixels of stored pictures.
+    """
+
+    coco_images: Path
+    coco_annotations: Path
+    objects: tuple[ObjectFolder, ...]
+    clips: Path | None
+    hold_out_images: int
+    hold_out_classes: tuple[str, ...]
+    hold_out_clips: tuple[str, ...]
+    size: int
+    longest_side: int
+    seed: int
+
+    def num_steps(self) -> int:
+        """How often ``build_sets`` calls ``advance``."""
+        images = read_json(self.coco_annotations, "COCO instances", ("images",))["images"]
+        found = [len(image_files(f.path / "images", "pictures")) for f in self.objects]
+        return len(images) + sum(found) + self.size + self.num_regions + self.num_clips
+
+    @property
+    def num_clips(self) -> int:
+        """Pseudo-clips."""
+        return round(CLIP_SHARE * self.size)
+
+    @property
+    def num_regions(self) -> int:
+        """Pseudo-classes."""
+        return round(REGION_SHARE * self.size)
+
+
+def build_sets(options: Options, out: Path, advance: Callable[[], Any]) -> dict[str, Any]:
+    """Writes every set below ``out/own`` and returns what is in them.
+
+    Everything is made in a folder beside ``out`` that gets its name when all is written.
+
+    Raises:
+        InputError: ``out`` exists, or something given is missing, damaged or does not fit.
+    """
+    if out.exists():
+        raise InputError(f"{out} exists: give another --out, or delete it first")
+    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    try:
+        summary = Builder(options, partial, advance).build()
+        os.replace(partial, out)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return summary
+
+
+class Builder:
+    """Writes the sets one after another; later ones use the pictures of earlier ones."""
+
+    def __init__(self, options: Options, root: Path, advance: Callable[[], Any]) -> None:
+        self.options = options
+        self.own = root / "own"
+        self.data = self.own / "lite"
+        self.images = self.data / "images"
+        self.advance = advance
+        self.summary: dict[str, Any] = {}
+
+    def build(self) -> dict[str, Any]:
+        """Everything; returns set -> what is in it."""
+        pictures = list(self._counted(self._read_pictures()))
+        coco = [picture for picture in pictures if picture.origin == "coco"]
+        self.held = self._held_out(coco)
+        self.train = [p for p in pictures if p.file_name not in self.held]
+        names = sorted({name for picture in pictures for name in picture.names if name})
+        self.categories = {name: number for number, name in enumerate(names, start=1)}
+        self.company = Company(p.names for p in self.train if p.origin == "coco")
+        self.cuts = CutPool(self.train)
+        self.few_shot: dict[str, list[tuple[Path, np.ndarray]]] = {}
+        self._detection("lite_det", [p for p in self.train if p.origin == "coco"], "train")
+        self._detection("lite_det_val", [p for p in coco if p.file_name in self.held], "test")
+        self._told()
+        self._told_val([p for p in coco if p.file_name in self.held])
+        self._few_shot([p for p in coco if p.file_name in self.held])
+        self._clips()
+        write_json(self.data / "summary.json", self.summary)
+        return self.summary
+
+    def _counted(self, items: Iterable[Any]) -> Iterator[Any]:
+        for item in items:
+            yield item
+            self.advance()
+
+    def _streams(self, name: str, count: int) -> Iterator[np.random.Generator]:
+        return random_streams(self.options.seed, f"composing/{name}", count)
+
+    def _read_pictures(self) -> Iterator[Picture]:
+        options = self.options
+        side = options.longest_side
+        yield from read_coco(options.coco_images, options.coco_annotations, self.images, side)
+        for folder in options.objects:
+            yield from folder.read(self.images, side)
+
+    def _held_out(self, coco: Sequence[Picture]) -> set[str]:
+        """File names: some of every held-out class, the others drawn from all pictures."""
+        wanted, classes = self.options.hold_out_images, self.options.hold_out_classes
+        known = {name for picture in coco for name in picture.names}
+        stray = sorted(set(classes) - known)
+        if stray:
+            raise InputError(
+                f"--hold-out-classes has {stray[0]!r}, which "
+                f"{self.options.coco_annotations} does not show"
+            )
+        if wanted >= len(coco):
+            raise InputError(f"--hold-out-images is {wanted}: there are {len(coco)} images")
+        (rng,) = self._streams("held out", 1)
+        order = [coco[index] for index in rng.permutation(len(coco))]
+        quota = min(TEST_IMAGES, int(0.7 * wanted / max(len(classes), 1)))
+        held: dict[str, None] = {}
+        for name in classes:
+            showing = [p.file_name for p in order if self._shows(p, name)]
+            missing = quota - sum(file_name in held for file_name in showing)
+            fresh = [file_name for file_name in showing if file_name not in held]
+            held.update(dict.fromkeys(fresh[: max(missing, 0)]))
+        rest = [p.file_name for p in order if p.file_name not in held]
+        held.update(dict.fromkeys(rest[: wanted - len(held)]))
+        return set(held)
+
+    @staticmethod
+    def _shows(picture: Picture, name: str) -> bool:
+        return _class_mask(picture, name) is not None
+
+    def _detection(self, name: str, pictures: Sequence[Picture], split: str) -> None:
+        """All instances of COCO pictures."""
+        coco = CocoFile({number: name for name, number in self.categories.items()})
+        for picture in pictures:
+            image_id = coco.add_image(picture.file_name, picture.size)
+            for thing in picture.scene().things:
+                add_thing(coco, self.categories, image_id, thing)
+        self._save_coco(name, coco, "detection", split)
+        self.summary[name] = {"images": len(coco.images), "objects": len(coco.annotations)}
+
+    def _told(self) -> None:
+        """RIS for training, and composites with all their objects for detection."""
+        told = ToldSet(self.categories, self.company)
+        composites = CocoFile({number: name for name, number in self.categories.items()})
+        pictures = [picture for picture in self.train if any(picture.names)]
+        rngs = self._streams("real sentences", len(pictures))
+        for picture, rng in zip(pictures, rngs, strict=True):
+            self._tell(told, picture.file_name, picture.scene(), rng)
+        backgrounds = [p for p in self.train if p.origin == "coco"]
+        streams = self._streams("composites", self.options.size)
+        for number, rng in enumerate(self._counted(streams)):
+            scene = self._composite(backgrounds, rng)
+            file_name = f"composites/{number:06d}.jpg"
+            save_jpeg(self.images / file_name, scene.image, quality=QUALITY)
+            self._tell(told, file_name, scene, rng)
+            self._composite_samples(self.images / file_name, scene)
+            image_id = composites.add_image(file_name, scene.size)
+            for thing in scene.things:
+                if thing.told or thing.crowd:
+                    add_thing(composites, self.categories, image_id, thing)
+        self._save_told("lite_ris", told, "train")
+        self._save_coco("lite_det_composites", composites, "detection", "train")
+
+    def _tell(self, told: ToldSet, file_name: str, scene: Scene, rng: np.random.Generator) -> None:
+        told.add_objects(file_name, scene, rng)
+        if rng.random() < GROUP_CHANCE:
+            told.add_group(file_name, scene, rng)
+        told.add_absent(file_name, scene, rng, count=min(told.missing_absent(), 3))
+
+    def _composite(self, backgrounds: Sequence[Picture], rng: np.random.Generator) -> Scene:
+        background = backgrounds[int(rng.integers(len(backgrounds)))].scene()
+        present = [thing.name for thing in background.things if thing.told]
+        cutouts = [
+            self.cuts.draw(rng, like=present)
+            for _ in range(int(rng.choice([1, 2, 3, 4], p=[0.35, 0.35, 0.2, 0.1])))
+        ]
+        return compose(background, cutouts, rng)
+
+    def _told_val(self, pictures: Sequence[Picture]) -> None:
+        """Three sets of held-out pictures: any sentence, class names, and absent things."""
+        sets = {
+            name: ToldSet(self.categories, self.company)
+            for name in ("lite_ris_val", "lite_ris_class_val", "lite_ris_absent_val")
+        }
+        for picture, rng in zip(
+            pictures, self._streams("held-out sentences", len(pictures)), strict=True
+        ):
+            scene = picture.scene()
+            sets["lite_ris_val"].add_objects(picture.file_name, scene, rng)
+            sets["lite_ris_class_val"].add_class_names(picture.file_name, scene)
+            sets["lite_ris_absent_val"].add_absent(picture.file_name, scene, rng, count=2)
+        for name, told in sets.items():
+            if sum(told.records.values()):
+                self._save_told(name, told, "test")
+
+    def _composite_samples(self, path: Path, scene: Scene) -> None:
+        """Few-shot samples of the classes seen in a composite."""
+        for name in sorted({thing.name for thing in scene.things}):
+            things = [thing for thing in scene.things if thing.name == name]
+            merged = np.any([thing.mask for thing in things], axis=0)
+            if any(thing.crowd for thing in things) or merged.mean() < MIN_CLASS_SHARE:
+                continue
+            members = self.few_shot.setdefault(f"coco_{name}", [])
+            if len(members) < MAX_COMPOSITES:
+                members.append((path, merged))
+
+    def _few_shot(self, held: Sequence[Picture]) -> None:
+        """Class folders: real pictures, composites and pseudo-classes; held-out classes apart."""
+        held_classes = {f"coco_{name}" for name in self.options.hold_out_classes}
+        train = dict(self.few_shot)
+        for picture in self.train:
+            for name in sorted(set(picture.names) - UNTOLD - {""}):
+                mask = _class_mask(picture, name)
+                if mask is not None:
+                    label = picture.breeds[0] if picture.breeds else name
+                    key = f"{picture.origin}_{label}"
+                    train.setdefault(key, []).append((picture.path, mask))
+        train = {name: members for name, members in train.items() if name not in held_classes}
+        train.update(self._pseudo_classes())
+        self._save_classes("lite_fss", train, "train")
+        val: dict[str, list[tuple[Path, np.ndarray]]] = {}
+        for name in self.options.hold_out_classes:
+            masks = ((picture.path, _class_mask(picture, name)) for picture in held)
+            val[f"coco_{name}"] = [(path, mask) for path, mask in masks if mask is not None]
+            if len(val[f"coco_{name}"]) <= 5:
+                logger.warning("%s has too few held-out images for five supports", name)
+        self._save_classes("lite_fss_val", val, "test")
+
+    def _pseudo_classes(self) -> Iterator[tuple[str, list[tuple[Path, np.ndarray]]]]:
+        """A region or a single instance in its picture, and pasted, bent, on two others."""
+        held = set(self.options.hold_out_classes)
+        streams = self._streams("pseudo-classes", self.options.num_regions)
+        for number, rng in enumerate(self._counted(streams)):
+            picture, index = self.cuts.pick(rng, regions=rng.random() < 0.6, single=True)
+            if picture.names[index] in held:
+                continue
+            cutout = cut_out(picture.scene(), index)
+            members = [(picture.path, picture.mask(index))]
+            for turn in range(2):
+                background = self.train[int(rng.integers(len(self.train)))].scene()
+                clip = make_clip(background, (), [cutout], rng, 1)
+                mask = clip.label_maps[0] == 1
+                if mask.mean() >= MIN_CLASS_SHARE:
+                    path = self.images / f"regions_pasted/{number:06d}_{turn}.jpg"
+                    save_jpeg(path, clip.images[0], quality=QUALITY)
+                    members.append((path, mask))
+            yield f"region_{number:06d}", members
+
+    def _save_classes(
+        self, name: str, classes: Mapping[str, Sequence[tuple[Path, np.ndarray]]], split: str
+    ) -> None:
+        folder = self.data / name.removeprefix("lite_")
+        usable = {key: members for key, members in classes.items() if len(members) > 1}
+        if not usable:
+            logger.warning("%s is left out: no class has two images", name)
+            return
+        for key, rng in zip(sorted(usable), self._streams(name, len(usable)), strict=True):
+            order = rng.permutation(len(usable[key]))
+            for number, index in enumerate(order, start=1):
+                path, mask = usable[key][index]
+                target = folder / key.replace(" ", "_") / f"{number}.jpg"
+                target.parent.mkdir(parents=True, exist_ok=True)
+                _link(path, target)
+                write_mask(target.with_suffix(".png"), mask)
+        self._save_yaml(name, task="fss", split=split, images=folder)
+        count = sum(len(members) for members in usable.values())
+        self.summary[name] = {"classes": len(usable), "images": count}
+
+    def _clips(self) -> None:
+        """Pseudo-clips and given clips for VOS, and those that can be described for RVOS."""
+        folder = self.data / "clips"
+        videos: dict[str, Any] = {}
+        kinds: Counter[str] = Counter()
+        for number, rng in enumerate(self._counted(self._streams("clips", self.options.num_clips))):
+            clip = self._pseudo_clip(rng)
+            name = f"pseudo_{number:06d}"
+            for frame, (image, labels) in enumerate(zip(clip.images, clip.label_maps, strict=True)):
+                save_jpeg(folder / f"frames/{name}/{frame:05d}.jpg", image, quality=QUALITY)
+                write_label_map(folder / f"masks/{name}/{frame:05d}.png", labels)
+            told = describe_clip(clip, rng, kinds)
+            if told:
+                frames = [f"{frame:05d}" for frame in range(len(clip.images))]
+                videos[name] = {"frames": frames, "expressions": told}
+        pseudo = len(videos)
+        if self.options.clips is not None:
+            self._real_clips(self.options.clips, folder, videos)
+        self._save_clips("lite_vos", "lite_rvos", folder, videos, "train")
+        self.summary["lite_vos"] = {"pseudo-clips": self.options.num_clips}
+        sentences = sum(len(video["expressions"]) for video in videos.values())
+        self.summary["lite_rvos"] = {
+            "clips": len(videos),
+            "pseudo-clips": pseudo,
+            "sentences": sentences,
+            "kinds": dict(sorted(kinds.items())),
+        }
+
+    def _pseudo_clip(self, rng: np.random.Generator) -> PseudoClip:
+        origins = sorted({picture.origin for picture in self.train})
+        weights = np.array([3.0 if origin == "coco" else 1.0 for origin in origins])
+        for _ in range(20):
+            origin = origins[int(rng.choice(len(origins), p=weights / weights.sum()))]
+            choices = [picture for picture in self.train if picture.origin == origin]
+            picture = choices[int(rng.integers(len(choices)))]
+            background = picture.scene()
+            tracked = _trackable(background, rng)
+            number = int(rng.choice([0, 1, 2, 3], p=[0.25, 0.35, 0.25, 0.15]))
+            number = max(number, 0 if tracked else 1)
+            cutouts = [self.cuts.draw(rng, regions=rng.random() < 0.2) for _ in range(number)]
+            clip = make_clip(background, tracked, cutouts, rng, NUM_FRAMES)
+            if any(labels.any() for labels in clip.label_maps):
+                return clip
+        raise InputError("20 pseudo-clips in a row show no object: the masks given are too small")
+
+    def _real_clips(self, root: Path, folder: Path, videos: dict[str, Any]) -> None:
+        """Given clips: those trained on resized and thinned out, those held out as they are."""
+        records = read_davis_tree(root)
+        stray = sorted(set(self.options.hold_out_clips) - {r["clip_id"] for r in records})
+        if stray:
+            raise InputError(f"--hold-out-clips has {stray[0]!r}, which {root} does not have")
+        sentences = root / "meta_expressions.json"
+        told = read_meta_expressions(sentences) if sentences.exists() else {}
+        held: dict[str, Any] = {}
+        real: dict[str, Any] = {}
+        side = self.options.longest_side
+        for record in records:
+            name = record["clip_id"]
+            if name in self.options.hold_out_clips:
+                _copy_clip(record, folder.with_name("clips_val"), 1, None)
+                held.update({name: told[name]} if name in told else {})
+                continue
+            for target in (folder, folder.with_name("clips_real")):
+                _copy_clip(record, target, REAL_STRIDE, side)
+            if name in told:
+                kept = set(record["frame_names"][::REAL_STRIDE])
+                frames = [frame for frame in told[name]["frames"] if frame in kept]
+                real[name] = {**told[name], "frames": frames}
+        videos.update(real)
+        for kind, found, split in (("real", real, "train"), ("val", held, "test")):
+            target = folder.with_name(f"clips_{kind}")
+            if target.exists():
+                self._save_clips(f"lite_vos_{kind}", f"lite_rvos_{kind}", target, found, split)
+                count = len(list((target / "masks").iterdir()))
+                self.summary[f"lite_vos_{kind}"] = {"clips": count}
+
+    def _save_clips(
+        self, vos: str, rvos: str, folder: Path, videos: Mapping[str, Any], split: str
+    ) -> None:
+        files = {"images": folder / "frames", "masks": folder / "masks"}
+        self._save_yaml(vos, task="vos", split=split, **files)
+        if videos:
+            path = folder / "meta_expressions.json"
+            write_json(path, {"videos": dict(videos)})
+            self._save_yaml(rvos, task="rvos", split=split, **files, expressions=path)
+
+    def _save_told(self, name: str, told: ToldSet, split: str) -> None:
+        self._save_coco(name, told.coco, "ris", split)
+        self.summary[name] = {
+            "records": dict(sorted(told.records.items())),
+            "kinds": dict(sorted(told.kinds.items())),
+        }
+
+    def _save_coco(self, name: str, coco: CocoFile, task: str, split: str) -> None:
+        path = self.data / f"{name}.json"
+        write_json(path, {**coco.content(), "info": {"description": name}})
+        self._save_yaml(name, task=task, split=split, images=self.images, annotations=path)
+
+    def _save_yaml(self, name: str, *, task: str, split: str, **files: Path) -> None:
+        lines = [f"task: {task}", f"split: {split}"]
+        lines += [f"{key}: {path.relative_to(self.own).as_posix()}" for key, path in files.items()]
+        with atomic_path(self.own / f"{name}.yaml") as temporary:
+            temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+class CutPool:
+    """Everything that can be cut out, by class: rare classes are drawn more often than they are."""
+
+    def __init__(self, pictures: Sequence[Picture]) -> None:
+        self.by_name: dict[str, list[tuple[Picture, int]]] = {}
+        self.regions: list[tuple[Picture, int]] = []
+        for picture in pictures:
+            for index in cuttable(picture):
+                self.by_name.setdefault(picture.names[index], []).append((picture, index))
+            if picture.origin != "coco" and not any(picture.names):
+                self.regions += [(picture, index) for index in cuttable(picture, regions=True)]
+        if not self.by_name:
+            raise InputError("no instance can be cut out: all are small or touch the border")
+        self.names = sorted(self.by_name)
+        weights = np.sqrt([len(self.by_name[name]) for name in self.names])
+        self.weights = weights / weights.sum()
+
+    def pick(
+        self, rng: np.random.Generator, *, regions: bool = False, single: bool = False
+    ) -> tuple[Picture, int]:
+        """A picture and the index of a thing in it.
+
+        Args:
+            single: the only one of its class in its picture, if a few draws find one.
+        """
+        if regions and self.regions:
+            return self.regions[int(rng.integers(len(self.regions)))]
+        for _ in range(10):
+            name = self.names[int(rng.choice(len(self.names), p=self.weights))]
+            picture, index = self.by_name[name][int(rng.integers(len(self.by_name[name])))]
+            if not single or picture.names.count(name) == 1:
+                break
+        return picture, index
+
+    def draw(
+        self, rng: np.random.Generator, *, like: Sequence[str] = (), regions: bool = False
+    ) -> Cutout:
+        """A cutout; one in three is of a class of ``like``, so that classes alone do not tell."""
+        known = sorted(set(like) & set(self.by_name))
+        if known and rng.random() < 1 / 3:
+            members = self.by_name[known[int(rng.integers(len(known)))]]
+            picture, index = members[int(rng.integers(len(members)))]
+        else:
+            picture, index = self.pick(rng, regions=regions)
+        return cut_out(picture.scene(), index)
+
+
+def describe_clip(
+    clip: PseudoClip, rng: np.random.Generator, kinds: Counter[str]
+) -> dict[str, Any]:
+    """Entries of ``meta_expressions.json`` for the objects that sentences tell apart.
+
+    A sentence holds in every frame in which its object is well seen, and never of another thing.
+    """
+    per_frame = [claims(scene) for scene in clip.scenes]
+    result: dict[str, Any] = {}
+    for index in range(clip.num_objects):
+        seen = [n for n, scene in enumerate(clip.scenes) if scene.things[index].told]
+        if len(seen) < len(clip.scenes) // 2:
+            continue
+        held: set[Claim] = set.intersection(
+            *({claim for claim, i in per_frame[n].items() if i == index} for n in seen)
+        )
+        held = {c for c in held if all(frame.get(c, index) == index for frame in per_frame)}
+        for claim in choose(held, 3, rng):
+            kinds[claim.kind] += 1
+            entry = {"exp": phrase(claim, rng), "obj_id": str(index + 1)}
+            result[str(len(result))] = entry
+    return result
+
+
+def read_davis_tree(root: Path) -> list[ClipRecord]:
+    """All clips of a folder with ``JPEGImages[/480p]`` and ``Annotations[/480p]``."""
+    masks = require(root / "Annotations", "a DAVIS-style folder with JPEGImages and Annotations")
+    images = require(root / "JPEGImages", "the frames of a DAVIS-style folder")
+    if (masks / "480p").exists():
+        images, masks = images / "480p", masks / "480p"
+    return read_clip_folders(images, masks)
+
+
+def _copy_clip(record: ClipRecord, folder: Path, stride: int, longest_side: int | None) -> None:
+    """Every so many frames of a clip, resized if a side is given, with indexed masks."""
+    name = record["clip_id"]
+    for frame in range(0, len(record["file_names"]), stride):
+        source, stem = record["file_names"][frame], record["frame_names"][frame]
+        target = folder / f"frames/{name}/{stem}.jpg"
+        image = read_image(source)
+        if longest_side is None:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
+        else:
+            image = resize_image(image, longest_side)
+            save_jpeg(target, image, quality=QUALITY)
+        mask = record["mask_files"][frame]
+        if mask is not None:
+            labels = read_label_map(mask, white_is_object=True)
+            size = image.shape[1], image.shape[0]
+            labels = cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST)
+            write_label_map(folder / f"masks/{name}/{stem}.png", labels)
+
+
+def _trackable(scene: Scene, rng: np.random.Generator) -> list[int]:
+    """Up to three things of a background that are followed, none at times."""
+    usable = [
+        index
+        for index, thing in enumerate(scene.things)
+        if not thing.crowd and thing.name not in UNTOLD and 0.008 < thing.mask.mean() < 0.5
+    ]
+    if not usable or rng.random() < 0.15:
+        return []
+    number = min(len(usable), int(rng.integers(1, 4)))
+    return sorted(rng.choice(usable, number, replace=False).tolist())
+
+
+def _class_mask(picture: Picture, name: str) -> np.ndarray | None:
+    """(H, W) bool: all instances of a class; None if they are small, or a crowd is among them."""
+    indices = [index for index, found in enumerate(picture.names) if found == name]
+    if not indices or any(picture.crowds[index] for index in indices):
+        return None
+    mask = np.any([picture.mask(index) for index in indices], axis=0)
+    return mask if mask.mean() >= MIN_CLASS_SHARE else None
+
+
+def _link(source: Path, target: Path) -> None:
+    """The same file under a second name, or a copy where the disk knows no second names."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
