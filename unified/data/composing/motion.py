@@ -12,7 +12,7 @@ from unified.data.composing.scenes import Cutout, fit, is_seen, paste
 from unified.data.composing.sources import Scene, Thing
 
 MIN_PIXELS = 24  # smaller remains of an object are background
-MAX_BEND = 0.05  # largest shift of a bent cutout, in its own size
+MAX_BEND = 0.08  # largest shift of a bent cutout, in its own size
 
 
 @dataclass(frozen=True)
@@ -77,17 +77,17 @@ def object_path(rng: np.random.Generator, num_frames: int) -> Path:
 
 def camera_path(rng: np.random.Generator, num_frames: int) -> Path:
     """Motion of the window through which the picture is seen; ``scale`` is its share."""
-    zoom = rng.uniform(0.72, 0.92) * np.exp(smooth(rng, num_frames, 0.18))
-    zoom = np.clip(zoom, 0.55, 0.96)
+    zoom = rng.uniform(0.6, 0.9) * np.exp(smooth(rng, num_frames, 0.25))
+    zoom = np.clip(zoom, 0.5, 0.96)
     room = (1 - zoom) / 2
-    x = 0.5 + np.clip(rng.uniform(-1, 1) * room[0] + smooth(rng, num_frames, 0.16), -room, room)
-    y = 0.5 + np.clip(rng.uniform(-1, 1) * room[0] + smooth(rng, num_frames, 0.1), -room, room)
+    x = 0.5 + np.clip(rng.uniform(-1, 1) * room[0] + smooth(rng, num_frames, 0.3), -room, room)
+    y = 0.5 + np.clip(rng.uniform(-1, 1) * room[0] + smooth(rng, num_frames, 0.2), -room, room)
     return Path(
         x=x,
         y=y,
         scale=zoom,
-        angle=smooth(rng, num_frames, 5.0),
-        bend=np.sin(smooth(rng, num_frames, 1.5)),
+        angle=smooth(rng, num_frames, 7.0),
+        bend=np.sin(smooth(rng, num_frames, 2.5)),
     )
 
 

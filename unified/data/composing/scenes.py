@@ -13,6 +13,7 @@ from unified.data.composing.sources import MIN_SHARE, Picture, Scene, Thing
 MIN_CUT_SHARE = 0.015  # of its picture
 SMALLEST_CUT = 28  # pixels of the shorter side
 LOST_SHARE = 0.6  # of a thing's pixels behind others, from which on it is not referred to
+MAX_CONTACT = 0.12  # of the rim of a cutout, with other things of its picture
 PAD = 4  # pixels around a cutout, so that its soft rim is whole
 FEATHER = 0.8  # standard deviation of the rim in pixels
 # what stands on or in them is part of their masks, or they are seen through
@@ -54,6 +55,7 @@ def cuttable(picture: Picture, *, regions: bool = False) -> list[int]:
         for index, (name, crowd) in enumerate(zip(picture.names, picture.crowds, strict=True))
         if not crowd and (name == "" if regions else name not in UNCUT)
         if _is_whole(picture.mask(index), 0.45 if regions else 0.6)
+        if regions or not _is_hidden(picture, index)
     ]
 
 
@@ -67,6 +69,17 @@ def _is_whole(mask: np.ndarray, largest: float) -> bool:
         return False
     _, _, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
     return bool(stats[1:, cv2.CC_STAT_AREA].max() > 0.93 * mask.sum())
+
+
+def _is_hidden(picture: Picture, index: int) -> bool:
+    """Whether much of the rim lies against other things, which may be in front."""
+    mask = picture.mask(index).astype(np.uint8)
+    ring = cv2.dilate(mask, np.ones((7, 7), np.uint8)).astype(bool) & (mask == 0)
+    others = np.zeros(picture.size, dtype=bool)
+    for other in range(len(picture.names)):
+        if other != index:
+            others |= picture.mask(other)
+    return bool((ring & others).sum() > MAX_CONTACT * ring.sum())
 
 
 def cut_out(scene: Scene, index: int) -> Cutout:

@@ -327,7 +327,7 @@ def _orders(facts: Facts, group: frozenset[int]) -> list[Modifier]:
     order = sorted(group, key=lambda index: facts.centres[index, 0])
     x = [facts.centres[index, 0] for index in order]
     gaps = [second - first for first, second in pairwise(x)]
-    result = []
+    result: list[Modifier] = []
     if len(order) < 2:
         return result
     if gaps[0] > 0.08:
@@ -366,7 +366,6 @@ UNANCHORED = frozenset(("", "hair", "dining table", "bed"))
 
 def _relations_to(facts: Facts, anchor: int, group: frozenset[int]) -> list[Modifier]:
     name = facts.things[anchor].name
-    article = "the"
     box, centre = facts.boxes[anchor], facts.centres[anchor]
     wanted: dict[str, tuple[set[int], set[int]]] = {}
     for index in sorted(group):
@@ -399,7 +398,7 @@ def _relations_to(facts: Facts, anchor: int, group: frozenset[int]) -> list[Modi
             "next to": (gap < 0.04 and level and apart and beside, gap < 0.15),
         }
         for relation, (sure, possible) in tests.items():
-            held, maybe = wanted.setdefault(f"{relation} {article} {name}", (set(), set()))
+            held, maybe = wanted.setdefault(f"{relation} the {name}", (set(), set()))
             held.update((index,) if sure else ())
             maybe.update((index,) if possible else ())
     return [
@@ -469,7 +468,7 @@ def _rest_words(claim: Claim, rng: np.random.Generator) -> tuple[str, str, bool]
         if anchor:
             options = [f"to the {side} of", f"on the {side} of", f"{side} of"]
             return "", f"{rng.choice(options)} {anchor}", False
-        swapped = {"above": ["above", "over"], "below": ["below", "under"]}
+        swapped = {"above": ["above"], "below": ["below", "under"]}
         first, _, anchor = value.partition(" the ")
         options = swapped.get(first, ["next to", "beside", "near", "by"])
         return "", f"{rng.choice(options)} the {anchor}", False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import shutil
@@ -25,7 +26,7 @@ from unified.data.composing.sources import (
     read_coco,
     resize_image,
 )
-from unified.data.composing.told import GROUP_CHANCE, Company, ToldSet, add_thing
+from unified.data.composing.told import GROUP_CHANCE, MAX_OBJECTS, Company, ToldSet, add_thing
 from unified.data.composing.vocabulary import UNTOLD
 from unified.data.formats.clips import read_clip_folders
 from unified.data.formats.files import (
@@ -196,13 +197,16 @@ class Builder:
         self.summary[name] = {"images": len(coco.images), "objects": len(coco.annotations)}
 
     def _told(self) -> None:
-        """RIS for training, and composites with all their objects for detection."""
-        told = ToldSet(self.categories, self.company)
+        """RIS for training, of all and of given pictures, and composites for detection."""
+        told, real = (ToldSet(self.categories, self.company) for _ in range(2))
         composites = CocoFile({number: name for name, number in self.categories.items()})
         pictures = [picture for picture in self.train if any(picture.names)]
         rngs = self._streams("real sentences", len(pictures))
         for picture, rng in zip(pictures, rngs, strict=True):
-            self._tell(told, picture.file_name, picture.scene(), rng)
+            again, scene = copy.deepcopy(rng), picture.scene()
+            whole = picture.origin == "coco"
+            self._tell(told, picture.file_name, scene, rng, whole=whole)
+            self._tell(real, picture.file_name, scene, again, whole=whole)
         backgrounds = [p for p in self.train if p.origin == "coco"]
         streams = self._streams("composites", self.options.size)
         for number, rng in enumerate(self._counted(streams)):
@@ -216,13 +220,27 @@ class Builder:
                 if thing.told or thing.crowd:
                     add_thing(composites, self.categories, image_id, thing)
         self._save_told("lite_ris", told, "train")
+        self._save_told("lite_ris_real", real, "train")
         self._save_coco("lite_det_composites", composites, "detection", "train")
 
-    def _tell(self, told: ToldSet, file_name: str, scene: Scene, rng: np.random.Generator) -> None:
-        told.add_objects(file_name, scene, rng)
+    def _tell(
+        self,
+        told: ToldSet,
+        file_name: str,
+        scene: Scene,
+        rng: np.random.Generator,
+        *,
+        whole: bool = True,
+    ) -> None:
+        """Adds a picture; ``whole``: absent things are named freely, as all that is there is known.
+
+        Where only some classes are known, the few that are surely absent would be said too often.
+        """
+        told.add_objects(file_name, scene, rng, limit=MAX_OBJECTS if whole else 3)
         if rng.random() < GROUP_CHANCE:
             told.add_group(file_name, scene, rng)
-        told.add_absent(file_name, scene, rng, count=min(told.missing_absent(), 3))
+        most = 3 if whole else int(rng.random() < 0.3)
+        told.add_absent(file_name, scene, rng, count=min(told.missing_absent(), most))
 
     def _composite(self, backgrounds: Sequence[Picture], rng: np.random.Generator) -> Scene:
         background = backgrounds[int(rng.integers(len(backgrounds)))].scene()

@@ -18,11 +18,11 @@ from unified.data.composing.sentences import (
     phrase,
 )
 from unified.data.composing.sources import Scene, Thing
-from unified.data.composing.vocabulary import COLOURLESS, COLOURS, sure_nouns
+from unified.data.composing.vocabulary import COLOURLESS, COLOURS, MASS, sure_nouns
 from unified.data.formats.files import encode_mask
 from unified.data.synthetic.writing import CocoFile
 
-MAX_OBJECTS = 6  # referred to per picture
+MAX_OBJECTS = 5  # referred to per picture
 SENTENCES = (2, 5)  # per object, the second not included
 NEGATIVE_SHARE = 0.15  # of the records
 GROUP_CHANCE = 0.35  # of a picture with a group to have it as a record
@@ -42,8 +42,8 @@ class Company:
 
     def weight(self, name: str, present: Iterable[str]) -> float:
         """Above 1 for classes that are often seen with one of those present."""
-        pairs = (tuple(sorted((name, other))) for other in set(present))
-        return 1.0 + sum(self.pairs[pair] for pair in pairs)  # type: ignore[index]
+        others = set(present)
+        return 1.0 + sum(self.pairs[min(name, o), max(name, o)] for o in others)
 
 
 class ToldSet:
@@ -59,7 +59,7 @@ class ToldSet:
     def add_objects(
         self, file_name: str, scene: Scene, rng: np.random.Generator, *, limit: int = MAX_OBJECTS
     ) -> None:
-        """Adds objects of a picture with sentences that are true of them alone."""
+        """Adds up to ``limit`` objects of a picture with sentences true of them alone."""
         found: dict[int, list[Claim]] = {}
         for claim, index in claims(scene).items():
             found.setdefault(index, []).append(claim)
@@ -145,7 +145,7 @@ def _dressed(claim: Claim, rng: np.random.Generator) -> Claim:
         return claim
     nouns = sure_nouns(claim.noun)
     noun = nouns[0] if rng.random() < 0.7 else nouns[int(rng.integers(len(nouns)))]
-    coloured = claim.noun not in COLOURLESS and rng.random() < 0.35
+    coloured = claim.noun not in COLOURLESS | MASS and rng.random() < 0.35
     placed = rng.random() < 0.25
     colour = str(rng.choice(COLOURS)) if coloured else ""
     place = str(rng.choice(PLAIN_PLACES)) if placed else ""
