@@ -206,13 +206,13 @@ def absent_claims(scene: Scene, names: Iterable[str]) -> list[Claim]:
     """Sentences that are true of nothing: of an absent class, or of a clearly absent colour.
 
     Args:
-        names: classes that may be named; those of which the scene is not complete are left out.
+        names: all classes; a noun is named if the scene is complete in all that it might mean.
     """
     facts = measure(scene)
-    found = []
-    for name in sorted(set(names) & scene.complete):
-        if not any(facts.possible(noun) for noun in sure_nouns(name)):
-            found.append(Claim("absent class", name))
+    unknown = {noun for name in set(names) - scene.complete for noun in possible_nouns(name)}
+    present = {noun for thing in scene.things for noun in possible_nouns(thing.name)}
+    absent = {noun for name in set(names) & scene.complete for noun in sure_nouns(name)}
+    found = [Claim("absent class", noun) for noun in sorted(absent - present - unknown)]
     for noun in _nouns(facts, scene):
         sure, possible = facts.sure(noun), facts.possible(noun)
         if sure != possible or not all(_has_colour(facts, index) for index in sure):

@@ -18,7 +18,7 @@ from unified.data.composing.sentences import (
     phrase,
 )
 from unified.data.composing.sources import Scene, Thing
-from unified.data.composing.vocabulary import COLOURLESS, COLOURS, MASS, sure_nouns
+from unified.data.composing.vocabulary import COLOURLESS, COLOURS, MASS
 from unified.data.formats.files import encode_mask
 from unified.data.synthetic.writing import CocoFile
 
@@ -143,10 +143,8 @@ def _dressed(claim: Claim, rng: np.random.Generator) -> Claim:
     """An absent thing with a colour and a place at times, as those that are there have."""
     if claim.kind != "absent class":
         return claim
-    nouns = sure_nouns(claim.noun)
-    noun = nouns[0] if rng.random() < 0.7 else nouns[int(rng.integers(len(nouns)))]
     coloured = claim.noun not in COLOURLESS | MASS and rng.random() < 0.35
     placed = rng.random() < 0.25
     colour = str(rng.choice(COLOURS)) if coloured else ""
     place = str(rng.choice(PLAIN_PLACES)) if placed else ""
-    return Claim(claim.kind, noun, colour, "place" if placed else "", place)
+    return Claim(claim.kind, claim.noun, colour, "place" if placed else "", place)
