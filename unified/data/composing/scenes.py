@@ -50,12 +50,13 @@ def cuttable(picture: Picture, *, regions: bool = False) -> list[int]:
     """
     if len(picture.names) > 1 and picture.origin != "coco" and not regions:
         return []  # garments are no things of their own
+    masks = [picture.mask(index) for index in range(len(picture.names))]
     return [
         index
         for index, (name, crowd) in enumerate(zip(picture.names, picture.crowds, strict=True))
         if not crowd and (name == "" if regions else name not in UNCUT)
-        if _is_whole(picture.mask(index), 0.45 if regions else 0.6)
-        if regions or not _is_hidden(picture, index)
+        if _is_whole(masks[index], 0.45 if regions else 0.6)
+        if regions or not _is_hidden(masks, index)
     ]
 
 
@@ -71,15 +72,12 @@ def _is_whole(mask: np.ndarray, largest: float) -> bool:
     return bool(stats[1:, cv2.CC_STAT_AREA].max() > 0.93 * mask.sum())
 
 
-def _is_hidden(picture: Picture, index: int) -> bool:
-    """Whether much of the rim lies against other things, which may be in front."""
-    mask = picture.mask(index).astype(np.uint8)
+def _is_hidden(masks: Sequence[np.ndarray], index: int) -> bool:
+    """Whether much of the rim of a mask lies against others, which may be in front."""
+    mask = masks[index].astype(np.uint8)
     ring = cv2.dilate(mask, np.ones((7, 7), np.uint8)).astype(bool) & (mask == 0)
-    others = np.zeros(picture.size, dtype=bool)
-    for other in range(len(picture.names)):
-        if other != index:
-            others |= picture.mask(other)
-    return bool((ring & others).sum() > MAX_CONTACT * ring.sum())
+    contact = sum((other & ring for i, other in enumerate(masks) if i != index), ring & False)
+    return bool(contact.sum() > MAX_CONTACT * ring.sum())
 
 
 def cut_out(scene: Scene, index: int) -> Cutout:

@@ -7,8 +7,9 @@ that the noun might name some modifier surely does not.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, lru_cache
 from itertools import pairwise, product
 
 import cv2
@@ -27,6 +28,7 @@ from unified.data.composing.vocabulary import (
 )
 
 SURE_COLOUR, SURE_CLOTHES, POSSIBLE_COLOUR, ABSENT_COLOUR = 0.6, 0.5, 0.12, 0.03
+COLOUR_STEP = 8  # of the table of named colours
 GREY_PICTURE = 5.0  # mean chroma below which a picture has no colours
 CLEAR_RATIO = 1.6  # of two areas of which one is clearly larger
 ORDINALS = ("second", "third", "fourth")
@@ -109,6 +111,7 @@ class Facts:
         )
 
 
+@lru_cache(maxsize=8)
 def measure(scene: Scene) -> Facts:
     """Colours, places and sizes of all things."""
     height, width = scene.size
@@ -134,9 +137,28 @@ def measure(scene: Scene) -> Facts:
 
 def name_colours(image: np.ndarray) -> tuple[np.ndarray, bool]:
     """(H, W) index into ``COLOURS`` or -1 where no name is clear, and whether all is grey."""
-    lab = cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
-    light, chroma = lab[..., 0], np.hypot(lab[..., 1], lab[..., 2])
+    names, chroma = _colour_table()
+    r, g, b = (image[..., channel] // COLOUR_STEP for channel in range(3))
+    return names[r, g, b], float(chroma[r, g, b].mean()) < GREY_PICTURE
+
+
+@cache
+def _colour_table() -> tuple[np.ndarray, np.ndarray]:
+    """Name, as in ``name_colours``, and CIE Lab chroma per step of red, green and blue."""
+    steps = (np.arange(256 // COLOUR_STEP, dtype=np.float32) + 0.5) * COLOUR_STEP / 256
+    red, green, blue = np.meshgrid(steps, steps, steps, indexing="ij")
+    flat = np.stack([red, green, blue], axis=-1).reshape(len(steps), -1, 3)
+    lab = cv2.cvtColor(flat, cv2.COLOR_RGB2LAB).reshape(*red.shape, 3)
+    chroma = np.hypot(lab[..., 1], lab[..., 2])
     hue = np.degrees(np.arctan2(lab[..., 2], lab[..., 1])) % 360
+    return _named(lab[..., 0], chroma, hue), chroma
+
+
+def _named(light: np.ndarray, chroma: np.ndarray, hue: np.ndarray) -> np.ndarray:
+    """Index into ``COLOURS`` or -1, from lightness (0 to 100), chroma and hue in degrees.
+
+    Between two colours lies a range without a name.
+    """
     grey = chroma < np.where((light < 20) | (light > 85), 9, 7)
     vivid = chroma > 16
     rules = {
@@ -155,7 +177,7 @@ def name_colours(image: np.ndarray) -> tuple[np.ndarray, bool]:
     names = np.full(light.shape, -1, dtype=np.int8)
     for number, colour in enumerate(COLOURS):
         names[rules[colour]] = number
-    return names, float(chroma.mean()) < GREY_PICTURE
+    return names
 
 
 def colour_shares(names: np.ndarray, mask: np.ndarray) -> dict[str, float]:
@@ -166,7 +188,8 @@ def colour_shares(names: np.ndarray, mask: np.ndarray) -> dict[str, float]:
     return {c: float(n) / max(len(pixels), 1) for c, n in zip(COLOURS, counts, strict=True)}
 
 
-def claims(scene: Scene) -> dict[Claim, int]:
+@lru_cache(maxsize=8)
+def claims(scene: Scene) -> Mapping[Claim, int]:
     """Every sentence that is true of exactly one thing -> the index of that thing."""
     facts = measure(scene)
     found: dict[Claim, int] = {}

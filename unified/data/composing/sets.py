@@ -78,7 +78,7 @@ class Options:
         """How often ``build_sets`` calls ``advance``."""
         images = read_json(self.coco_annotations, "COCO instances", ("images",))["images"]
         found = [len(image_files(f.path / "images", "pictures")) for f in self.objects]
-        return len(images) + sum(found) + self.size + self.num_regions + self.num_clips
+        return 2 * (len(images) + sum(found)) + self.size + self.num_regions + self.num_clips
 
     @property
     def num_clips(self) -> int:
@@ -135,7 +135,7 @@ class Builder:
         self.few_shot: dict[str, list[tuple[Path, np.ndarray]]] = {}
         self._detection("lite_det", [p for p in self.train if p.origin == "coco"], "train")
         self._detection("lite_det_val", [p for p in coco if p.file_name in self.held], "test")
-        self._told()
+        self._told(pictures)
         self._told_val([p for p in coco if p.file_name in self.held])
         self._few_shot([p for p in coco if p.file_name in self.held])
         self._clips()
@@ -196,17 +196,17 @@ class Builder:
         self._save_coco(name, coco, "detection", split)
         self.summary[name] = {"images": len(coco.images), "objects": len(coco.annotations)}
 
-    def _told(self) -> None:
+    def _told(self, pictures: Sequence[Picture]) -> None:
         """RIS for training, of all and of given pictures, and composites for detection."""
         told, real = (ToldSet(self.categories, self.company) for _ in range(2))
         composites = CocoFile({number: name for name, number in self.categories.items()})
-        pictures = [picture for picture in self.train if any(picture.names)]
         rngs = self._streams("real sentences", len(pictures))
-        for picture, rng in zip(pictures, rngs, strict=True):
-            again, scene = copy.deepcopy(rng), picture.scene()
-            whole = picture.origin == "coco"
-            self._tell(told, picture.file_name, scene, rng, whole=whole)
-            self._tell(real, picture.file_name, scene, again, whole=whole)
+        for picture, rng in zip(self._counted(pictures), rngs, strict=True):
+            if picture.file_name not in self.held and any(picture.names):
+                again, scene = copy.deepcopy(rng), picture.scene()
+                whole = picture.origin == "coco"
+                self._tell(told, picture.file_name, scene, rng, whole=whole)
+                self._tell(real, picture.file_name, scene, again, whole=whole)
         backgrounds = [p for p in self.train if p.origin == "coco"]
         streams = self._streams("composites", self.options.size)
         for number, rng in enumerate(self._counted(streams)):

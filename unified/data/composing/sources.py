@@ -54,7 +54,7 @@ class Thing:
     breeds: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # compared by identity, so that what is measured can be kept
 class Scene:
     """A picture with its things.
 
