@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from unified.data.composing.sources import MIN_SHARE, Picture, Scene, Thing
+from unified.errors import InputError
 
 MIN_CUT_SHARE = 0.015  # of its picture
 SMALLEST_CUT = 28  # pixels of the shorter side
@@ -161,3 +162,50 @@ def compose(background: Scene, cutouts: Sequence[Cutout], rng: np.random.Generat
 def is_seen(mask: np.ndarray, whole: int) -> bool:
     """Whether enough of a thing of so many pixels is seen to refer to it."""
     return bool(mask.mean() >= MIN_SHARE and mask.sum() >= (1 - LOST_SHARE) * whole)
+
+
+class CutPool:
+    """Everything that can be cut out, by class: rare classes are drawn more often than they are."""
+
+    def __init__(self, pictures: Sequence[Picture]) -> None:
+        self.by_name: dict[str, list[tuple[Picture, int]]] = {}
+        self.regions: list[tuple[Picture, int]] = []
+        for picture in pictures:
+            for index in cuttable(picture):
+                self.by_name.setdefault(picture.names[index], []).append((picture, index))
+            if picture.origin != "coco" and not any(picture.names):
+                self.regions += [(picture, index) for index in cuttable(picture, regions=True)]
+        if not self.by_name:
+            raise InputError("no instance can be cut out: all are small or touch the border")
+        self.names = sorted(self.by_name)
+        weights = np.sqrt([len(self.by_name[name]) for name in self.names])
+        self.weights = weights / weights.sum()
+
+    def pick(
+        self, rng: np.random.Generator, *, regions: bool = False, single: bool = False
+    ) -> tuple[Picture, int]:
+        """A picture and the index of a thing in it.
+
+        Args:
+            single: the only one of its class in its picture, if a few draws find one.
+        """
+        if regions and self.regions:
+            return self.regions[int(rng.integers(len(self.regions)))]
+        for _ in range(10):
+            name = self.names[int(rng.choice(len(self.names), p=self.weights))]
+            picture, index = self.by_name[name][int(rng.integers(len(self.by_name[name])))]
+            if not single or picture.names.count(name) == 1:
+                break
+        return picture, index
+
+    def draw(
+        self, rng: np.random.Generator, *, like: Sequence[str] = (), regions: bool = False
+    ) -> Cutout:
+        """A cutout; one in three is of a class of ``like``, so that classes alone do not tell."""
+        known = sorted(set(like) & set(self.by_name))
+        if known and rng.random() < 1 / 3:
+            members = self.by_name[known[int(rng.integers(len(known)))]]
+            picture, index = members[int(rng.integers(len(members)))]
+        else:
+            picture, index = self.pick(rng, regions=regions)
+        return cut_out(picture.scene(), index)

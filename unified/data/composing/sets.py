@@ -7,49 +7,49 @@ import logging
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
 from unified.data.composing.motion import PseudoClip, make_clip
-from unified.data.composing.scenes import Cutout, compose, cut_out, cuttable
-from unified.data.composing.sentences import Claim, choose, claims, phrase
+from unified.data.composing.real_clips import copy_clip, read_davis_tree
+from unified.data.composing.scenes import CutPool, compose, cut_out
 from unified.data.composing.sources import (
+    MIN_CLASS_SHARE,
     QUALITY,
     ObjectFolder,
     Picture,
     Scene,
     read_coco,
-    resize_image,
 )
-from unified.data.composing.told import GROUP_CHANCE, MAX_OBJECTS, Company, ToldSet, add_thing
+from unified.data.composing.told import (
+    GROUP_CHANCE,
+    MAX_OBJECTS,
+    Company,
+    ToldSet,
+    add_thing,
+    describe_clip,
+)
 from unified.data.composing.vocabulary import UNTOLD
-from unified.data.formats.clips import read_clip_folders
+from unified.data.composing.writing import OwnWriter
 from unified.data.formats.files import (
     image_files,
-    read_image,
     read_json,
-    read_label_map,
-    require,
     write_json,
 )
-from unified.data.formats.records import ClipRecord
 from unified.data.formats.referring_clips import read_meta_expressions
 from unified.data.synthetic.writing import CocoFile, random_streams, save_jpeg
 from unified.errors import InputError
-from unified.files import atomic_path
-from unified.masks import write_label_map, write_mask
+from unified.masks import write_label_map
 
 logger = logging.getLogger(__name__)
 
 NUM_FRAMES = 6  # of a pseudo-clip
 CLIP_SHARE, REGION_SHARE = 0.4, 0.25  # pseudo-clips and pseudo-classes per composite
 REAL_STRIDE = 2  # of the frames of given clips that are trained on
-MIN_CLASS_SHARE = 0.01  # of a picture, for a few-shot sample
 MAX_COMPOSITES = 60  # per few-shot class
 TEST_IMAGES = 7  # held out per held-out class: a query and five supports, with one to spare
 
@@ -116,11 +116,9 @@ class Builder:
 
     def __init__(self, options: Options, root: Path, advance: Callable[[], Any]) -> None:
         self.options = options
-        self.own = root / "own"
-        self.data = self.own / "lite"
-        self.images = self.data / "images"
+        self.out = OwnWriter(root, options.seed)
+        self.images = self.out.images
         self.advance = advance
-        self.summary: dict[str, Any] = {}
 
     def build(self) -> dict[str, Any]:
         """Everything; returns set -> what is in it."""
@@ -139,8 +137,8 @@ class Builder:
         self._told_val([p for p in coco if p.file_name in self.held])
         self._few_shot([p for p in coco if p.file_name in self.held])
         self._clips()
-        write_json(self.data / "summary.json", self.summary)
-        return self.summary
+        write_json(self.out.data / "summary.json", self.out.summary)
+        return self.out.summary
 
     def _counted(self, items: Iterable[Any]) -> Iterator[Any]:
         for item in items:
@@ -174,17 +172,13 @@ class Builder:
         quota = min(TEST_IMAGES, int(0.7 * wanted / max(len(classes), 1)))
         held: dict[str, None] = {}
         for name in classes:
-            showing = [p.file_name for p in order if self._shows(p, name)]
+            showing = [p.file_name for p in order if p.class_mask(name) is not None]
             missing = quota - sum(file_name in held for file_name in showing)
             fresh = [file_name for file_name in showing if file_name not in held]
             held.update(dict.fromkeys(fresh[: max(missing, 0)]))
         rest = [p.file_name for p in order if p.file_name not in held]
         held.update(dict.fromkeys(rest[: wanted - len(held)]))
         return set(held)
-
-    @staticmethod
-    def _shows(picture: Picture, name: str) -> bool:
-        return _class_mask(picture, name) is not None
 
     def _detection(self, name: str, pictures: Sequence[Picture], split: str) -> None:
         """All instances of COCO pictures."""
@@ -193,8 +187,8 @@ class Builder:
             image_id = coco.add_image(picture.file_name, picture.size)
             for thing in picture.scene().things:
                 add_thing(coco, self.categories, image_id, thing)
-        self._save_coco(name, coco, "detection", split)
-        self.summary[name] = {"images": len(coco.images), "objects": len(coco.annotations)}
+        self.out.save_coco(name, coco, "detection", split)
+        self.out.summary[name] = {"images": len(coco.images), "objects": len(coco.annotations)}
 
     def _told(self, pictures: Sequence[Picture]) -> None:
         """RIS for training, of all and of given pictures, and composites for detection."""
@@ -219,9 +213,9 @@ class Builder:
             for thing in scene.things:
                 if thing.told or thing.crowd:
                     add_thing(composites, self.categories, image_id, thing)
-        self._save_told("lite_ris", told, "train")
-        self._save_told("lite_ris_real", real, "train")
-        self._save_coco("lite_det_composites", composites, "detection", "train")
+        self.out.save_told("lite_ris", told, "train")
+        self.out.save_told("lite_ris_real", real, "train")
+        self.out.save_coco("lite_det_composites", composites, "detection", "train")
 
     def _tell(
         self,
@@ -266,7 +260,7 @@ class Builder:
             sets["lite_ris_absent_val"].add_absent(picture.file_name, scene, rng, count=2)
         for name, told in sets.items():
             if sum(told.records.values()):
-                self._save_told(name, told, "test")
+                self.out.save_told(name, told, "test")
 
     def _composite_samples(self, path: Path, scene: Scene) -> None:
         """Few-shot samples of the classes seen in a composite."""
@@ -285,21 +279,21 @@ class Builder:
         train = dict(self.few_shot)
         for picture in self.train:
             for name in sorted(set(picture.names) - UNTOLD - {""}):
-                mask = _class_mask(picture, name)
+                mask = picture.class_mask(name)
                 if mask is not None:
                     label = picture.breeds[0] if picture.breeds else name
                     key = f"{picture.origin}_{label}"
                     train.setdefault(key, []).append((picture.path, mask))
         train = {name: members for name, members in train.items() if name not in held_classes}
         train.update(self._pseudo_classes())
-        self._save_classes("lite_fss", train, "train")
+        self.out.save_classes("lite_fss", train, "train")
         val: dict[str, list[tuple[Path, np.ndarray]]] = {}
         for name in self.options.hold_out_classes:
-            masks = ((picture.path, _class_mask(picture, name)) for picture in held)
+            masks = ((picture.path, picture.class_mask(name)) for picture in held)
             val[f"coco_{name}"] = [(path, mask) for path, mask in masks if mask is not None]
             if len(val[f"coco_{name}"]) <= 5:
                 logger.warning("%s has too few held-out images for five supports", name)
-        self._save_classes("lite_fss_val", val, "test")
+        self.out.save_classes("lite_fss_val", val, "test")
 
     def _pseudo_classes(self) -> Iterator[tuple[str, list[tuple[Path, np.ndarray]]]]:
         """A region or a single instance in its picture, and pasted, bent, on two others."""
@@ -321,29 +315,9 @@ class Builder:
                     members.append((path, mask))
             yield f"region_{number:06d}", members
 
-    def _save_classes(
-        self, name: str, classes: Mapping[str, Sequence[tuple[Path, np.ndarray]]], split: str
-    ) -> None:
-        folder = self.data / name.removeprefix("lite_")
-        usable = {key: members for key, members in classes.items() if len(members) > 1}
-        if not usable:
-            logger.warning("%s is left out: no class has two images", name)
-            return
-        for key, rng in zip(sorted(usable), self._streams(name, len(usable)), strict=True):
-            order = rng.permutation(len(usable[key]))
-            for number, index in enumerate(order, start=1):
-                path, mask = usable[key][index]
-                target = folder / key.replace(" ", "_") / f"{number}.jpg"
-                target.parent.mkdir(parents=True, exist_ok=True)
-                _link(path, target)
-                write_mask(target.with_suffix(".png"), mask)
-        self._save_yaml(name, task="fss", split=split, images=folder)
-        count = sum(len(members) for members in usable.values())
-        self.summary[name] = {"classes": len(usable), "images": count}
-
     def _clips(self) -> None:
         """Pseudo-clips and given clips for VOS, and those that can be described for RVOS."""
-        folder = self.data / "clips"
+        folder = self.out.data / "clips"
         videos: dict[str, Any] = {}
         kinds: Counter[str] = Counter()
         for number, rng in enumerate(self._counted(self._streams("clips", self.options.num_clips))):
@@ -359,10 +333,10 @@ class Builder:
         pseudo = len(videos)
         if self.options.clips is not None:
             self._real_clips(self.options.clips, folder, videos)
-        self._save_clips("lite_vos", "lite_rvos", folder, videos, "train")
-        self.summary["lite_vos"] = {"pseudo-clips": self.options.num_clips}
+        self.out.save_clips("lite_vos", "lite_rvos", folder, videos, "train")
+        self.out.summary["lite_vos"] = {"pseudo-clips": self.options.num_clips}
         sentences = sum(len(video["expressions"]) for video in videos.values())
-        self.summary["lite_rvos"] = {
+        self.out.summary["lite_rvos"] = {
             "clips": len(videos),
             "pseudo-clips": pseudo,
             "sentences": sentences,
@@ -400,11 +374,11 @@ class Builder:
         for record in records:
             name = record["clip_id"]
             if name in self.options.hold_out_clips:
-                _copy_clip(record, folder.with_name("clips_val"), 1, None)
+                copy_clip(record, folder.with_name("clips_val"), 1, None)
                 held.update({name: told[name]} if name in told else {})
                 continue
             for target in (folder, folder.with_name("clips_real")):
-                _copy_clip(record, target, REAL_STRIDE, side)
+                copy_clip(record, target, REAL_STRIDE, side)
             if name in told:
                 kept = set(record["frame_names"][::REAL_STRIDE])
                 frames = [frame for frame in told[name]["frames"] if frame in kept]
@@ -413,138 +387,9 @@ class Builder:
         for kind, found, split in (("real", real, "train"), ("val", held, "test")):
             target = folder.with_name(f"clips_{kind}")
             if target.exists():
-                self._save_clips(f"lite_vos_{kind}", f"lite_rvos_{kind}", target, found, split)
+                self.out.save_clips(f"lite_vos_{kind}", f"lite_rvos_{kind}", target, found, split)
                 count = len(list((target / "masks").iterdir()))
-                self.summary[f"lite_vos_{kind}"] = {"clips": count}
-
-    def _save_clips(
-        self, vos: str, rvos: str, folder: Path, videos: Mapping[str, Any], split: str
-    ) -> None:
-        files = {"images": folder / "frames", "masks": folder / "masks"}
-        self._save_yaml(vos, task="vos", split=split, **files)
-        if videos:
-            path = folder / "meta_expressions.json"
-            write_json(path, {"videos": dict(videos)})
-            self._save_yaml(rvos, task="rvos", split=split, **files, expressions=path)
-
-    def _save_told(self, name: str, told: ToldSet, split: str) -> None:
-        self._save_coco(name, told.coco, "ris", split)
-        self.summary[name] = {
-            "records": dict(sorted(told.records.items())),
-            "kinds": dict(sorted(told.kinds.items())),
-        }
-
-    def _save_coco(self, name: str, coco: CocoFile, task: str, split: str) -> None:
-        path = self.data / f"{name}.json"
-        write_json(path, {**coco.content(), "info": {"description": name}})
-        self._save_yaml(name, task=task, split=split, images=self.images, annotations=path)
-
-    def _save_yaml(self, name: str, *, task: str, split: str, **files: Path) -> None:
-        lines = [f"task: {task}", f"split: {split}"]
-        lines += [f"{key}: {path.relative_to(self.own).as_posix()}" for key, path in files.items()]
-        with atomic_path(self.own / f"{name}.yaml") as temporary:
-            temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-
-
-class CutPool:
-    """Everything that can be cut out, by class: rare classes are drawn more often than they are."""
-
-    def __init__(self, pictures: Sequence[Picture]) -> None:
-        self.by_name: dict[str, list[tuple[Picture, int]]] = {}
-        self.regions: list[tuple[Picture, int]] = []
-        for picture in pictures:
-            for index in cuttable(picture):
-                self.by_name.setdefault(picture.names[index], []).append((picture, index))
-            if picture.origin != "coco" and not any(picture.names):
-                self.regions += [(picture, index) for index in cuttable(picture, regions=True)]
-        if not self.by_name:
-            raise InputError("no instance can be cut out: all are small or touch the border")
-        self.names = sorted(self.by_name)
-        weights = np.sqrt([len(self.by_name[name]) for name in self.names])
-        self.weights = weights / weights.sum()
-
-    def pick(
-        self, rng: np.random.Generator, *, regions: bool = False, single: bool = False
-    ) -> tuple[Picture, int]:
-        """A picture and the index of a thing in it.
-
-        Args:
-            single: the only one of its class in its picture, if a few draws find one.
-        """
-        if regions and self.regions:
-            return self.regions[int(rng.integers(len(self.regions)))]
-        for _ in range(10):
-            name = self.names[int(rng.choice(len(self.names), p=self.weights))]
-            picture, index = self.by_name[name][int(rng.integers(len(self.by_name[name])))]
-            if not single or picture.names.count(name) == 1:
-                break
-        return picture, index
-
-    def draw(
-        self, rng: np.random.Generator, *, like: Sequence[str] = (), regions: bool = False
-    ) -> Cutout:
-        """A cutout; one in three is of a class of ``like``, so that classes alone do not tell."""
-        known = sorted(set(like) & set(self.by_name))
-        if known and rng.random() < 1 / 3:
-            members = self.by_name[known[int(rng.integers(len(known)))]]
-            picture, index = members[int(rng.integers(len(members)))]
-        else:
-            picture, index = self.pick(rng, regions=regions)
-        return cut_out(picture.scene(), index)
-
-
-def describe_clip(
-    clip: PseudoClip, rng: np.random.Generator, kinds: Counter[str]
-) -> dict[str, Any]:
-    """Entries of ``meta_expressions.json`` for the objects that sentences tell apart.
-
-    A sentence holds in every frame in which its object is well seen, and never of another thing.
-    """
-    per_frame = [claims(scene) for scene in clip.scenes]
-    result: dict[str, Any] = {}
-    for index in range(clip.num_objects):
-        seen = [n for n, scene in enumerate(clip.scenes) if scene.things[index].told]
-        if len(seen) < len(clip.scenes) // 2:
-            continue
-        held: set[Claim] = set.intersection(
-            *({claim for claim, i in per_frame[n].items() if i == index} for n in seen)
-        )
-        held = {c for c in held if all(frame.get(c, index) == index for frame in per_frame)}
-        for claim in choose(held, 3, rng):
-            kinds[claim.kind] += 1
-            entry = {"exp": phrase(claim, rng), "obj_id": str(index + 1)}
-            result[str(len(result))] = entry
-    return result
-
-
-def read_davis_tree(root: Path) -> list[ClipRecord]:
-    """All clips of a folder with ``JPEGImages[/480p]`` and ``Annotations[/480p]``."""
-    masks = require(root / "Annotations", "a DAVIS-style folder with JPEGImages and Annotations")
-    images = require(root / "JPEGImages", "the frames of a DAVIS-style folder")
-    if (masks / "480p").exists():
-        images, masks = images / "480p", masks / "480p"
-    return read_clip_folders(images, masks)
-
-
-def _copy_clip(record: ClipRecord, folder: Path, stride: int, longest_side: int | None) -> None:
-    """Every so many frames of a clip, resized if a side is given, with indexed masks."""
-    name = record["clip_id"]
-    for frame in range(0, len(record["file_names"]), stride):
-        source, stem = record["file_names"][frame], record["frame_names"][frame]
-        target = folder / f"frames/{name}/{stem}.jpg"
-        image = read_image(source)
-        if longest_side is None:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, target)
-        else:
-            image = resize_image(image, longest_side)
-            save_jpeg(target, image, quality=QUALITY)
-        mask = record["mask_files"][frame]
-        if mask is not None:
-            labels = read_label_map(mask, white_is_object=True)
-            size = image.shape[1], image.shape[0]
-            labels = cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST)
-            write_label_map(folder / f"masks/{name}/{stem}.png", labels)
+                self.out.summary[f"lite_vos_{kind}"] = {"clips": count}
 
 
 def _trackable(scene: Scene, rng: np.random.Generator) -> list[int]:
@@ -558,20 +403,3 @@ def _trackable(scene: Scene, rng: np.random.Generator) -> list[int]:
         return []
     number = min(len(usable), int(rng.integers(1, 4)))
     return sorted(rng.choice(usable, number, replace=False).tolist())
-
-
-def _class_mask(picture: Picture, name: str) -> np.ndarray | None:
-    """(H, W) bool: all instances of a class; None if they are small, or a crowd is among them."""
-    indices = [index for index, found in enumerate(picture.names) if found == name]
-    if not indices or any(picture.crowds[index] for index in indices):
-        return None
-    mask = np.any([picture.mask(index) for index in indices], axis=0)
-    return mask if mask.mean() >= MIN_CLASS_SHARE else None
-
-
-def _link(source: Path, target: Path) -> None:
-    """The same file under a second name, or a copy where the disk knows no second names."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)

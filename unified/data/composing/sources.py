@@ -1,4 +1,4 @@
-"""Labelled pictures from anywhere: COCO JSON, folders of index masks, and DAVIS-style clips.
+"""Labelled pictures from anywhere: COCO JSON, and folders of index masks.
 
 Pictures are stored resized as they are read; what is kept in memory is their masks as run-length
 codes.
@@ -31,6 +31,7 @@ from unified.data.synthetic.writing import save_jpeg
 from unified.errors import InputError
 
 QUALITY = 90
+MIN_CLASS_SHARE = 0.01  # of a picture, for a few-shot sample
 MIN_SHARE = 0.003  # of the picture; what is smaller is not referred to
 PET = "pet"  # the noun whose folder holds cats and dogs, named as in Oxford-IIIT Pet
 
@@ -100,6 +101,14 @@ class Picture:
     def mask(self, index: int) -> np.ndarray:
         """(H, W) bool of a thing."""
         return segmentation_mask(self.codes[index], *self.size)
+
+    def class_mask(self, name: str) -> np.ndarray | None:
+        """(H, W) bool: all instances of a class; None if they are small or a crowd is there."""
+        indices = [index for index, found in enumerate(self.names) if found == name]
+        if not indices or any(self.crowds[index] for index in indices):
+            return None
+        mask = np.any([self.mask(index) for index in indices], axis=0)
+        return mask if mask.mean() >= MIN_CLASS_SHARE else None
 
     def scene(self) -> Scene:
         """The picture with all its things."""

@@ -1,4 +1,4 @@
-"""The growing COCO-style file of a RIS set: objects with sentences, groups, and absent things."""
+"""What sentences say: the growing COCO-style file of a RIS set, and the sentences of a clip."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from unified.data.composing.motion import PseudoClip
 from unified.data.composing.sentences import (
     Claim,
     absent_claims,
@@ -128,6 +129,30 @@ class ToldSet:
 
     def _object(self, image_id: int, thing: Thing, **more: Any) -> None:
         add_thing(self.coco, self.categories, image_id, thing, **more)
+
+
+def describe_clip(
+    clip: PseudoClip, rng: np.random.Generator, kinds: Counter[str]
+) -> dict[str, Any]:
+    """Entries of ``meta_expressions.json`` for the objects that sentences tell apart.
+
+    A sentence holds in every frame in which its object is well seen, and never of another thing.
+    """
+    per_frame = [claims(scene) for scene in clip.scenes]
+    result: dict[str, Any] = {}
+    for index in range(clip.num_objects):
+        seen = [n for n, scene in enumerate(clip.scenes) if scene.things[index].told]
+        if len(seen) < len(clip.scenes) // 2:
+            continue
+        held: set[Claim] = set.intersection(
+            *({claim for claim, i in per_frame[n].items() if i == index} for n in seen)
+        )
+        held = {c for c in held if all(frame.get(c, index) == index for frame in per_frame)}
+        for claim in choose(held, 3, rng):
+            kinds[claim.kind] += 1
+            entry = {"exp": phrase(claim, rng), "obj_id": str(index + 1)}
+            result[str(len(result))] = entry
+    return result
 
 
 def add_thing(

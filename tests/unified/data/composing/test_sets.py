@@ -17,13 +17,13 @@ import pytest
 from unified.data.augmentation import Augmentation
 from unified.data.catalog import load_records
 from unified.data.check import check_dataset
+from unified.data.composing.facts import name_colours
 from unified.data.composing.scenes import compose, cut_out
 from unified.data.composing.sentences import (
     Claim,
     absent_claims,
     claims,
     group_claims,
-    name_colours,
     phrase,
 )
 from unified.data.composing.sources import Scene, Thing
