@@ -12,7 +12,7 @@ from unified.data.formats.clips import read_clip_folders
 from unified.data.formats.files import read_image, read_label_map, require
 from unified.data.formats.records import ClipRecord
 from unified.data.synthetic.writing import save_jpeg
-from unified.masks import write_label_map
+from unified.label_maps import write_label_map
 
 
 def read_davis_tree(root: Path) -> list[ClipRecord]:

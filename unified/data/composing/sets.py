@@ -43,7 +43,7 @@ from unified.data.formats.files import (
 from unified.data.formats.referring_clips import read_meta_expressions
 from unified.data.synthetic.writing import CocoFile, random_streams, save_jpeg
 from unified.errors import InputError
-from unified.masks import write_label_map
+from unified.label_maps import write_label_map
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from unified.data.composing.told import ToldSet
 from unified.data.formats.files import write_json
 from unified.data.synthetic.writing import CocoFile, random_streams
 from unified.files import atomic_path
-from unified.masks import write_mask
+from unified.label_maps import write_mask
 
 logger = logging.getLogger(__name__)
 

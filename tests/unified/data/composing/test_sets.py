@@ -35,7 +35,7 @@ from unified.data.synthetic.coco_sets import write_coco
 from unified.data.synthetic.world import Scene as World
 from unified.data.synthetic.world import make_scene
 from unified.data.synthetic.writing import random_streams, save_jpeg
-from unified.masks import write_label_map
+from unified.label_maps import write_label_map
 
 ROOT = Path(__file__).parents[4]
 _SPEC = importlib.util.spec_from_file_location("prepare_lite", ROOT / "datasets/prepare_lite.py")
