@@ -12,6 +12,7 @@ from unified.data.formats.clips import read_clip_folders
 from unified.data.formats.files import read_image, read_label_map, require
 from unified.data.formats.records import ClipRecord
 from unified.data.synthetic.writing import save_jpeg
+from unified.errors import InputError
 from unified.label_maps import write_label_map
 
 
@@ -25,8 +26,14 @@ def read_davis_tree(root: Path) -> list[ClipRecord]:
 
 
 def copy_clip(record: ClipRecord, folder: Path, stride: int, longest_side: int | None) -> None:
-    """Every so many frames of a clip, resized if a side is given, with indexed masks."""
+    """Every so many frames of a clip, resized if a side is given, with indexed masks.
+
+    Raises:
+        InputError: there is a clip of that name already, or a frame cannot be read.
+    """
     name = record["clip_id"]
+    if (folder / "frames" / name).exists():
+        raise InputError(f"a second clip would be named {name!r}: give it another name")
     for frame in range(0, len(record["file_names"]), stride):
         source, stem = record["file_names"][frame], record["frame_names"][frame]
         target = folder / f"frames/{name}/{stem}.jpg"

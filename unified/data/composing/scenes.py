@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
-from unified.data.composing.sources import MIN_SHARE, Picture, Scene, Thing
+from unified.data.composing.sources import COCO, MIN_SHARE, Picture, Scene, Thing
 from unified.errors import InputError
 
 MIN_CUT_SHARE = 0.015  # of its picture
@@ -49,7 +49,7 @@ def cuttable(picture: Picture, *, regions: bool = False) -> list[int]:
     Args:
         regions: regions of no known class, and nothing else.
     """
-    if len(picture.names) > 1 and picture.origin != "coco" and not regions:
+    if len(picture.names) > 1 and picture.origin != COCO and not regions:
         return []  # garments are no things of their own
     masks = [picture.mask(index) for index in range(len(picture.names))]
     return [
@@ -173,7 +173,7 @@ class CutPool:
         for picture in pictures:
             for index in cuttable(picture):
                 self.by_name.setdefault(picture.names[index], []).append((picture, index))
-            if picture.origin != "coco" and not any(picture.names):
+            if picture.origin != COCO and not any(picture.names):
                 self.regions += [(picture, index) for index in cuttable(picture, regions=True)]
         if not self.by_name:
             raise InputError("no instance can be cut out: all are small or touch the border")

@@ -18,11 +18,15 @@ from unified.data.composing.motion import PseudoClip, make_clip
 from unified.data.composing.real_clips import copy_clip, read_davis_tree
 from unified.data.composing.scenes import CutPool, compose, cut_out
 from unified.data.composing.sources import (
+    COCO,
+    COMPOSITES,
     MIN_CLASS_SHARE,
+    PASTED,
     QUALITY,
     ObjectFolder,
     Picture,
     Scene,
+    check_origins,
     read_coco,
 )
 from unified.data.composing.told import (
@@ -97,10 +101,12 @@ def build_sets(options: Options, out: Path, advance: Callable[[], Any]) -> dict[
     Everything is made in a folder beside ``out`` that gets its name when all is written.
 
     Raises:
-        InputError: ``out`` exists, or something given is missing, damaged or does not fit.
+        InputError: ``out`` exists, two folders or pictures have one name, or something given is
+            missing, damaged or does not fit.
     """
     if out.exists():
         raise InputError(f"{out} exists: give another --out, or delete it first")
+    check_origins(options.objects)
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
         summary = Builder(options, partial, advance).build()
@@ -123,15 +129,15 @@ class Builder:
     def build(self) -> dict[str, Any]:
         """Everything; returns set -> what is in it."""
         pictures = list(self._counted(self._read_pictures()))
-        coco = [picture for picture in pictures if picture.origin == "coco"]
+        coco = [picture for picture in pictures if picture.origin == COCO]
         self.held = self._held_out(coco)
         self.train = [p for p in pictures if p.file_name not in self.held]
         names = sorted({name for picture in pictures for name in picture.names if name})
         self.categories = {name: number for number, name in enumerate(names, start=1)}
-        self.company = Company(p.names for p in self.train if p.origin == "coco")
+        self.company = Company(p.names for p in self.train if p.origin == COCO)
         self.cuts = CutPool(self.train)
         self.few_shot: dict[str, list[tuple[Path, np.ndarray]]] = {}
-        self._detection("lite_det", [p for p in self.train if p.origin == "coco"], "train")
+        self._detection("lite_det", [p for p in self.train if p.origin == COCO], "train")
         self._detection("lite_det_val", [p for p in coco if p.file_name in self.held], "test")
         self._told(pictures)
         self._told_val([p for p in coco if p.file_name in self.held])
@@ -198,14 +204,14 @@ class Builder:
         for picture, rng in zip(self._counted(pictures), rngs, strict=True):
             if picture.file_name not in self.held and any(picture.names):
                 again, scene = copy.deepcopy(rng), picture.scene()
-                whole = picture.origin == "coco"
+                whole = picture.origin == COCO
                 self._tell(told, picture.file_name, scene, rng, whole=whole)
                 self._tell(real, picture.file_name, scene, again, whole=whole)
-        backgrounds = [p for p in self.train if p.origin == "coco"]
+        backgrounds = [p for p in self.train if p.origin == COCO]
         streams = self._streams("composites", self.options.size)
         for number, rng in enumerate(self._counted(streams)):
             scene = self._composite(backgrounds, rng)
-            file_name = f"composites/{number:06d}.jpg"
+            file_name = f"{COMPOSITES}/{number:06d}.jpg"
             save_jpeg(self.images / file_name, scene.image, quality=QUALITY)
             self._tell(told, file_name, scene, rng)
             self._composite_samples(self.images / file_name, scene)
@@ -310,7 +316,7 @@ class Builder:
                 clip = make_clip(background, (), [cutout], rng, 1)
                 mask = clip.label_maps[0] == 1
                 if mask.mean() >= MIN_CLASS_SHARE:
-                    path = self.images / f"regions_pasted/{number:06d}_{turn}.jpg"
+                    path = self.images / f"{PASTED}/{number:06d}_{turn}.jpg"
                     save_jpeg(path, clip.images[0], quality=QUALITY)
                     members.append((path, mask))
             yield f"region_{number:06d}", members
@@ -345,7 +351,7 @@ class Builder:
 
     def _pseudo_clip(self, rng: np.random.Generator) -> PseudoClip:
         origins = sorted({picture.origin for picture in self.train})
-        weights = np.array([3.0 if origin == "coco" else 1.0 for origin in origins])
+        weights = np.array([3.0 if origin == COCO else 1.0 for origin in origins])
         for _ in range(20):
             origin = origins[int(rng.choice(len(origins), p=weights / weights.sum()))]
             choices = [picture for picture in self.train if picture.origin == origin]

@@ -6,6 +6,7 @@ codes.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from unified.errors import InputError
 QUALITY = 90
 MIN_CLASS_SHARE = 0.01  # of a picture, for a few-shot sample
 MIN_SHARE = 0.003  # of the picture; what is smaller is not referred to
+COCO, COMPOSITES, PASTED = "coco", "composites", "regions_pasted"  # folders of our own images
 PET = "pet"  # the noun whose folder holds cats and dogs, named as in Oxford-IIIT Pet
 
 
@@ -139,6 +141,11 @@ class ObjectFolder:
             raise InputError(f"{text!r} has no noun before '=': expected NOUN=DIR or DIR")
         return cls(Path(path), noun)
 
+    @property
+    def origin(self) -> str:
+        """Name of the folder, below which its pictures are stored and its classes are named."""
+        return Path(os.path.abspath(self.path)).name  # "x/." and ".." have a name too
+
     def read(self, folder: Path, longest_side: int) -> Iterator[Picture]:
         """Stores every image below ``folder`` and yields it."""
         labels = self.path / "labels.json"
@@ -151,7 +158,7 @@ class ObjectFolder:
             found = _named_masks(values, names, self._noun(path))
             breeds = _breeds(path) if self.noun == PET else ()
             complete = self._complete(names)
-            yield _store(path, folder, self.path.name, longest_side, found, breeds, complete)
+            yield _store(path, folder, self.origin, longest_side, found, breeds, complete)
 
     def _noun(self, path: Path) -> str:
         if self.noun == PET:
@@ -166,6 +173,18 @@ class ObjectFolder:
         if self.noun in ("", "person"):  # anything may stand beside a person
             return frozenset(filter(None, (self.noun,)))
         return frozenset((self.noun,)) | RARE
+
+
+def check_origins(folders: Iterable[ObjectFolder]) -> None:
+    """Raises InputError where pictures of two folders would be stored in one."""
+    taken: dict[str, str] = dict.fromkeys((COCO, COMPOSITES, PASTED), "the sets' own images")
+    for folder in folders:
+        if folder.origin in taken:
+            raise InputError(
+                f"--objects {folder.path}: the name {folder.origin!r} is taken by "
+                f"{taken[folder.origin]}: rename the folder"
+            )
+        taken[folder.origin] = str(folder.path)
 
 
 def _named_masks(
@@ -204,7 +223,7 @@ def read_coco(
         crowds = tuple(bool(entry["iscrowd"]) for entry in record["annotations"])
         path = Path(record["file_name"])
         complete = frozenset(names)
-        yield _store(path, folder, "coco", longest_side, found, (), complete, crowds)
+        yield _store(path, folder, COCO, longest_side, found, (), complete, crowds)
 
 
 def _instance_mask(path: Path, record: ImageRecord, index: int) -> np.ndarray:
@@ -225,6 +244,9 @@ def _store(
     complete: frozenset[str],
     crowds: tuple[bool, ...] | None = None,
 ) -> Picture:
+    file_name = f"{origin}/{path.stem}.jpg"
+    if (folder / file_name).exists():
+        raise InputError(f"{path}: a second picture would be {file_name}: give it another name")
     image = read_image(path)
     entries = []
     for index, (name, mask) in enumerate(found):
@@ -234,7 +256,6 @@ def _store(
         if small.any():
             entries.append((name, encode_mask(small), bool(crowds and crowds[index])))
     stored = resize_image(image, longest_side)
-    file_name = f"{origin}/{path.stem}.jpg"
     save_jpeg(folder / file_name, stored, quality=QUALITY)
     return Picture(
         path=folder / file_name,

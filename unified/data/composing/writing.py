@@ -14,6 +14,7 @@ import numpy as np
 from unified.data.composing.told import ToldSet
 from unified.data.formats.files import write_json
 from unified.data.synthetic.writing import CocoFile, random_streams
+from unified.errors import InputError
 from unified.files import atomic_path
 from unified.label_maps import write_mask
 
@@ -51,6 +52,8 @@ class OwnWriter:
             for number, index in enumerate(order, start=1):
                 path, mask = usable[key][index]
                 target = folder / key.replace(" ", "_") / f"{number}.jpg"
+                if target.exists():
+                    raise InputError(f"two classes of {name} would be named {target.parent.name!r}")
                 target.parent.mkdir(parents=True, exist_ok=True)
                 _link(path, target)
                 write_mask(target.with_suffix(".png"), mask)

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from unified.data.composing.sentences import (
 )
 from unified.data.composing.sources import Scene, Thing
 from unified.data.composing.vocabulary import COLOURS
+from unified.data.composing.writing import OwnWriter
 from unified.data.formats.files import read_label_map, segmentation_mask
 from unified.data.mappers import TestMapper, TrainMapper
 from unified.data.synthetic.clip_sets import write_davis16
@@ -35,6 +37,7 @@ from unified.data.synthetic.coco_sets import write_coco
 from unified.data.synthetic.world import Scene as World
 from unified.data.synthetic.world import make_scene
 from unified.data.synthetic.writing import random_streams, save_jpeg
+from unified.errors import InputError
 from unified.label_maps import write_label_map
 
 ROOT = Path(__file__).parents[4]
@@ -314,6 +317,45 @@ def test_wrong_options_are_one_error_and_nothing_is_left(
     errors = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
     assert len(errors) == 1 and message in errors[0]
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["coco", "composites", "regions_pasted", "gadgets"])
+def test_a_folder_whose_name_is_taken_is_an_error(
+    name: str, given: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    second = tmp_path / name
+    shutil.copytree(given / "gadgets", second)
+    folders = f"gadget={given / 'gadgets'} gadget={second}/."
+    assert main(_arguments(given, tmp_path / "out", objects=folders)) == 2
+    assert f"the name {name!r} is taken" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [second]
+
+
+def test_two_pictures_with_one_stem_are_an_error(
+    given: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "photos"
+    shutil.copytree(given / "coco/train2017", root / "a")
+    shutil.copytree(given / "coco/train2017", root / "b")
+    content = json.loads((given / "coco/annotations/instances_train2017.json").read_text())
+    first, second = content["images"][:2]
+    first["file_name"], second["file_name"] = (f"{f}/{first['file_name']}" for f in "ab")
+    content["images"] = [first, second]
+    ids = {first["id"], second["id"]}
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] in ids]
+    (tmp_path / "instances.json").write_text(json.dumps(content))
+    coco = f"{root} {tmp_path / 'instances.json'}"
+    assert main(_arguments(given, tmp_path / "out", coco=coco)) == 2
+    assert "a second picture would be coco/" in capsys.readouterr().err
+
+
+def test_classes_whose_folders_have_one_name_are_an_error(built: Path, tmp_path: Path) -> None:
+    path = next((built / "own/lite/images/coco").iterdir())
+    members = [(path, np.ones((4, 4), dtype=bool))] * 2
+    with pytest.raises(InputError, match="coco_hot_dog"):
+        OwnWriter(tmp_path, 0).save_classes(
+            "lite_fss", {"coco_hot dog": members, "coco_hot_dog": members}, "train"
+        )
 
 
 def test_an_existing_folder_is_never_replaced(
