@@ -270,7 +270,8 @@ class Builder:
 
     def _composite_samples(self, path: Path, scene: Scene) -> None:
         """Few-shot samples of the classes seen in a composite."""
-        for name in sorted({thing.name for thing in scene.things}):
+        names = {thing.name for thing in scene.things}
+        for name in sorted(names - set(self.options.hold_out_classes)):
             things = [thing for thing in scene.things if thing.name == name]
             merged = np.any([thing.mask for thing in things], axis=0)
             if any(thing.crowd for thing in things) or merged.mean() < MIN_CLASS_SHARE:
@@ -281,16 +282,15 @@ class Builder:
 
     def _few_shot(self, held: Sequence[Picture]) -> None:
         """Class folders: real pictures, composites and pseudo-classes; held-out classes apart."""
-        held_classes = {f"coco_{name}" for name in self.options.hold_out_classes}
+        unwanted = {*UNTOLD, *self.options.hold_out_classes, ""}
         train = dict(self.few_shot)
         for picture in self.train:
-            for name in sorted(set(picture.names) - UNTOLD - {""}):
+            for name in sorted(set(picture.names) - unwanted):
                 mask = picture.class_mask(name)
                 if mask is not None:
                     label = picture.breeds[0] if picture.breeds else name
                     key = f"{picture.origin}_{label}"
                     train.setdefault(key, []).append((picture.path, mask))
-        train = {name: members for name, members in train.items() if name not in held_classes}
         train.update(self._pseudo_classes())
         self.out.save_classes("lite_fss", train, "train")
         val: dict[str, list[tuple[Path, np.ndarray]]] = {}

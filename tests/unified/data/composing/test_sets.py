@@ -180,6 +180,24 @@ def test_what_is_held_out_is_in_no_training_set(given: Path, data_root: Path) ->
     assert not clips & {record["clip_id"] for record in load_records("lite_rvos")}
 
 
+def test_held_out_classes_are_left_out_of_all_folders(given: Path, tmp_path: Path) -> None:
+    clothes = tmp_path / "clothes"
+    shutil.copytree(given / "clothes", clothes)
+    labels = json.loads((clothes / "labels.json").read_text())
+    (clothes / "labels.json").write_text(json.dumps({**labels, "2": HELD_CLASS}))
+    round_things = tmp_path / "round"
+    shutil.copytree(given / "gadgets", round_things)
+    folders = f"{HELD_CLASS}={round_things} {clothes}"
+    out = tmp_path / "out"
+    assert main(_arguments(given, out, objects=folders, size="40")) == 0
+    classes = out / "own/lite/fss"
+    names = {folder.name for folder in classes.iterdir()}
+    assert "clothes_dress" in names and not any(HELD_CLASS in name for name in names)
+    own = {path.stat().st_ino for path in (out / "own/lite/images/round").iterdir()}
+    pseudo = [path.stat().st_ino for path in classes.glob("region_*/*.jpg")]
+    assert pseudo and not own & set(pseudo)
+
+
 def test_held_out_clips_keep_their_frames(given: Path, data_root: Path) -> None:
     (record,) = load_records("lite_vos_val")
     source = given / "DAVIS2016/JPEGImages/480p" / record["clip_id"]
