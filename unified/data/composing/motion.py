@@ -34,7 +34,7 @@ class PseudoClip:
 
 
 @dataclass(frozen=True)
-class Path:
+class Motion:
     """A smooth motion: T values per parameter.
 
     Attributes:
@@ -58,7 +58,7 @@ def smooth(rng: np.random.Generator, num_frames: int, spread: float) -> np.ndarr
     return end * time + curve * time * (1 - time)
 
 
-def object_path(rng: np.random.Generator, num_frames: int) -> Path:
+def object_motion(rng: np.random.Generator, num_frames: int) -> Motion:
     """Motion of a pasted object; one in six leaves the frame in part and comes back."""
     x = rng.uniform(0.2, 0.8) + smooth(rng, num_frames, 0.35)
     y = rng.uniform(0.25, 0.8) + smooth(rng, num_frames, 0.2)
@@ -66,7 +66,7 @@ def object_path(rng: np.random.Generator, num_frames: int) -> Path:
         away = np.sin(np.linspace(0, np.pi, num_frames)) ** 2
         side = float(rng.choice([-0.05, 1.05]))
         x = x + away * (side - x)
-    return Path(
+    return Motion(
         x=x,
         y=y,
         scale=np.exp(smooth(rng, num_frames, 0.35)),
@@ -75,14 +75,14 @@ def object_path(rng: np.random.Generator, num_frames: int) -> Path:
     )
 
 
-def camera_path(rng: np.random.Generator, num_frames: int) -> Path:
+def camera_motion(rng: np.random.Generator, num_frames: int) -> Motion:
     """Motion of the window through which the picture is seen; ``scale`` is its share."""
     zoom = rng.uniform(0.6, 0.9) * np.exp(smooth(rng, num_frames, 0.25))
     zoom = np.clip(zoom, 0.5, 0.96)
     room = (1 - zoom) / 2
     x = 0.5 + np.clip(rng.uniform(-1, 1) * room[0] + smooth(rng, num_frames, 0.3), -room, room)
     y = 0.5 + np.clip(rng.uniform(-1, 1) * room[0] + smooth(rng, num_frames, 0.2), -room, room)
-    return Path(
+    return Motion(
         x=x,
         y=y,
         scale=zoom,
@@ -116,7 +116,7 @@ class Backdrop:
 
     def __init__(self, scene: Scene, rng: np.random.Generator, num_frames: int) -> None:
         self.scene = scene
-        self.path = camera_path(rng, num_frames)
+        self.motion = camera_motion(rng, num_frames)
         self.shifts = bending(rng, scene.size) * 0.5
 
     def frame(self, index: int) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -131,12 +131,12 @@ class Backdrop:
     def _maps(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Where each pixel of the frame comes from: two arrays (H, W) float32."""
         height, width = self.scene.size
-        path = self.path
+        motion = self.motion
         columns, rows = np.meshgrid(np.arange(width) - width / 2, np.arange(height) - height / 2)
-        angle, scale = np.radians(path.angle[index]), path.scale[index]
-        x = path.x[index] * width + scale * (np.cos(angle) * columns - np.sin(angle) * rows)
-        y = path.y[index] * height + scale * (np.sin(angle) * columns + np.cos(angle) * rows)
-        shifts = self.shifts * path.bend[index]
+        angle, scale = np.radians(motion.angle[index]), motion.scale[index]
+        x = motion.x[index] * width + scale * (np.cos(angle) * columns - np.sin(angle) * rows)
+        y = motion.y[index] * height + scale * (np.sin(angle) * columns + np.cos(angle) * rows)
+        shifts = self.shifts * motion.bend[index]
         return (x + shifts[..., 0]).astype(np.float32), (y + shifts[..., 1]).astype(np.float32)
 
 
@@ -147,19 +147,19 @@ class Actor:
         self, cutout: Cutout, size: tuple[int, int], rng: np.random.Generator, num_frames: int
     ) -> None:
         self.cutout = fit(cutout, size, rng, (0.02, 0.16))
-        self.path = object_path(rng, num_frames)
+        self.motion = object_motion(rng, num_frames)
         self.shifts = bending(rng, (self.cutout.alpha.shape[0], self.cutout.alpha.shape[1]))
 
     def draw(self, canvas: np.ndarray, index: int) -> np.ndarray:
         """Draws one frame on (H, W, 3) float32 in place; the mask (H, W) bool."""
-        path = self.path
-        bent = bend(self.cutout, self.shifts, float(path.bend[index]))
+        motion = self.motion
+        bent = bend(self.cutout, self.shifts, float(motion.bend[index]))
         height, width = bent.alpha.shape
         matrix = cv2.getRotationMatrix2D(
-            (width / 2, height / 2), float(path.angle[index]), float(path.scale[index])
+            (width / 2, height / 2), float(motion.angle[index]), float(motion.scale[index])
         )
-        matrix[0, 2] += path.x[index] * canvas.shape[1] - width / 2
-        matrix[1, 2] += path.y[index] * canvas.shape[0] - height / 2
+        matrix[0, 2] += motion.x[index] * canvas.shape[1] - width / 2
+        matrix[1, 2] += motion.y[index] * canvas.shape[0] - height / 2
         return paste(canvas, bent, matrix)
 
     def thing(self, mask: np.ndarray) -> Thing:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 import os
 import shutil
 from collections import Counter
@@ -49,18 +48,17 @@ from unified.data.synthetic.writing import CocoFile, random_streams, save_jpeg
 from unified.errors import InputError
 from unified.label_maps import write_label_map
 
-logger = logging.getLogger(__name__)
-
 NUM_FRAMES = 6  # of a pseudo-clip
 CLIP_SHARE, REGION_SHARE = 0.4, 0.25  # pseudo-clips and pseudo-classes per composite
 REAL_STRIDE = 2  # of the frames of given clips that are trained on
 MAX_COMPOSITES = 60  # per few-shot class
-TEST_IMAGES = 7  # held out per held-out class: a query and five supports, with one to spare
+MIN_TEST_IMAGES = 6  # of a held-out class: a query and five supports
+TEST_IMAGES = MIN_TEST_IMAGES + 1  # held out for each of them, if so many are
 
 
 @dataclass(frozen=True)
 class Options:
-    """What to make of what; see tools in ``datasets/``.
+    """What to make of what: the options of ``datasets/prepare_lite.py``.
 
     Attributes:
         size: composites; pseudo-clips and pseudo-classes follow from it.
@@ -109,7 +107,12 @@ def build_sets(options: Options, out: Path, advance: Callable[[], Any]) -> dict[
     check_origins(options.objects)
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
-        summary = Builder(options, partial, advance).build()
+        writer = OwnWriter(partial, options.seed)
+        pictures = []
+        for picture in _read_pictures(options, writer.images):
+            pictures.append(picture)
+            advance()
+        summary = Builder(options, writer, pictures, advance).build()
         os.replace(partial, out)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -117,31 +120,69 @@ def build_sets(options: Options, out: Path, advance: Callable[[], Any]) -> dict[
     return summary
 
 
+def _read_pictures(options: Options, images: Path) -> Iterator[Picture]:
+    side = options.longest_side
+    yield from read_coco(options.coco_images, options.coco_annotations, images, side)
+    for folder in options.objects:
+        yield from folder.read(images, side)
+
+
+def _held_out(options: Options, coco: Sequence[Picture]) -> set[str]:
+    """File names: some of every held-out class, the others drawn from all pictures."""
+    wanted, classes = options.hold_out_images, options.hold_out_classes
+    known = {name for picture in coco for name in picture.names}
+    stray = sorted(set(classes) - known)
+    if stray:
+        raise InputError(
+            f"--hold-out-classes has {stray[0]!r}, which {options.coco_annotations} does not show"
+        )
+    if wanted >= len(coco):
+        raise InputError(f"--hold-out-images is {wanted}: there are {len(coco)} images")
+    (rng,) = random_streams(options.seed, "composing/held out", 1)
+    order = [coco[index] for index in rng.permutation(len(coco))]
+    quota = min(TEST_IMAGES, int(0.7 * wanted / max(len(classes), 1)))
+    held: dict[str, None] = {}
+    for name in classes:
+        showing = [p.file_name for p in order if p.class_mask(name) is not None]
+        missing = quota - sum(file_name in held for file_name in showing)
+        fresh = [file_name for file_name in showing if file_name not in held]
+        held.update(dict.fromkeys(fresh[: max(missing, 0)]))
+    rest = [p.file_name for p in order if p.file_name not in held]
+    held.update(dict.fromkeys(rest[: wanted - len(held)]))
+    return set(held)
+
+
 class Builder:
     """Writes the sets one after another; later ones use the pictures of earlier ones."""
 
-    def __init__(self, options: Options, root: Path, advance: Callable[[], Any]) -> None:
+    def __init__(
+        self,
+        options: Options,
+        writer: OwnWriter,
+        pictures: Sequence[Picture],
+        advance: Callable[[], Any],
+    ) -> None:
         self.options = options
-        self.out = OwnWriter(root, options.seed)
-        self.images = self.out.images
+        self.out = writer
+        self.images = writer.images
         self.advance = advance
-
-    def build(self) -> dict[str, Any]:
-        """Everything; returns set -> what is in it."""
-        pictures = list(self._counted(self._read_pictures()))
-        coco = [picture for picture in pictures if picture.origin == COCO]
-        self.held = self._held_out(coco)
-        self.train = [p for p in pictures if p.file_name not in self.held]
+        self.pictures = pictures
+        held = _held_out(options, [p for p in pictures if p.origin == COCO])
+        self.held = [p for p in pictures if p.file_name in held]
+        self.train = [p for p in pictures if p.file_name not in held]
         names = sorted({name for picture in pictures for name in picture.names if name})
         self.categories = {name: number for number, name in enumerate(names, start=1)}
         self.company = Company(p.names for p in self.train if p.origin == COCO)
         self.cuts = CutPool(self.train)
         self.few_shot: dict[str, list[tuple[Path, np.ndarray]]] = {}
-        self._detection("lite_det", [p for p in self.train if p.origin == COCO], "train")
-        self._detection("lite_det_val", [p for p in coco if p.file_name in self.held], "test")
-        self._told(pictures)
-        self._told_val([p for p in coco if p.file_name in self.held])
-        self._few_shot([p for p in coco if p.file_name in self.held])
+
+    def build(self) -> dict[str, Any]:
+        """Everything; returns set -> what is in it."""
+        self._detection("lite_det", [p for p in self.train if p.origin == COCO])
+        self._detection("lite_det_val", self.held)
+        self._told()
+        self._told_val()
+        self._few_shot()
         self._clips()
         write_json(self.out.data / "summary.json", self.out.summary)
         return self.out.summary
@@ -154,55 +195,24 @@ class Builder:
     def _streams(self, name: str, count: int) -> Iterator[np.random.Generator]:
         return random_streams(self.options.seed, f"composing/{name}", count)
 
-    def _read_pictures(self) -> Iterator[Picture]:
-        options = self.options
-        side = options.longest_side
-        yield from read_coco(options.coco_images, options.coco_annotations, self.images, side)
-        for folder in options.objects:
-            yield from folder.read(self.images, side)
-
-    def _held_out(self, coco: Sequence[Picture]) -> set[str]:
-        """File names: some of every held-out class, the others drawn from all pictures."""
-        wanted, classes = self.options.hold_out_images, self.options.hold_out_classes
-        known = {name for picture in coco for name in picture.names}
-        stray = sorted(set(classes) - known)
-        if stray:
-            raise InputError(
-                f"--hold-out-classes has {stray[0]!r}, which "
-                f"{self.options.coco_annotations} does not show"
-            )
-        if wanted >= len(coco):
-            raise InputError(f"--hold-out-images is {wanted}: there are {len(coco)} images")
-        (rng,) = self._streams("held out", 1)
-        order = [coco[index] for index in rng.permutation(len(coco))]
-        quota = min(TEST_IMAGES, int(0.7 * wanted / max(len(classes), 1)))
-        held: dict[str, None] = {}
-        for name in classes:
-            showing = [p.file_name for p in order if p.class_mask(name) is not None]
-            missing = quota - sum(file_name in held for file_name in showing)
-            fresh = [file_name for file_name in showing if file_name not in held]
-            held.update(dict.fromkeys(fresh[: max(missing, 0)]))
-        rest = [p.file_name for p in order if p.file_name not in held]
-        held.update(dict.fromkeys(rest[: wanted - len(held)]))
-        return set(held)
-
-    def _detection(self, name: str, pictures: Sequence[Picture], split: str) -> None:
+    def _detection(self, name: str, pictures: Sequence[Picture]) -> None:
         """All instances of COCO pictures."""
         coco = CocoFile({number: name for name, number in self.categories.items()})
         for picture in pictures:
             image_id = coco.add_image(picture.file_name, picture.size)
             for thing in picture.scene().things:
                 add_thing(coco, self.categories, image_id, thing)
-        self.out.save_coco(name, coco, "detection", split)
+        self.out.save_coco(name, coco, "detection")
         self.out.summary[name] = {"images": len(coco.images), "objects": len(coco.annotations)}
 
-    def _told(self, pictures: Sequence[Picture]) -> None:
+    def _told(self) -> None:
         """RIS for training, of all and of given pictures, and composites for detection."""
         told, real = (ToldSet(self.categories, self.company) for _ in range(2))
         composites = CocoFile({number: name for name, number in self.categories.items()})
-        rngs = self._streams("real sentences", len(pictures))
-        for picture, rng in zip(self._counted(pictures), rngs, strict=True):
-            if picture.file_name not in self.held and any(picture.names):
+        held = {picture.file_name for picture in self.held}
+        rngs = self._streams("real sentences", len(self.pictures))
+        for picture, rng in zip(self._counted(self.pictures), rngs, strict=True):
+            if picture.file_name not in held and any(picture.names):
                 again, scene = copy.deepcopy(rng), picture.scene()
                 whole = picture.origin == COCO
                 self._tell(told, picture.file_name, scene, rng, whole=whole)
@@ -219,9 +229,9 @@ class Builder:
             for thing in scene.things:
                 if thing.told or thing.crowd:
                     add_thing(composites, self.categories, image_id, thing)
-        self.out.save_told("lite_ris", told, "train")
-        self.out.save_told("lite_ris_real", real, "train")
-        self.out.save_coco("lite_det_composites", composites, "detection", "train")
+        self.out.save_told("lite_ris", told)
+        self.out.save_told("lite_ris_real", real)
+        self.out.save_coco("lite_det_composites", composites, "detection")
 
     def _tell(
         self,
@@ -251,14 +261,14 @@ class Builder:
         ]
         return compose(background, cutouts, rng)
 
-    def _told_val(self, pictures: Sequence[Picture]) -> None:
+    def _told_val(self) -> None:
         """Three sets of held-out pictures: any sentence, class names, and absent things."""
         sets = {
             name: ToldSet(self.categories, self.company)
             for name in ("lite_ris_val", "lite_ris_class_val", "lite_ris_absent_val")
         }
         for picture, rng in zip(
-            pictures, self._streams("held-out sentences", len(pictures)), strict=True
+            self.held, self._streams("held-out sentences", len(self.held)), strict=True
         ):
             scene = picture.scene()
             sets["lite_ris_val"].add_objects(picture.file_name, scene, rng)
@@ -266,7 +276,7 @@ class Builder:
             sets["lite_ris_absent_val"].add_absent(picture.file_name, scene, rng, count=2)
         for name, told in sets.items():
             if sum(told.records.values()):
-                self.out.save_told(name, told, "test")
+                self.out.save_told(name, told)
 
     def _composite_samples(self, path: Path, scene: Scene) -> None:
         """Few-shot samples of the classes seen in a composite."""
@@ -280,7 +290,7 @@ class Builder:
             if len(members) < MAX_COMPOSITES:
                 members.append((path, merged))
 
-    def _few_shot(self, held: Sequence[Picture]) -> None:
+    def _few_shot(self) -> None:
         """Class folders: real pictures, composites and pseudo-classes; held-out classes apart."""
         unwanted = {*UNTOLD, *self.options.hold_out_classes, ""}
         train = dict(self.few_shot)
@@ -292,14 +302,12 @@ class Builder:
                     key = f"{picture.origin}_{label}"
                     train.setdefault(key, []).append((picture.path, mask))
         train.update(self._pseudo_classes())
-        self.out.save_classes("lite_fss", train, "train")
+        self.out.save_classes("lite_fss", train, least=2)
         val: dict[str, list[tuple[Path, np.ndarray]]] = {}
         for name in self.options.hold_out_classes:
-            masks = ((picture.path, picture.class_mask(name)) for picture in held)
+            masks = ((picture.path, picture.class_mask(name)) for picture in self.held)
             val[f"coco_{name}"] = [(path, mask) for path, mask in masks if mask is not None]
-            if len(val[f"coco_{name}"]) <= 5:
-                logger.warning("%s has too few held-out images for five supports", name)
-        self.out.save_classes("lite_fss_val", val, "test")
+        self.out.save_classes("lite_fss_val", val, least=MIN_TEST_IMAGES)
 
     def _pseudo_classes(self) -> Iterator[tuple[str, list[tuple[Path, np.ndarray]]]]:
         """A region or a single instance in its picture, and pasted, bent, on two others."""
@@ -339,7 +347,7 @@ class Builder:
         pseudo = len(videos)
         if self.options.clips is not None:
             self._real_clips(self.options.clips, folder, videos)
-        self.out.save_clips("lite_vos", "lite_rvos", folder, videos, "train")
+        self.out.save_clips("lite_vos", "lite_rvos", folder, videos)
         self.out.summary["lite_vos"] = {"pseudo-clips": self.options.num_clips}
         sentences = sum(len(video["expressions"]) for video in videos.values())
         self.out.summary["lite_rvos"] = {
@@ -390,10 +398,10 @@ class Builder:
                 frames = [frame for frame in told[name]["frames"] if frame in kept]
                 real[name] = {**told[name], "frames": frames}
         videos.update(real)
-        for kind, found, split in (("real", real, "train"), ("val", held, "test")):
+        for kind, found in (("real", real), ("val", held)):
             target = folder.with_name(f"clips_{kind}")
             if target.exists():
-                self.out.save_clips(f"lite_vos_{kind}", f"lite_rvos_{kind}", target, found, split)
+                self.out.save_clips(f"lite_vos_{kind}", f"lite_rvos_{kind}", target, found)
                 count = len(list((target / "masks").iterdir()))
                 self.out.summary[f"lite_vos_{kind}"] = {"clips": count}
 

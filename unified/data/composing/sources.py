@@ -83,7 +83,9 @@ class Picture:
     Attributes:
         path: of the stored JPEG; ``file_name`` is that path below the folder of all images.
         origin: "coco", or the name of the folder of objects.
-        codes: one run-length code per thing; ``things`` hold everything else.
+        names, codes, crowds: per thing its class, run-length mask, and whether it is several.
+        breeds: narrower nouns that are true of every thing.
+        complete: classes of which every instance is among the things.
     """
 
     path: Path
@@ -95,10 +97,6 @@ class Picture:
     crowds: tuple[bool, ...]
     breeds: tuple[str, ...]
     complete: frozenset[str]
-
-    def share(self, index: int) -> float:
-        """Share of the picture that a thing covers."""
-        return float(self.mask(index).mean())
 
     def mask(self, index: int) -> np.ndarray:
         """(H, W) bool of a thing."""

@@ -20,6 +20,25 @@ from unified.label_maps import write_mask
 
 logger = logging.getLogger(__name__)
 
+SET_SPLITS = {  # every set that may be written -> its split
+    "lite_det": "train",
+    "lite_det_composites": "train",
+    "lite_det_val": "test",
+    "lite_ris": "train",
+    "lite_ris_real": "train",
+    "lite_ris_val": "test",
+    "lite_ris_class_val": "test",
+    "lite_ris_absent_val": "test",
+    "lite_fss": "train",
+    "lite_fss_val": "test",
+    "lite_vos": "train",
+    "lite_vos_real": "train",
+    "lite_vos_val": "test",
+    "lite_rvos": "train",
+    "lite_rvos_real": "train",
+    "lite_rvos_val": "test",
+}
+
 
 class OwnWriter:
     """Writes sets below ``root/own``.
@@ -38,12 +57,23 @@ class OwnWriter:
         self.summary: dict[str, Any] = {}
 
     def save_classes(
-        self, name: str, classes: Mapping[str, Sequence[tuple[Path, np.ndarray]]], split: str
+        self, name: str, classes: Mapping[str, Sequence[tuple[Path, np.ndarray]]], *, least: int
     ) -> None:
+        """Writes the classes that have so many images; the summary counts the others.
+
+        Raises:
+            InputError: two classes would be one folder.
+        """
         folder = self.data / name.removeprefix("lite_")
-        usable = {key: members for key, members in classes.items() if len(members) > 1}
+        usable = {key: members for key, members in classes.items() if len(members) >= least}
+        count = sum(len(members) for members in usable.values())
+        self.summary[name] = {
+            "classes": len(usable),
+            "images": count,
+            f"left out, as they have fewer than {least} images": len(classes) - len(usable),
+        }
         if not usable:
-            logger.warning("%s is left out: no class has two images", name)
+            logger.warning("%s is not written: no class has %d images", name, least)
             return
         for key, rng in zip(
             sorted(usable), random_streams(self.seed, f"composing/{name}", len(usable)), strict=True
@@ -57,34 +87,30 @@ class OwnWriter:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 _link(path, target)
                 write_mask(target.with_suffix(".png"), mask)
-        self._save_yaml(name, task="fss", split=split, images=folder)
-        count = sum(len(members) for members in usable.values())
-        self.summary[name] = {"classes": len(usable), "images": count}
+        self._save_yaml(name, task="fss", images=folder)
 
-    def save_clips(
-        self, vos: str, rvos: str, folder: Path, videos: Mapping[str, Any], split: str
-    ) -> None:
+    def save_clips(self, vos: str, rvos: str, folder: Path, videos: Mapping[str, Any]) -> None:
         files = {"images": folder / "frames", "masks": folder / "masks"}
-        self._save_yaml(vos, task="vos", split=split, **files)
+        self._save_yaml(vos, task="vos", **files)
         if videos:
             path = folder / "meta_expressions.json"
             write_json(path, {"videos": dict(videos)})
-            self._save_yaml(rvos, task="rvos", split=split, **files, expressions=path)
+            self._save_yaml(rvos, task="rvos", **files, expressions=path)
 
-    def save_told(self, name: str, told: ToldSet, split: str) -> None:
-        self.save_coco(name, told.coco, "ris", split)
+    def save_told(self, name: str, told: ToldSet) -> None:
+        self.save_coco(name, told.coco, "ris")
         self.summary[name] = {
             "records": dict(sorted(told.records.items())),
             "kinds": dict(sorted(told.kinds.items())),
         }
 
-    def save_coco(self, name: str, coco: CocoFile, task: str, split: str) -> None:
+    def save_coco(self, name: str, coco: CocoFile, task: str) -> None:
         path = self.data / f"{name}.json"
         write_json(path, {**coco.content(), "info": {"description": name}})
-        self._save_yaml(name, task=task, split=split, images=self.images, annotations=path)
+        self._save_yaml(name, task=task, images=self.images, annotations=path)
 
-    def _save_yaml(self, name: str, *, task: str, split: str, **files: Path) -> None:
-        lines = [f"task: {task}", f"split: {split}"]
+    def _save_yaml(self, name: str, *, task: str, **files: Path) -> None:
+        lines = [f"task: {task}", f"split: {SET_SPLITS[name]}"]
         lines += [f"{key}: {path.relative_to(self.own).as_posix()}" for key, path in files.items()]
         with atomic_path(self.own / f"{name}.yaml") as temporary:
             temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

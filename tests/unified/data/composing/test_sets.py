@@ -29,7 +29,7 @@ from unified.data.composing.sentences import (
 )
 from unified.data.composing.sources import Scene, Thing
 from unified.data.composing.vocabulary import COLOURS
-from unified.data.composing.writing import OwnWriter
+from unified.data.composing.writing import SET_SPLITS, OwnWriter
 from unified.data.formats.files import read_label_map, segmentation_mask
 from unified.data.mappers import TestMapper, TrainMapper
 from unified.data.synthetic.clip_sets import write_davis16
@@ -47,15 +47,9 @@ _TOOL = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(_TOOL)
 main = _TOOL.main
 
-NUM_IMAGES, HELD_IMAGES, HELD_CLASS = 16, 5, "circle"
-TRAIN = (
-    *("lite_det", "lite_det_composites", "lite_ris", "lite_ris_real", "lite_fss"),
-    *("lite_vos", "lite_vos_real", "lite_rvos", "lite_rvos_real"),
-)
-TEST = (
-    *("lite_det_val", "lite_ris_val", "lite_ris_class_val", "lite_ris_absent_val"),
-    *("lite_fss_val", "lite_vos_val", "lite_rvos_val"),
-)
+NUM_IMAGES, HELD_IMAGES, HELD_CLASS = 20, 9, "circle"
+TRAIN = [name for name, split in SET_SPLITS.items() if split == "train"]
+TEST = [name for name, split in SET_SPLITS.items() if split == "test"]
 
 
 def _write_objects(folder: Path, name: str, values: str) -> None:
@@ -174,10 +168,21 @@ def test_what_is_held_out_is_in_no_training_set(given: Path, data_root: Path) ->
     classes = {record["class_name"] for record in load_records("lite_fss")}
     assert f"coco_{HELD_CLASS}" not in classes and "coco_square" in classes
     assert {record["class_name"] for record in load_records("lite_fss_val")} == {"coco_circle"}
+    assert all(len(record["supports"]) >= 5 for record in load_records("lite_fss_val"))
     clips = {record["clip_id"] for record in load_records("lite_vos_val")}
     assert len(clips) == 1
     assert not clips & {record["clip_id"] for record in load_records("lite_vos")}
     assert not clips & {record["clip_id"] for record in load_records("lite_rvos")}
+
+
+def test_held_out_classes_have_a_query_and_five_supports(given: Path, tmp_path: Path) -> None:
+    held = _arguments(given, tmp_path / "out", hold_out_classes=f"{HELD_CLASS},square")
+    assert main(held) == 0  # of nine images too few show either
+    own = tmp_path / "out/own"
+    assert not (own / "lite_fss_val.yaml").exists() and not (own / "lite/fss_val").exists()
+    summary = json.loads((own / "lite/summary.json").read_text())["lite_fss_val"]
+    assert summary["classes"] == 0
+    assert summary["left out, as they have fewer than 6 images"] == 2
 
 
 def test_held_out_classes_are_left_out_of_all_folders(given: Path, tmp_path: Path) -> None:
@@ -318,7 +323,7 @@ def test_objects_of_pseudo_clips_move_and_sentences_name_one(built: Path) -> Non
     [
         ({"hold_out_classes": "unicorn"}, "unicorn"),
         ({"hold_out_clips": "nowhere"}, "nowhere"),
-        ({"hold_out_images": "16"}, "there are 16 images"),
+        ({"hold_out_images": str(NUM_IMAGES)}, f"there are {NUM_IMAGES} images"),
         ({"clips": "missing"}, "is missing"),
         ({"size": "0"}, "--size is 0"),
         ({"objects": "=x"}, "no noun"),
@@ -372,7 +377,7 @@ def test_classes_whose_folders_have_one_name_are_an_error(built: Path, tmp_path:
     members = [(path, np.ones((4, 4), dtype=bool))] * 2
     with pytest.raises(InputError, match="coco_hot_dog"):
         OwnWriter(tmp_path, 0).save_classes(
-            "lite_fss", {"coco_hot dog": members, "coco_hot_dog": members}, "train"
+            "lite_fss", {"coco_hot dog": members, "coco_hot_dog": members}, least=2
         )
 
 
