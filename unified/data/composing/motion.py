@@ -121,15 +121,18 @@ class Backdrop:
 
     def frame(self, index: int) -> tuple[np.ndarray, list[np.ndarray]]:
         """(H, W, 3) float32 and the masks (H, W) bool of all things, in one frame."""
-        map_x, map_y = self._maps(index)
-        border = cv2.BORDER_REFLECT_101  # the same for masks, so that mirrored rims are labelled
-        image = cv2.remap(self.scene.image, map_x, map_y, cv2.INTER_LINEAR, borderMode=border)
+        map_x, map_y = self.maps(index)
+        image = cv2.remap(self.scene.image, map_x, map_y, cv2.INTER_LINEAR)
         soft = (thing.mask.astype(np.float32) for thing in self.scene.things)
-        seen = (cv2.remap(m, map_x, map_y, cv2.INTER_LINEAR, borderMode=border) for m in soft)
+        seen = (cv2.remap(m, map_x, map_y, cv2.INTER_LINEAR) for m in soft)
         return image.astype(np.float32), [mask > 0.5 for mask in seen]
 
-    def _maps(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Where each pixel of the frame comes from: two arrays (H, W) float32."""
+    def maps(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Where each pixel of the frame comes from: x and y, each (H, W) float32, in the picture.
+
+        A window that would reach beyond the picture is made smaller and moved: a mirrored rim would
+        show things a second time, of which sentences say that there is one.
+        """
         height, width = self.scene.size
         motion = self.motion
         columns, rows = np.meshgrid(np.arange(width) - width / 2, np.arange(height) - height / 2)
@@ -137,7 +140,16 @@ class Backdrop:
         x = motion.x[index] * width + scale * (np.cos(angle) * columns - np.sin(angle) * rows)
         y = motion.y[index] * height + scale * (np.sin(angle) * columns + np.cos(angle) * rows)
         shifts = self.shifts * motion.bend[index]
-        return (x + shifts[..., 0]).astype(np.float32), (y + shifts[..., 1]).astype(np.float32)
+        x, y = x + shifts[..., 0], y + shifts[..., 1]
+        shrink = min(1.0, (width - 1) / np.ptp(x), (height - 1) / np.ptp(y))
+        return _moved_inside(shrink * x, width), _moved_inside(shrink * y, height)
+
+
+def _moved_inside(coordinates: np.ndarray, length: int) -> np.ndarray:
+    """Float32 coordinates moved by the least that brings all of them to 0 ... length - 1."""
+    low, high = coordinates.min(), coordinates.max()
+    moved = coordinates - min(low, 0.0) - max(high - (length - 1), 0.0)
+    return moved.clip(0, length - 1).astype(np.float32)
 
 
 class Actor:

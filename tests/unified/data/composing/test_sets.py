@@ -19,6 +19,7 @@ from unified.data.augmentation import Augmentation
 from unified.data.catalog import load_records
 from unified.data.check import check_dataset
 from unified.data.composing.facts import name_colours
+from unified.data.composing.motion import Backdrop, make_clip
 from unified.data.composing.scenes import compose, cut_out
 from unified.data.composing.sentences import (
     Claim,
@@ -425,6 +426,10 @@ def _scene(*things: tuple[str, str, tuple[int, int, int, int]], told: bool = Tru
     return Scene(image, tuple(result), frozenset({"dog", "cat", "car", "truck", "cup"}))
 
 
+# 4 pixels from the border, so that a mirror would show them twice
+_CORNERS = ((4, 4, 40, 30), (160, 4, 196, 30), (4, 70, 40, 96), (160, 70, 196, 96))
+
+
 def _texts(found: dict[Claim, int], index: int) -> set[tuple[str, str, str]]:
     return {(c.colour, c.noun, c.rest) for c, number in found.items() if number == index}
 
@@ -478,6 +483,21 @@ def test_cutouts_cover_what_is_behind_them() -> None:
     front = pasted.things[-1].mask
     black = np.abs(pasted.image[front].astype(int) - SWATCHES["black"]).max(axis=1)
     assert np.median(black) < 25
+
+
+def test_no_second_copy_of_a_thing_is_seen_beyond_the_border() -> None:
+    things = [(f"thing {n}", "red", box) for n, box in enumerate(_CORNERS)]
+    scene = _scene(*things)
+    for seed in range(40):
+        clip = make_clip(scene, range(4), (), np.random.default_rng(seed), 6)
+        for labels in clip.label_maps:
+            for number in range(1, 5):
+                # the number of components counts the background
+                assert cv2.connectedComponents((labels == number).astype(np.uint8))[0] <= 2
+        backdrop = Backdrop(scene, np.random.default_rng(seed), 6)
+        for frame in range(6):
+            for coordinates, length in zip(backdrop.maps(frame), (200, 100), strict=True):
+                assert coordinates.min() >= 0 and coordinates.max() <= length - 1
 
 
 def test_wordings_are_lower_case_words() -> None:
