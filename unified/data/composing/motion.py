@@ -215,19 +215,27 @@ def make_clip(
         mean = canvas.mean()
         canvas = ((canvas - mean) * contrast[frame] + mean) * light[frame] * tint[frame]
         image = canvas.clip(0, 255).round().astype(np.uint8)
-        told = [
+        labels = label_things(things[:position], background.size)
+        for number in range(1, position + 1):  # what a sentence says is true of these pixels
+            things[number - 1] = replace(things[number - 1], mask=labels == number)
+        told = tuple(
             replace(thing, told=thing.told and is_seen(thing.mask, pixels))
             for thing, pixels in zip(things, whole, strict=True)
-        ]
+        )
         images.append(image)
-        scenes.append(Scene(image, tuple(told), background.complete))
-        label_maps.append(_label_map(told[:position], background.size))
+        scenes.append(Scene(image, told, background.complete))
+        label_maps.append(labels)
     return PseudoClip(tuple(images), tuple(label_maps), tuple(scenes), len(tracked) + len(cutouts))
 
 
-def _label_map(things: Sequence[Thing], size: tuple[int, int]) -> np.ndarray:
+def label_things(things: Sequence[Thing], size: tuple[int, int]) -> np.ndarray:
+    """(H, W) uint8 label map, ids from 1; where masks overlap the smaller thing is in front.
+
+    COCO masks overlap where a thing is worn, held, or lies on another one.
+    """
     labels = np.zeros(size, dtype=np.uint8)
-    for number, thing in enumerate(things, start=1):
-        if thing.mask.sum() >= MIN_PIXELS:
-            labels[thing.mask] = number
+    areas = [int(thing.mask.sum()) for thing in things]
+    for index in sorted(range(len(things)), key=lambda index: -areas[index]):
+        if areas[index] >= MIN_PIXELS:
+            labels[things[index].mask] = index + 1
     return labels

@@ -500,6 +500,17 @@ def test_no_second_copy_of_a_thing_is_seen_beyond_the_border() -> None:
                 assert coordinates.min() >= 0 and coordinates.max() <= length - 1
 
 
+def test_small_things_on_large_ones_keep_their_pixels_in_clips() -> None:
+    scene = _scene(("tie", "red", (95, 40, 105, 70)), ("dog", "black", (60, 20, 140, 90)))
+    scene = Scene(scene.image, scene.things, frozenset({"tie", "dog"}))
+    assert (scene.things[1].mask >= scene.things[0].mask).all()
+    clip = make_clip(scene, (0, 1), (), np.random.default_rng(0), 3)
+    for labels, seen in zip(clip.label_maps, clip.scenes, strict=True):
+        assert set(np.unique(labels).tolist()) == {0, 1, 2}
+        for number, thing in enumerate(seen.things, start=1):
+            assert np.array_equal(thing.mask, labels == number)
+
+
 def test_wordings_are_lower_case_words() -> None:
     rng = np.random.default_rng(0)
     scene = _scene(
