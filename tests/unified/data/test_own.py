@@ -41,7 +41,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     for name, text in _examples().items():
         (folder / f"{name}.yaml").write_text(text)
-    instances, expressions = _json_examples()
+    instances, _, expressions = _json_examples()
     rng = np.random.default_rng(0)
     save_jpeg(folder / "birds/images/a.jpg", np.zeros((96, 128, 3), dtype=np.uint8))
     (folder / "birds/instances.json").write_text(json.dumps(instances))
@@ -95,6 +95,31 @@ def test_split_decides_what_a_record_is(own: Path) -> None:
         ["bird near the water"],
     ]
     assert load_records("cells")[0]["first_frames"]
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_sentences_of_an_image_are_about_several_objects_or_none(split: str, own: Path) -> None:
+    content, extra, _ = _json_examples()
+    whole = {**extra, "id": 3, "expressions": ["both birds"]}
+    content["images"] += [extra, whole]
+    bird = content["annotations"][0]
+    others = [{**bird, "id": number, "image_id": 3} for number in (2, 3)]
+    content["annotations"] += [{**other, "expressions": []} for other in others]
+    (own / "birds/instances.json").write_text(json.dumps(content))
+    path = own / "birds.yaml"
+    path.write_text(path.read_text().replace("train", split))
+    records = load_records("birds")
+    counts = {text: len(r["annotations"]) for r in records for text in r["expressions"]}
+    assert counts["the red bird"] == 0 and counts["both birds"] == 2
+    assert counts["bird near the water"] == 1
+    if split == "test":
+        assert sorted(record["expression_id"] for record in records) == [0, 1, 2, 3]
+        return
+    augmentation = Augmentation(short_sides=(48,), max_size=80)
+    for record in records:
+        rngs = (np.random.default_rng(0) for _ in range(2))
+        sample = TrainMapper(augmentation=augmentation)(record, *rngs)
+        assert len(sample["instances"]) == (sample["expression"] != "the red bird")
 
 
 def test_black_and_white_masks_are_one_object(own: Path) -> None:

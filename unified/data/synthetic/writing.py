@@ -30,10 +30,10 @@ def random_streams(seed: int, name: str, count: int) -> Iterator[np.random.Gener
         yield np.random.default_rng([seed, zlib.crc32(name.encode()), index])
 
 
-def save_jpeg(path: Path, image: np.ndarray) -> None:
+def save_jpeg(path: Path, image: np.ndarray, *, quality: int = 93) -> None:
     """Writes (H, W, 3) uint8 RGB."""
     with atomic_path(path) as temporary:
-        Image.fromarray(image).save(temporary, format="JPEG", quality=93, subsampling=0)
+        Image.fromarray(image).save(temporary, format="JPEG", quality=quality, subsampling=0)
 
 
 def save_pickle(path: Path, content: Any) -> None:
@@ -73,14 +73,17 @@ class CocoFile:
         return image_id
 
     def add_object(self, image_id: int, mask: np.ndarray, category_id: int, **more: Any) -> int:
-        """Adds an object with mask (H, W) bool and returns its annotation id."""
+        """Adds an object with mask (H, W) bool and returns its annotation id.
+
+        Its segmentation is polygons, unless ``more`` has one.
+        """
         ann_id = 10 * self.first_image_id + len(self.annotations)
         self.annotations.append(
             {
                 "id": ann_id,
                 "image_id": image_id,
                 "category_id": category_id,
-                "segmentation": mask_polygons(mask),
+                "segmentation": more.get("segmentation") or mask_polygons(mask),
                 "area": float(mask.sum()),
                 "bbox": box_xywh(mask),
                 "iscrowd": 0,
