@@ -5,7 +5,7 @@ Here are those of images, and which evaluator a dataset has.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,8 +16,8 @@ from detectron2.structures import Instances
 from detectron2.utils import comm
 from numpy.typing import NDArray
 
-from unified.data.formats.files import encode_mask, read_json, write_json
-from unified.errors import ConfigError
+from unified.data.formats.files import encode_mask, write_json
+from unified.errors import ConfigError, InputError
 from unified.evaluation import images, results
 from unified.evaluation.detections import coco_entries
 from unified.evaluation.images import Episode, Overlap, measure
@@ -138,6 +138,8 @@ class FewShotEvaluator(ProtocolEvaluator):
     def score(self, protocol: str) -> Scores:
         """Class mIoU, or the mean over images."""
         problems = Problems(allowed=False)
+        if not self.samples:
+            raise InputError(f"{self.dataset} has no episode to score: expected at least one")
         episodes, overlaps, shots = zip(*self.samples, strict=True)
         if protocol == "fss-per-image":
             scores = images.referring_scores(overlaps, iou.UNIREF, problems, "episode")
@@ -213,15 +215,16 @@ class DetectionEvaluator(ProtocolEvaluator):
 
     def score(self, protocol: str) -> Scores:
         """The 12 numbers of COCO."""
-        truth = self._truth()
-        entries = coco_entries(truth, self._with_released_classes(), boxes=protocol == "coco-box")
+        boxes = protocol == "coco-box"
+        truth = self._truth("bbox" if boxes else "segmentation")
+        entries = coco_entries(truth, self._with_released_classes(), boxes=boxes)
         return results.detection_scores(truth, entries, detection.COCO_AREAS)
 
-    def _truth(self) -> dict[str, Any]:
+    def _truth(self, shape: str) -> Mapping[str, Any]:
         """The annotation file itself where it is known, as its areas are not those of the masks."""
         json_file = self.metadata.get("json_file")
         if json_file is not None:
-            return read_json(Path(json_file), "COCO instances", results.COCO_KEYS)
+            return results.read_coco(Path(json_file), shape)
         truth = coco_truth(self._records(), self.metadata.get("thing_classes"))
         write_json(self.folder / GROUND_TRUTH / "instances.json", truth)
         return truth

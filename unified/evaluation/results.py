@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unified.data.formats.files import read_json
+from unified.data.formats.refer import NO_TARGET
 from unified.errors import InputError
 from unified.evaluation import images
 from unified.evaluation.detections import (
@@ -27,35 +28,42 @@ from unified.evaluation.report import MISSING_RESULT, Problems, Request, Row, Sc
 from unified.metrics import detection, generalized, iou
 from unified.metrics.detection import Scored
 
-NO_TARGET = -1  # category of an image entry without object
 NO_BOX = (0.0, 0.0, 0.0, 0.0)
-COCO_KEYS = ("images", "annotations", "categories")
+YOUTUBE_VIS_KEYS = {
+    "videos": ("id", "height", "width", "length"),
+    "annotations": ("video_id", "category_id", "segmentations", "areas"),
+    "categories": ("id",),
+}
 EXPRESSION_KEYS = {"images": ("id",), "annotations": ("image_id", "category_id", "bbox")}
 
 
 def score_coco(request: Request, *, boxes: bool) -> Scores:
     """The 12 numbers of COCO for masks or boxes."""
     shape = "bbox" if boxes else "segmentation"
-    keys = {
-        "images": ("id", "height", "width"),
-        "annotations": ("image_id", "category_id", shape, "area"),
-        "categories": ("id",),
-    }
-    truth = read_truth(request.truth, "COCO instances", keys)
+    truth = read_coco(request.truth, shape)
     results = _read(request, truth, ("image_id", "category_id", "score", shape))
     with _naming(request):
         entries = coco_entries(truth, results, boxes=boxes)
     return detection_scores(truth, entries, detection.COCO_AREAS)
 
 
-def score_youtube_vis(request: Request) -> Scores:
-    """The 12 numbers of YouTube-VIS."""
+def read_coco(path: Path, shape: str) -> Mapping[str, list[dict[str, Any]]]:
+    """COCO instances that have what scoring needs; ``shape`` is segmentation or bbox.
+
+    Raises:
+        InputError: the file is missing, or an entry lacks something.
+    """
     keys = {
-        "videos": ("id", "height", "width", "length"),
-        "annotations": ("video_id", "category_id", "segmentations", "areas"),
+        "images": ("id", "height", "width"),
+        "annotations": ("image_id", "category_id", shape, "area"),
         "categories": ("id",),
     }
-    truth = read_truth(request.truth, "YouTube-VIS instances", keys)
+    return read_truth(path, "COCO instances", keys)
+
+
+def score_youtube_vis(request: Request) -> Scores:
+    """The 12 numbers of YouTube-VIS."""
+    truth = read_truth(request.truth, "YouTube-VIS instances", YOUTUBE_VIS_KEYS)
     results = _read(request, truth, ("video_id", "category_id", "score", "segmentations"))
     with _naming(request):
         entries = youtube_vis_entries(truth, results)

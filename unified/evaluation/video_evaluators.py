@@ -15,7 +15,7 @@ from unified.data.formats.records import Record
 from unified.errors import ConfigError
 from unified.evaluation import clips, results
 from unified.evaluation.clips import Clip
-from unified.evaluation.detections import youtube_vis_entries
+from unified.evaluation.detections import read_truth, youtube_vis_entries
 from unified.evaluation.protocol_evaluator import PREDICTIONS, ProtocolEvaluator, Sample
 from unified.evaluation.protocols import find_protocol
 from unified.evaluation.records import RecordTruth, annotated_frames
@@ -126,7 +126,9 @@ class VideoInstanceEvaluator(ProtocolEvaluator):
 
     def score(self, protocol: str) -> Scores:
         """The 12 numbers of YouTube-VIS."""
-        truth = self._truth()
+        truth = read_truth(
+            Path(self.metadata.json_file), "YouTube-VIS instances", results.YOUTUBE_VIS_KEYS
+        )
         entries = youtube_vis_entries(truth, self._with_released_classes())
         return results.detection_scores(truth, entries, detection.YOUTUBE_VIS_AREAS)
 

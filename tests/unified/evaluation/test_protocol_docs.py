@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from unified.data.catalog import CATALOG
 from unified.evaluation.evaluators import EVALUATORS
 from unified.evaluation.protocols import PROTOCOLS
 from unified.evaluation.submission import SERVERS
@@ -52,16 +53,35 @@ def first_column(heading: str) -> set[str]:
     return {name for cell in cells for name in re.findall(r"`([a-z0-9-]+)`", cell)}
 
 
-def test_every_evaluator_is_listed() -> None:
+# evaluator_type -> protocols that its evaluator can score; clips are under "those of videos"
+SCORED = {
+    "ris": {"uniref", "uniref-box", "lavt", "cris"},
+    "gris": {"grefcoco", "grefcoco-box"},
+    "fss": {"hsnet", "fss-per-image"},
+    "coco": {"coco-mask", "coco-box"},
+    "sem_seg": {"mmseg", "mmseg-reduce-zero"},
+    "vos": set(),
+    "rvos": set(),
+    "ytvis": {"youtube-vis"},
+}
+
+
+def test_every_evaluator_is_listed_with_its_protocols() -> None:
     section = "\n".join(LINES).split("## From a model")[1].split("\n## ")[0]
-    rows = [line.split("|")[1:3] for line in section.splitlines() if line.startswith("| `")]
-    kinds, protocols = (
-        set(re.findall(r"`([a-z0-9_-]+)`", " ".join(row[column] for row in rows)))
-        for column in (0, 1)
-    )
-    assert kinds == set(EVALUATORS)
+    listed: dict[str, set[str]] = {}
+    for line in section.splitlines():
+        if line.startswith("| `"):
+            kinds, protocols = (re.findall(r"`([a-z0-9_-]+)`", c) for c in line.split("|")[1:3])
+            listed.update(dict.fromkeys(kinds, set(protocols)))
+    assert listed == SCORED
+    assert set(listed) == set(EVALUATORS)
     videos = {name for name, protocol in PROTOCOLS.items() if protocol.task in ("vos", "rvos")}
-    assert protocols | videos == set(PROTOCOLS)
+    assert set().union(videos, *listed.values()) == set(PROTOCOLS)
+    for kind, evaluator in EVALUATORS.items():
+        assert set(evaluator.default_protocols) <= listed[kind]
+    for row in CATALOG.values():
+        if row.split == "test":
+            assert set(row.protocols) <= (listed[row.evaluator] or videos)
 
 
 def test_files_and_servers_are_listed_for_all() -> None:

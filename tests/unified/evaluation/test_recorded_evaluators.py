@@ -176,3 +176,25 @@ def test_a_dataset_must_say_how_it_counts(tmp_path: Path, metadata: Any) -> None
     metadata.set(evaluator_type="fss")
     with pytest.raises(ConfigError, match="has no protocols: set them in its metadata"):
         build_evaluator(NAME, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "protocol", "truth"),
+    [
+        ("coco", "coco-box", {"images": [{"id": 1}], "annotations": [], "categories": []}),
+        ("ytvis", "youtube-vis", {"videos": [{"id": 1}], "annotations": [1], "categories": []}),
+    ],
+)
+def test_an_annotation_file_that_lacks_something_is_named(
+    tmp_path: Path, metadata: Any, kind: str, protocol: str, truth: dict[str, Any]
+) -> None:
+    path = write_json(tmp_path / "gt.json", truth)
+    metadata.set(evaluator_type=kind, json_file=str(path))
+    with pytest.raises(InputError, match=r"gt\.json, (images|videos), entry 0 has no 'height'"):
+        build_evaluator(NAME, tmp_path).score(protocol)
+
+
+def test_few_shot_without_episodes_is_one_error(tmp_path: Path, metadata: Any) -> None:
+    metadata.set(evaluator_type="fss", protocols=("hsnet",))
+    with pytest.raises(InputError, match="has no episode to score"):
+        build_evaluator(NAME, tmp_path).score("hsnet")
