@@ -72,7 +72,7 @@ def test_every_evaluator_is_listed_with_its_protocols() -> None:
     for line in section.splitlines():
         if line.startswith("| `"):
             kinds, protocols = (re.findall(r"`([a-z0-9_-]+)`", c) for c in line.split("|")[1:3])
-            listed.update(dict.fromkeys(kinds, set(protocols)))
+            listed.update({kind: set(protocols) for kind in kinds})
     assert listed == SCORED
     assert set(listed) == set(EVALUATORS)
     videos = {name for name, protocol in PROTOCOLS.items() if protocol.task in ("vos", "rvos")}
