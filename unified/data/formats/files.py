@@ -146,37 +146,62 @@ def polygon_parts(segmentation: Any, height: int, width: int) -> np.ndarray:
     Raises:
         InputError: it is neither, or a code is not of H * W pixels.
     """
-    if not segmentation:
+    if segmentation == []:  # no polygon at all
         return np.zeros((height, width, 0), dtype=np.uint8)
+    if isinstance(segmentation, list):
+        return _decode(_from_objects(segmentation, height, width))
+    if not isinstance(segmentation, dict) or not {"size", "counts"} <= set(segmentation):
+        raise InputError(f"no polygons and no run-length code: {segmentation!r:.80}")
+    counts = segmentation["counts"]
+    runs = _listed_runs(counts) if isinstance(counts, list) else _packed_runs(counts)
+    size = segmentation["size"]
+    fits = isinstance(size, list | tuple) and list(size) == [height, width]
+    # pycocotools would write beyond the picture where the runs are longer than it
+    if not fits or (runs < 0).any() or runs.sum() != height * width:
+        raise InputError(f"a run-length code is not of {height} x {width} pixels (h x w)")
+    is_list = isinstance(counts, list)
+    return _decode([_from_objects(segmentation, height, width) if is_list else segmentation])
+
+
+def _from_objects(segmentation: Any, height: int, width: int) -> Any:
+    """The compressed codes of polygons, or the one of an uncompressed code."""
     try:
-        if isinstance(segmentation, list):
-            codes = coco_mask.frPyObjects(segmentation, height, width)
-            return np.asarray(coco_mask.decode(codes))
-        counts = segmentation["counts"]
-        runs = np.array(counts) if isinstance(counts, list) else _runs(counts)
-        if list(segmentation["size"]) == [height, width] and (runs >= 0).all():
-            if runs.sum() == height * width:  # else pycocotools would write beyond the picture
-                is_list = isinstance(counts, list)
-                code = (
-                    coco_mask.frPyObjects(segmentation, height, width) if is_list else segmentation
-                )
-                return np.asarray(coco_mask.decode([code]))
+        return coco_mask.frPyObjects(segmentation, height, width)
     except Exception as error:  # pycocotools raises many kinds
         raise InputError(f"no polygons and no run-length code: {error}") from error
-    raise InputError(f"a run-length code is not of {height} x {width} pixels (h x w)")
 
 
-def _runs(counts: str | bytes) -> np.ndarray:
+def _decode(codes: Any) -> np.ndarray:
+    try:
+        return np.asarray(coco_mask.decode(codes))
+    except Exception as error:  # pycocotools raises many kinds
+        raise InputError(f"no polygons and no run-length code: {error}") from error
+
+
+def _listed_runs(counts: list[Any]) -> np.ndarray:
+    if not all(isinstance(count, int | np.integer) for count in counts):
+        raise InputError("the counts of a run-length code are not all whole numbers")
+    return np.array(counts, dtype=np.int64)
+
+
+def _packed_runs(counts: Any) -> np.ndarray:
     """(R,) lengths of the runs of 0 and 1 in turn, of a compressed run-length code.
 
     Every character holds five bits, low ones first, and a flag that more follow; from the fourth
     run on, the difference to the last but one run is stored.
 
+    Raises:
+        InputError: it is no such text.
+
     Source: rleFrString of the COCO API.
     """
+    if not isinstance(counts, str | bytes) or not counts or not counts.isascii():
+        raise InputError(f"no counts of a run-length code: {counts!r:.80}")
     text = counts.encode("ascii") if isinstance(counts, str) else counts
     symbols = np.frombuffer(text, dtype=np.uint8).astype(np.int64) - 48
     ends = np.flatnonzero((symbols & 32) == 0)
+    if (symbols < 0).any() or (symbols > 63).any() or not ends.size:
+        raise InputError(f"no counts of a run-length code: {counts!r:.80}")
     starts = np.concatenate([[0], ends[:-1] + 1])
     lengths = ends - starts + 1
     shifts = 5 * (np.arange(ends[-1] + 1) - np.repeat(starts, lengths))
