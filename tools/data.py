@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from unified.data.catalog import CATALOG, data_root, find_dataset
+from unified.data.catalog import CATALOG, data_root, find_dataset, own_names
 from unified.data.check import SECONDS, check_dataset, is_installed
 from unified.data.convert import convert_dataset
 from unified.errors import InputError, UnifiedError
@@ -24,7 +24,8 @@ from unified.errors import InputError, UnifiedError
 
 def check(names: Sequence[str]) -> int:
     """Checks datasets; prints a line per set that is there and returns the exit code."""
-    wanted = [name for name in CATALOG if is_installed(name)] if names == ["all"] else names
+    installed = [name for name in CATALOG if is_installed(name)]
+    wanted = [*installed, *own_names()] if names == ["all"] else names
     if not wanted:
         raise InputError(f"no dataset is installed below {data_root()}: see datasets/README.md")
     wrong = 0
@@ -44,7 +45,8 @@ def check(names: Sequence[str]) -> int:
         if result.gaps:
             print(f"  perhaps missing: {result.gaps[0]} ({len(result.gaps)} gaps in all)")
     if names == ["all"]:
-        print(f"{len(wanted) - wrong} sets ok, {wrong} wrong, {len(CATALOG) - len(wanted)} absent")
+        absent = len(CATALOG) - len(installed)
+        print(f"{len(wanted) - wrong} sets ok, {wrong} wrong, {absent} absent")
     return 2 if wrong else 0
 
 

@@ -163,6 +163,8 @@ def test_check_names_the_wrong_file(
     assert main(["check", name, "--root", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert message in error
+    assert error.startswith(f"error: dataset {name}")
+    assert spoil in (_mute, _lengthen_a_code) or "is not as expected: /" not in error
     if spoil not in (_mute, _lengthen_a_code):
         assert str(wrong) in error or str(wrong.parent) in error
 
@@ -198,6 +200,33 @@ def test_check_all_reports_only_what_is_there(
     _make(tmp_path, "davis16-val")
     assert main(["check", "all", "--root", str(tmp_path)]) == 0
     assert "2 sets ok, 0 wrong" in capsys.readouterr().out
+
+
+def test_check_all_includes_own_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made, root = tmp_path / "made", tmp_path / "root"
+    _make(made, "mose-train")
+    (root / "own").mkdir(parents=True)
+    folder = made / "mose/train"
+    text = f"task: vos\nsplit: train\nimages: {folder}/JPEGImages\nmasks: {folder}/Annotations\n"
+    (root / "own/cells.yaml").write_text(text)
+    capsys.readouterr()
+    assert main(["check", "all", "--root", str(root)]) == 0
+    found = capsys.readouterr().out
+    assert "cells: ok, 2 samples" in found and "1 sets ok, 0 wrong" in found
+    wrong = sorted(folder.glob("Annotations/*/00004.png"))[0]
+    _truncate(wrong)
+    assert main(["check", "all", "--root", str(root)]) == 2
+    assert f"error: dataset cells: {wrong} is not a readable mask" in capsys.readouterr().err
+    (root / "own/cells.yaml").write_text("task: [")
+    assert main(["check", "all", "--root", str(root)]) == 2
+    assert "not valid yaml" in capsys.readouterr().err
+
+
+def test_hints_keep_the_root(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tmp_path / "my data"
+    assert main(["check", "davis17-val", "--root", str(root)]) == 2
+    command = f"`python tools/data.py check davis17-val --root '{root}'`"
+    assert command in capsys.readouterr().err
 
 
 def test_make_never_replaces_real_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

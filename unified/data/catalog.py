@@ -7,7 +7,9 @@ are asked for. The folder of all datasets is the environment variable DETECTRON2
 
 from __future__ import annotations
 
+import logging
 import os
+import shlex
 from collections.abc import Iterable
 from difflib import get_close_matches
 from functools import partial
@@ -17,8 +19,10 @@ from unified.data.formats.records import Record
 from unified.data.table import ROWS, Dataset
 from unified.errors import ConfigError, InputError
 
+logger = logging.getLogger(__name__)
+
 # What readers raise where an annotation file lacks a key or holds another kind of value.
-MALFORMED = (KeyError, IndexError, TypeError, ValueError, AttributeError)
+MALFORMED = (KeyError, IndexError, TypeError, ValueError)
 
 CATALOG: dict[str, Dataset] = {row.name: row for row in ROWS}
 
@@ -26,6 +30,12 @@ CATALOG: dict[str, Dataset] = {row.name: row for row in ROWS}
 def data_root() -> Path:
     """The folder of all datasets."""
     return Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
+
+
+def own_names() -> list[str]:
+    """Names of the own data that is described below the root, sorted."""
+    names = sorted(path.stem for path in (data_root() / "own").glob("*.yaml"))
+    return [name for name in names if name not in CATALOG]
 
 
 def find_dataset(name: str) -> Dataset:
@@ -47,8 +57,27 @@ def find_dataset(name: str) -> Dataset:
 
 
 def describe_malformed(error: Exception) -> str:
-    """What is wrong with an annotation file, from one of the errors in ``MALFORMED``."""
+    """What is wrong with an annotation file, from one of the errors in ``MALFORMED``.
+
+    The traceback is logged for the case that the reader is wrong and not the file.
+    """
+    logger.debug("where an annotation file was not as expected", exc_info=error)
     return f"an entry lacks {error}" if isinstance(error, KeyError) else f"{error}"
+
+
+def annotation_files(row: Dataset) -> str:
+    """The annotation files of a row that exist, or where the first could be."""
+    root = data_root()
+    lists = [str(root / file) for file in row.files if (root / file).is_file()]
+    return " or ".join(lists or [str(root / row.files[0])])
+
+
+def _check_command(name: str) -> str:
+    """The command that checks a dataset, right in any shell whatever it says of the root."""
+    command = f"python tools/data.py check {name}"
+    if "DETECTRON2_DATASETS" in os.environ:
+        command += f" --root {shlex.quote(str(data_root()))}"
+    return f"`{command}`"
 
 
 def load_records(name: str) -> list[Record]:
@@ -63,18 +92,17 @@ def load_records(name: str) -> list[Record]:
         expected = " or ".join(str(root / file) for file in row.files)
         raise InputError(
             f"dataset {name} is not installed: expected {expected}; datasets/README.md shows the "
-            f"tree, and `python tools/data.py check {name}` checks it"
+            f"tree, and {_check_command(name)} checks it"
         )
     try:
         records = row.read(root)
     except (InputError, *MALFORMED) as error:
-        command = f"`python tools/data.py check {name}`"
         what = str(error)
         if not isinstance(error, InputError):
-            lists = [str(root / file) for file in row.files if (root / file).is_file()]
-            where = " or ".join(lists or [str(root / row.files[0])])
-            what = f"{where} is not as expected: {describe_malformed(error)}"
-        raise InputError(f"dataset {name}: {what} (mend it, then run {command})") from error
+            what = f"{annotation_files(row)} is not as expected: {describe_malformed(error)}"
+        raise InputError(
+            f"dataset {name}: {what} (mend it, then run {_check_command(name)})"
+        ) from error
     if not records:
         raise InputError(f"dataset {name} has no samples: {root / row.files[0]} lists none")
     return [{**record, "dataset": name, "task": row.task.value} for record in records]

@@ -15,6 +15,7 @@ import numpy as np
 
 from unified.data.catalog import (
     MALFORMED,
+    annotation_files,
     data_root,
     describe_malformed,
     find_dataset,
@@ -59,9 +60,21 @@ def check_dataset(name: str, seconds: float = SECONDS) -> Checked:
     """
     deadline = time.monotonic() + seconds
     records = load_records(name)
-    num_files = _check_existence(records)
+    row = find_dataset(name)
+    look = _Look(row.task, annotation_files(row))
+    try:
+        num_files = _check_existence(records)
+        _open_files(look, records, deadline)
+    except InputError as error:
+        raise InputError(f"dataset {name}: {error}") from error
+    clips = {r["clip_id"]: r for r in records if "file_names" in r}
+    gaps = tuple(gap for record in clips.values() for gap in _gaps_of_clip(record))
+    return Checked(len(records), num_files, len(look.opened), gaps)
+
+
+def _open_files(look: _Look, records: Sequence[Record], deadline: float) -> None:
+    """Opens the files of samples in random order, the few of every sample before the rest."""
     order = np.random.default_rng(0).permutation(len(records))
-    look = _Look(find_dataset(name).task)
     for turn in (_Look.at_few_frames, _Look.at_all_frames):
         for number, index in enumerate(order):
             must = turn is _Look.at_few_frames and number < NUM_OPENED
@@ -69,15 +82,14 @@ def check_dataset(name: str, seconds: float = SECONDS) -> Checked:
                 break
             try:
                 turn(look, records[index])
+            except InputError:
+                raise
             except MALFORMED as error:
                 where = records[index].get("file_name") or f"clip {records[index]['clip_id']}"
                 raise InputError(
-                    f"what {' or '.join(find_dataset(name).files)} says of {where} is not as "
-                    f"expected: {describe_malformed(error)}"
+                    f"what {look.lists} says of {where} is not as expected: "
+                    f"{describe_malformed(error)}"
                 ) from error
-    clips = {r["clip_id"]: r for r in records if "file_names" in r}
-    gaps = tuple(gap for record in clips.values() for gap in _gaps_of_clip(record))
-    return Checked(len(records), num_files, len(look.opened), gaps)
 
 
 def _check_existence(records: Sequence[Record]) -> int:
@@ -144,10 +156,16 @@ def _files(record: Record) -> Iterator[tuple[str, str]]:
 
 
 class _Look:
-    """Opens files, every file once, and says what is wrong with them."""
+    """Opens files, every file once, and says what is wrong with them.
 
-    def __init__(self, task: Task) -> None:
+    Args:
+        task: of the samples.
+        lists: the annotation files, for errors about what they hold.
+    """
+
+    def __init__(self, task: Task, lists: str) -> None:
         self.task = task
+        self.lists = lists
         self.opened: dict[str, tuple[int, int]] = {}  # path -> (h, w)
 
     def at_few_frames(self, record: Record) -> None:
@@ -160,7 +178,7 @@ class _Look:
             self._check_frame(record, frame)
         if self.task is Task.RVOS:
             _check_sentences([record["expression"]], f"clip {record['clip_id']}")
-        _check_objects(record)
+        self._check_objects(record)
 
     def at_all_frames(self, record: Record) -> None:
         """The other frames of a clip."""
@@ -177,7 +195,7 @@ class _Look:
             except InputError as error:
                 if "mask_file" in annotation:
                     raise
-                raise InputError(f"{where}: {error}") from error
+                raise InputError(f"{self.lists}: {where}: {error}") from error
             if "mask_file" in annotation:
                 self.opened[where] = size
             if mask is not None and not mask.any():
@@ -191,7 +209,7 @@ class _Look:
         files = record.get("mask_files")
         if files is not None and files[frame] in self.opened:
             return
-        for number, mask in _masks(record, frame).items():
+        for number, mask in self._masks(record, frame).items():
             if mask.shape != size:
                 raise InputError(
                     f"{_mask_name(record, frame, number)} has size {mask.shape}: expected {size}, "
@@ -213,33 +231,37 @@ class _Look:
             )
         return height, width
 
+    def _check_objects(self, record: Record) -> None:
+        """The objects of the sentence, or those to start from, are visible in some frame."""
+        missing = set(record.get("target_ids", ())) | set(record.get("first_frames", ()))
+        for frame in range(len(record["file_names"])) if missing else ():
+            missing -= set(self._masks(record, frame))
+            if not missing:
+                return
+        if missing:
+            files = record.get("mask_files")
+            where = f"{Path(next(filter(None, files))).parent}" if files else "the mask codes"
+            raise InputError(
+                f"{where} has no pixel of object {min(missing)} in any frame of clip "
+                f"{record['clip_id']}: the annotations refer to it"
+            )
+
+    def _masks(self, record: Record, frame: int) -> Mapping[int, Any]:
+        if "mask_files" not in record and "tracks" not in record:
+            return {}
+        try:
+            return frame_masks(record, frame)  # type: ignore[arg-type]
+        except InputError as error:
+            if "mask_files" in record:
+                raise
+            where = f"{self.lists}: frame {frame} of clip {record['clip_id']}"
+            raise InputError(f"{where}: {error}") from error
+
 
 def _source_of_size(record: Record) -> str:
     if "file_names" in record and "tracks" not in record:
         return "the size of the clip's first frame"
     return "as the annotations say"
-
-
-def _check_objects(record: Record) -> None:
-    """The objects of the sentence, or those to start from, are visible in some frame."""
-    missing = set(record.get("target_ids", ())) | set(record.get("first_frames", ()))
-    for frame in range(len(record["file_names"])) if missing else ():
-        missing -= set(_masks(record, frame))
-        if not missing:
-            return
-    if missing:
-        files = record.get("mask_files")
-        where = f"{Path(next(filter(None, files))).parent}" if files else "the mask codes"
-        raise InputError(
-            f"{where} has no pixel of object {min(missing)} in any frame of clip "
-            f"{record['clip_id']}: the annotations refer to it"
-        )
-
-
-def _masks(record: Record, frame: int) -> Mapping[int, Any]:
-    if "mask_files" not in record and "tracks" not in record:
-        return {}
-    return frame_masks(record, frame)  # type: ignore[arg-type]
 
 
 def _mask_name(record: Record, frame: int, number: int) -> str:

@@ -7,7 +7,9 @@ import pickle
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from PIL import Image
 
 from unified.data.catalog import CATALOG, find_dataset, load_records, register_datasets
 from unified.data.check import check_dataset
-from unified.data.formats.files import image_size, read_label_map
+from unified.data.formats.files import image_size, read_label_map, segmentation_mask
 from unified.data.formats.records import annotation_mask, frame_masks, target_mask
 from unified.errors import ConfigError, InputError
 from unified.tasks import TASKS, Task
@@ -250,6 +252,52 @@ def test_missing_release_says_where_it_goes(
     assert "tools/data.py check mevis-train" in str(error.value)
     with pytest.raises(ConfigError, match="refcoco-unc-train"):
         find_dataset("refcoco-unc-trian")
+
+
+def _replace_reader(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def read(root: Path) -> list[dict[str, Any]]:
+        raise error
+
+    monkeypatch.setitem(CATALOG, "mose-val", replace(CATALOG["mose-val"], read=read))
+
+
+def test_a_bug_of_a_reader_is_not_blamed_on_the_file(
+    data_root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    _replace_reader(monkeypatch, AttributeError("no such attribute"))
+    with pytest.raises(AttributeError):
+        load_records("mose-val")
+    _replace_reader(monkeypatch, TypeError("wrong kind"))
+    with caplog.at_level("DEBUG"), pytest.raises(InputError, match="wrong kind"):
+        load_records("mose-val")
+    assert "Traceback" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        None,
+        "",
+        {},
+        "text",
+        [1, 2],
+        {"size": [4, 6]},
+        {"size": None, "counts": [24]},
+        {"size": [4, 6], "counts": None},
+        {"size": [4, 6], "counts": ""},
+        {"size": [4, 6], "counts": "\u00e9"},
+        {"size": [4, 6], "counts": ["24"]},
+        {"size": [4, 6], "counts": [25]},
+    ],
+)
+def test_what_is_no_mask_is_an_error(code: Any) -> None:
+    with pytest.raises(InputError, match="run-length code"):
+        segmentation_mask(code, 4, 6)
+
+
+def test_no_polygon_is_an_empty_mask() -> None:
+    assert segmentation_mask([], 4, 6).shape == (4, 6)
+    assert not segmentation_mask([], 4, 6).any()
 
 
 def test_rows_fit_the_task_table() -> None:

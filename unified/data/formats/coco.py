@@ -129,7 +129,7 @@ def _annotation(entry: Mapping[str, Any], classes: Mapping[int, int] | None) -> 
         "category_id": classes[entry["category_id"]] if classes else 0,
         "iscrowd": entry.get("iscrowd", 0),
     }
-    if entry.get("segmentation"):
+    if entry.get("segmentation") not in (None, []):  # else only the box is known
         annotation["segmentation"] = entry["segmentation"]
     return annotation
 

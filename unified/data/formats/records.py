@@ -151,7 +151,8 @@ def frame_masks(record: ClipRecord, frame: int) -> dict[int, np.ndarray]:
     if "tracks" in record:
         codes = {number: _track(codes)[frame] for number, codes in record["tracks"].items()}
         size = record["height"], record["width"]
-        return {number: segmentation_mask(code, *size) for number, code in codes.items() if code}
+        visible = [item for item in codes.items() if item[1] is not None and item[1] != []]
+        return {number: segmentation_mask(code, *size) for number, code in visible}
     labels = frame_labels(record, frame)
     if labels is None:
         return {}
