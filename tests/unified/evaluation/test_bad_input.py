@@ -398,12 +398,12 @@ def test_runs_of_a_list_and_of_a_text_are_scored_alike(tmp_path: Path) -> None:
         ([10, 60000], r"pred\.json against .*: a run-length code is not of 8 x 9 pixels"),
         ([10, 5, 56], "a run-length code is not of 8 x 9 pixels"),
         ([-10, 82], "a run-length code is not of 8 x 9 pixels"),
-        ([10.5, 61.5], "not all whole numbers"),
+        ([10.5, 61.5], "a run-length code is not of 8 x 9 pixels"),
         (CODE[:-2], "a run-length code is not of 8 x 9 pixels"),
         (CODE + "1", "a run-length code is not of 8 x 9 pixels"),
         (CODE + "P", "cut off or damaged"),
         (CODE + " ", "cut off or damaged"),
-        ("", "no counts of a run-length code"),
+        ("", "cut off or damaged"),
         ("P" * 20 + "1", "more than 35 bits"),
     ],
 )
@@ -413,7 +413,7 @@ def test_runs_that_do_not_fill_the_picture_are_refused(
     """By results files and by the readers of datasets; pycocotools would write out of bounds."""
     with pytest.raises(InputError, match=message):
         coco_masks(tmp_path, counts)
-    with pytest.raises(InputError, match=message.rpartition(".*: ")[2]):
+    with pytest.raises(InputError, match=message.rpartition(": ")[2]):
         segmentation_mask({"size": [8, 9], "counts": counts}, 8, 9)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -148,9 +148,17 @@ def polygon_parts(segmentation: Any, height: int, width: int) -> np.ndarray:
     """
     if segmentation == []:  # no polygon at all
         return np.zeros((height, width, 0), dtype=np.uint8)
-    if isinstance(segmentation, list):
-        return _decode(_from_objects(segmentation, height, width))
-    return _decode([run_length_code(segmentation, height, width)])
+    if not isinstance(segmentation, list):
+        return _call(coco_mask.decode, [run_length_code(segmentation, height, width)])
+    return _call(coco_mask.decode, _call(coco_mask.frPyObjects, segmentation, height, width))
+
+
+def _call(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function of pycocotools returns, of which nothing says what it may raise."""
+    try:
+        return function(*arguments)
+    except Exception as error:
+        raise InputError(f"no polygons and no run-length code: {error}") from error
 
 
 def run_length_code(segmentation: Any, height: int, width: int) -> Any:
@@ -160,60 +168,40 @@ def run_length_code(segmentation: Any, height: int, width: int) -> Any:
         InputError: it is none, or not of H * W pixels; pycocotools would read or write beyond the
             picture.
     """
-    if not isinstance(segmentation, dict) or not {"size", "counts"} <= set(segmentation):
-        raise InputError(f"no polygons and no run-length code: {segmentation!r:.80}")
-    counts, size = segmentation["counts"], segmentation["size"]
-    runs = _listed_runs(counts) if isinstance(counts, list) else _packed_runs(counts)
-    fits = isinstance(size, list | tuple) and list(size) == [height, width]
-    if not fits or (runs < 0).any() or runs.sum() != height * width:
+    try:
+        counts, size = segmentation["counts"], list(segmentation["size"])
+        runs = np.array(counts) if isinstance(counts, list) else _runs(counts)
+        fits = bool((runs >= 0).all() and (runs % 1 == 0).all() and runs.sum() == height * width)
+        whole = [int(run) for run in runs] if fits and isinstance(counts, list) else None
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"no polygons and no run-length code: {error}") from error
+    if not fits or size != [height, width]:
         raise InputError(f"a run-length code is not of {height} x {width} pixels (h x w)")
-    is_list = isinstance(counts, list)
-    return _from_objects(segmentation, height, width) if is_list else segmentation
+    if whole is None:
+        return segmentation
+    return _call(coco_mask.frPyObjects, {"size": size, "counts": whole}, height, width)
 
 
-def _from_objects(segmentation: Any, height: int, width: int) -> Any:
-    """The compressed codes of polygons, or the one of an uncompressed code."""
-    try:
-        return coco_mask.frPyObjects(segmentation, height, width)
-    except Exception as error:  # pycocotools raises many kinds
-        raise InputError(f"no polygons and no run-length code: {error}") from error
-
-
-def _decode(codes: Any) -> np.ndarray:
-    try:
-        return np.asarray(coco_mask.decode(codes))
-    except Exception as error:  # pycocotools raises many kinds
-        raise InputError(f"no polygons and no run-length code: {error}") from error
-
-
-def _listed_runs(counts: list[Any]) -> np.ndarray:
-    if not all(isinstance(count, int | np.integer) for count in counts):
-        raise InputError("the counts of a run-length code are not all whole numbers")
-    return np.array(counts, dtype=np.int64)
-
-
-def _packed_runs(counts: Any) -> np.ndarray:
+def _runs(counts: str | bytes) -> np.ndarray:
     """(R,) lengths of the runs of 0 and 1 in turn, of a compressed run-length code.
 
     Every character holds five bits, low ones first, and a flag that more follow; from the fourth
     run on, the difference to the last but one run is stored.
 
-    Raises:
-        InputError: a character is none of the code, a number has no end or more than 35 bits.
-
     Source: rleFrString of the COCO API.
+
+    Raises:
+        ValueError: a character is none of the code, a number has no end or more than 35 bits.
     """
-    if not isinstance(counts, str | bytes) or not counts or not counts.isascii():
-        raise InputError(f"no counts of a run-length code: {counts!r:.80}")
     text = counts.encode("ascii") if isinstance(counts, str) else counts
     symbols = np.frombuffer(text, dtype=np.uint8).astype(np.int64) - 48
     ends = np.flatnonzero((symbols & 32) == 0)
     if not len(ends) or ends[-1] != len(symbols) - 1 or ((symbols < 0) | (symbols > 63)).any():
-        raise InputError(f"the text of a run-length code is cut off or damaged: {counts!r:.80}")
+        raise ValueError("the text of a run-length code is cut off or damaged")
     starts = np.concatenate([[0], ends[:-1] + 1])
     lengths = ends - starts + 1
     if lengths.max() > 7:
-        raise InputError("the text of a run-length code holds a number of more than 35 bits")
+        raise ValueError("the text of a run-length code holds a number of more than 35 bits")
     shifts = 5 * (np.arange(len(symbols)) - np.repeat(starts, lengths))
     runs = np.add.reduceat((symbols & 31) << shifts, starts)
     runs -= np.where(symbols[ends] & 16, 1 << (5 * lengths), 0)  # sign
