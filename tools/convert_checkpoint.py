@@ -1,16 +1,21 @@
-"""Converts UniRef checkpoints between the official layout and ours.
+"""Converts UniRef checkpoints between the official layout and ours, and makes small files of ours.
 
     python tools/convert_checkpoint.py video_joint_r50.pth uniref_r50.safetensors
     python tools/convert_checkpoint.py uniref_r50.safetensors back.pth --to official
+    python tools/convert_checkpoint.py model_final.pth small.safetensors --half \\
+        --without text_encoder.bert.
 
 Nothing is lost: entries that our model does not use travel along and come back, aliases are made
-again. Reads .pth, .safetensors and .pkl; the suffix of OUT chooses what is written.
+again. ``--half`` stores float16, which loads as float32; parts left out by ``--without`` are taken
+from where the configuration says, as before training. Reads .pth, .safetensors and .pkl; the suffix
+of OUT chooses what is written.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -28,12 +33,37 @@ def main() -> int:
     parser.add_argument("source", type=Path, metavar="IN")
     parser.add_argument("target", type=Path, metavar="OUT")
     parser.add_argument("--to", choices=("native", "official"), default="native")
+    parser.add_argument("--half", action="store_true", help="float16 instead of float32")
+    parser.add_argument(
+        "--without", nargs="+", default=[], metavar="PREFIX", help="entries of ours to leave out"
+    )
     args = parser.parse_args()
+    if args.to == "official" and (args.half or args.without):
+        parser.error("--half and --without make files of our layout, not official ones")
     try:
+        if args.half or args.without:
+            return shrink(args.source, args.target, half=args.half, without=args.without)
         return convert(args.source, args.target, official=args.to == "official")
     except (UnifiedError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def shrink(source: Path, target: Path, *, half: bool, without: Sequence[str]) -> int:
+    """Writes weights of our layout as a smaller file of our layout."""
+    weights = read_weights(source)
+    if find_uniref_keys(weights).is_foreign(weights):
+        raise CheckpointError(f"{source} has the official layout: convert it to ours first")
+    for prefix in without:
+        if not any(key.startswith(prefix) for key in weights):
+            raise CheckpointError(f"{source} has no entry that starts with {prefix!r}")
+    kept = {k: v for k, v in weights.items() if not k.startswith(tuple(without))}
+    if half:
+        kept = {k: v.half() if v.is_floating_point() else v for k, v in kept.items()}
+    write_weights(target, kept)
+    size = target.stat().st_size / 1e6
+    print(f"{len(kept)} of {len(weights)} entries, {size:.1f} MB: {target}")
+    return 0
 
 
 def convert(source: Path, target: Path, *, official: bool) -> int:

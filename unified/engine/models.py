@@ -28,15 +28,15 @@ class ModelEntry:
 
     Attributes:
         config: file under ``configs/``.
-        weights: name in the weights registry, or None while there are none.
+        weights: name in the weights registry.
     """
 
     config: str
-    weights: str | None
+    weights: str
 
 
 MODELS = {
-    "uniref-lite": ModelEntry("lite/uniref_lite.yaml", None),
+    "uniref-lite": ModelEntry("lite/uniref_lite.yaml", "uniref_lite"),
     "uniref-r50": ModelEntry("video_joint_r50.yaml", "uniref_video_r50"),
     "uniref-r50-image": ModelEntry("image_joint_r50.yaml", "uniref_image_r50"),
     "uniref-r50-objects365": ModelEntry("pretrain_objects365_r50.yaml", "uniref_objects365_r50"),

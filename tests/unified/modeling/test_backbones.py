@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from unified.checkpoint import write_weights
 from unified.errors import CheckpointError, ConfigError
 from unified.modeling.backbones import BACKBONES, KEY_TABLES, build_backbone, load_pretrained
+from unified.modeling.backbones.timm_nets import DepthwiseConv
 
 DATA = Path(__file__).parents[2] / "data" / "uniref"
 PREFIX = "detr.detr.backbone.0.backbone."
@@ -388,3 +389,20 @@ def test_load_pretrained_refuses_another_model(
             load_pretrained(build_backbone(name), tmp_path / "r50.pth")
     with pytest.raises(CheckpointError, match="does not exist"):
         load_pretrained(build_backbone("resnet50"), tmp_path / "none.pth")
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [(7, 10), (8, 8)])
+def test_depthwise_convolutions_equal_those_of_timm_and_leave_autocast(
+    stride: int, size: tuple[int, int]
+) -> None:
+    from timm.layers import create_conv2d
+
+    conv = create_conv2d(6, 6, 5, stride=stride, padding="same", depthwise=True)
+    x = torch.randn(2, 6, *size, generator=torch.Generator().manual_seed(0))
+    ours = DepthwiseConv(conv)
+    expected = conv(x)
+    assert torch.equal(ours(x), expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(ours(x), expected)
+        assert ours(x.bfloat16()).dtype == torch.float32

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -77,6 +78,40 @@ def build_convnext(
     )
 
 
+class DepthwiseConv(nn.Module):
+    """Depthwise convolution with TensorFlow's padding: at the right and bottom first.
+
+    On CPUs it leaves autocast: its backward pass in bfloat16 takes several times as long there.
+    """
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        """Takes over weight and stride of ``conv``."""
+        super().__init__()
+        self.weight, self.stride = conv.weight, conv.stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, ceil(H / stride), ceil(W / stride))."""
+        padding: list[int] = []
+        for size, kernel, stride in zip(
+            x.shape[:1:-1], self.weight.shape[:1:-1], self.stride[::-1], strict=True
+        ):
+            total = max(0, (-(-size // stride) - 1) * stride + kernel - size)
+            padding += [total // 2, total - total // 2]
+        if x.device.type != "cpu":
+            return F.conv2d(F.pad(x, padding), self.weight, stride=self.stride, groups=x.shape[1])
+        with torch.autocast("cpu", enabled=False):
+            x = F.pad(x.to(self.weight.dtype), padding)
+            return F.conv2d(x, self.weight, stride=self.stride, groups=x.shape[1])
+
+
+def _replace_depthwise_convs(module: nn.Module) -> None:
+    for name, child in list(module.named_children()):
+        if isinstance(child, nn.Conv2d) and child.groups == child.in_channels > 1:
+            setattr(module, name, DepthwiseConv(child))
+        else:
+            _replace_depthwise_convs(child)
+
+
 def build_efficientnet_lite0(
     *, drop_path: float = 0.0, freeze_at: int = 0, checkpoint: bool = False
 ) -> Backbone:
@@ -89,6 +124,7 @@ def build_efficientnet_lite0(
     """
     net = _create("tf_efficientnet_lite0", drop_path)
     freeze_batch_norms(net)
+    _replace_depthwise_convs(net)
     groups = list(net.blocks)  # seven, at strides 2, 4, 8, 16, 16, 32, 32
     return Backbone(
         stem=nn.Sequential(OrderedDict(conv_stem=net.conv_stem, bn1=net.bn1)),
