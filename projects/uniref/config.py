@@ -23,6 +23,7 @@ from unified.modeling.layers import recompute
 from unified.modeling.mask_encoder import MaskEncoder
 from unified.modeling.mask_head import MaskHead
 from unified.modeling.neck import Neck
+from unified.modeling.pixel_head import PixelHead
 from unified.modeling.text_encoder import TextEncoder, build_text_encoder
 from unified.modeling.transformer import DeformableTransformer
 from unified.weights import WEIGHTS, resolve
@@ -75,6 +76,7 @@ def add_config(cfg: CfgNode) -> None:
     node.MASK_ENCODER.ENABLED = True
     node.MASK_ENCODER.WIDTH = 64
     node.MASK_AUX_LOSS = False
+    node.PIXEL_LOSS = False  # a head for training only, on features instead of queries
     node.BOX_SUPERVISED = False  # learn masks from boxes
     node.GRADIENT_CHECKPOINTING = False  # recompute activations in the backward pass
     cfg.MODEL.UNIREF = node
@@ -120,6 +122,7 @@ def build(cfg: CfgNode) -> UniRef:
         pixel_std=node.PIXEL_STD,
         nms_threshold=node.NMS_THRESHOLD,
         criterion=Criterion(mask_aux=node.MASK_AUX_LOSS),
+        pixel_head=PixelHead(node.HIDDEN_DIM) if node.PIXEL_LOSS else None,
     )
 
 

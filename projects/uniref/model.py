@@ -19,6 +19,7 @@ from unified.modeling.layers import masked_mean
 from unified.modeling.mask_encoder import MaskEncoder
 from unified.modeling.mask_head import MaskHead
 from unified.modeling.neck import Neck
+from unified.modeling.pixel_head import PixelHead
 from unified.modeling.selection import select_queries
 from unified.modeling.text_encoder import TextEncoder, TextFeatures
 from unified.structures import (
@@ -52,6 +53,7 @@ class UniRef(nn.Module):
         size_divisor: int = 32,
         nms_threshold: float = 0.7,
         criterion: Criterion | None = None,
+        pixel_head: PixelHead | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -61,6 +63,7 @@ class UniRef(nn.Module):
         self.fusion = fusion
         self.text_encoder = text_encoder
         self.mask_encoder = mask_encoder
+        self.pixel_head = pixel_head
         self.size_divisor, self.nms_threshold = size_divisor, nms_threshold
         self.criterion = Criterion() if criterion is None else criterion
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean), persistent=False)
@@ -201,7 +204,8 @@ class UniRef(nn.Module):
             targets: B, masks at the padded input size.
             mask_stride: stride at which masks are compared, 4 or 1.
         """
-        queries = self.head(self.fuse(features, references), features.padding_masks)
+        fused = self.fuse(features, references)
+        queries = self.head(fused, features.padding_masks)
         shared = self.mask_head.features(queries.memory, features.high_res)
 
         def decode(layer: int, image: int, index: Tensor) -> Tensor:
@@ -213,7 +217,7 @@ class UniRef(nn.Module):
                 shared[image : image + 1], hidden[None], points[None], mask_stride=mask_stride
             )[0]
 
-        return self.criterion(
+        losses = self.criterion(
             [
                 LayerPrediction(self.head.logits(queries, layer), self.head.boxes(queries, layer))
                 for layer in range(self.head.num_layers)
@@ -223,6 +227,9 @@ class UniRef(nn.Module):
             decode,
             mask_stride=mask_stride,
         )
+        if self.pixel_head is not None and references:
+            losses |= self.pixel_head.losses(fused, queries.memory, targets)
+        return losses
 
     def decode_masks(
         self,
