@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import contextlib
 import json
 import os
 import re
@@ -121,6 +122,38 @@ def test_a_dead_process_ends_the_job_with_a_message(
     text = messages.decode()
     assert re.search(r"error: training process 1 \(pid \d+\) was ended by SIGKILL", text), text
     assert "continue with --resume" in text
+
+
+def test_processes_end_with_the_one_that_started_them(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    options = ("SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "100000")
+    process = subprocess.Popen(
+        command(tmp_path, *options, flags=("--num-gpus", "2")),
+        env=environment,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        wait_for(lambda: (tmp_path / "metrics.json").exists() and losses(tmp_path), process)
+        second = second_process(process.pid)
+        process.terminate()
+        process.wait(timeout=60)
+        deadline = time.monotonic() + 60
+        while alive(second):
+            assert time.monotonic() < deadline, "it trains on unseen"
+            time.sleep(0.1)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def alive(number: int) -> bool:
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def second_process(parent: int) -> int:

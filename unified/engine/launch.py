@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from argparse import Namespace
 from collections.abc import Callable
 from datetime import timedelta
@@ -94,12 +95,21 @@ def _spawned(
     world: int,
     url: str,
 ) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     rank = machine * local_world + local_rank
     code = _work(main, more, device, rank, world, local_rank, local_world, url)
     if code:
         # Without clean-up, which could wait for processes that no longer answer.
         sys.stderr.flush()
         os._exit(code)
+
+
+def _end_with_parent() -> None:
+    """A process whose parent was killed would train on unseen, and write into the next run."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _work(

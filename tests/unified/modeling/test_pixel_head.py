@@ -80,8 +80,8 @@ def test_features_that_say_so_cost_little_and_get_gradients() -> None:
     right = [torch.full((1, 1, 2, 2), -20.0)]
     right[0][..., 0] = 20.0
     wrong = [-right[0].clone().requires_grad_()]
-    good = sum(head.losses(right, right, [target(mask)]).values())
+    good = sum(x.item() for x in head.losses(right, right, [target(mask)]).values())
     bad = sum(head.losses(wrong, wrong, [target(mask)]).values())
-    assert float(good) < 0.1 < float(bad)
+    assert good < 0.1 < bad.item()
     bad.backward()
     assert wrong[0].grad is not None and bool((wrong[0].grad != 0).any())
