@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -168,9 +168,22 @@ def classed_sequences(request: Request, problems: Problems) -> list[Clip]:
     clips = []
     for clip in sequences(request, problems):
         classes = _of_objects(videos, clip.sequence, "category", request.meta)
+        _check_annotated(clip, videos[clip.sequence]["objects"].values(), request)
         unseen = frozenset(i for i, name in classes.items() if is_unseen(name))
         clips.append(replace(clip, unseen_ids=unseen))
     return clips
+
+
+def _check_annotated(clip: Clip, entries: Iterable[Mapping[str, Any]], request: Request) -> None:
+    """Every frame that the meta file lists for an object has ground truth."""
+    listed = {frame for entry in entries for frame in entry.get("frames", ())}
+    if lacking := sorted(listed - set(clip.frames)):
+        raise InputError(
+            f"{request.truth} has no mask of frame {lacking[0]} of video {clip.sequence}, which "
+            f"{request.meta} lists (without mask: {len(lacking)} of {len(listed)}): the public "
+            "valid annotations hold only the frames in which objects first appear, scores of that "
+            "set come from the server, for which tools/submit.py writes a zip"
+        )
 
 
 def spanned_sequences(

@@ -78,7 +78,7 @@ class VideoEvaluator(ProtocolEvaluator):
             prediction=self.folder / PREDICTIONS / self._place(record),
             binary=sentence,
             check_ids="expression_id" not in record,
-            unseen_ids=frozenset(record.get("unseen_ids", ())),
+            unseen_ids=frozenset(record["unseen_ids"]) if "unseen_ids" in record else None,
         )
         if "frame_ranges" in record:
             return clips.with_spans(clip, record["frame_ranges"], protocol == "lvos")

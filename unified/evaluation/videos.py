@@ -70,6 +70,7 @@ class VideoScoring:
             )
         empty = sum(not result.tracks for result in scored)
         notes = (f"sequences without an object that counts: {empty}",) if empty else ()
+        notes += _absent_half(scored)
         return Scores(percent(self.numbers(scored)), rows, problems, self.sample, notes)
 
     def _score_clip(self, item: tuple[Clip, Request]) -> tuple[ScoredClip, Problems]:
@@ -241,12 +242,16 @@ def mean_numbers(scored: Sequence[ScoredClip]) -> Mapping[str, float]:
 
 
 def youtube_vos_numbers(scored: Sequence[ScoredClip]) -> Mapping[str, float]:
-    """G and its four parts: J and F over objects of seen and of unseen classes."""
+    """G and its four parts: J and F over objects of seen and of unseen classes.
+
+    G is not a number where a half has no object.
+    """
     means = _halves(scored)
     parts = {
         key.replace("-Mean", ""): value for key, value in means.items() if not key.startswith("V")
     }
-    return {"G": (parts.pop("J") + parts.pop("F")) / 2, **parts}
+    overall = (parts.pop("J") + parts.pop("F")) / 2
+    return {"G": float("nan") if _absent_half(scored) else overall, **parts}
 
 
 def lvos_numbers(scored: Sequence[ScoredClip]) -> Mapping[str, float]:
@@ -257,11 +262,24 @@ def lvos_numbers(scored: Sequence[ScoredClip]) -> Mapping[str, float]:
 
 def _halves(scored: Sequence[ScoredClip]) -> dict[str, float]:
     """Means of J, F and V over seen objects, over unseen objects, and of the two."""
-    tracks = [(one.clip, i, track) for one in scored for i, track in one.tracks.items()]
+    tracks = [track for one in scored for track in one.tracks.values()]
     values = {
-        "J": [float(track.region.mean()) for _, _, track in tracks],
-        "F": [float(track.boundary.mean()) for _, _, track in tracks],
-        "V": [video.variation(track) for _, _, track in tracks],
+        "J": [float(track.region.mean()) for track in tracks],
+        "F": [float(track.boundary.mean()) for track in tracks],
+        "V": [video.variation(track) for track in tracks],
     }
-    unseen = [i in (clip.unseen_ids or ()) for clip, i, _ in tracks]
-    return video.seen_unseen(values, unseen)
+    return video.seen_unseen(values, _are_unseen(scored))
+
+
+def _are_unseen(scored: Sequence[ScoredClip]) -> list[bool]:
+    """Whether each object counts as unseen."""
+    return [i in (one.clip.unseen_ids or ()) for one in scored for i in one.tracks]
+
+
+def _absent_half(scored: Sequence[ScoredClip]) -> tuple[str, ...]:
+    """A note that one of the two halves of a benchmark has no object, if it is so."""
+    flags = set(_are_unseen(scored))
+    if len(flags) > 1 or all(one.clip.unseen_ids is None for one in scored):
+        return ()
+    there, absent = ("unseen", "seen") if flags == {True} else ("seen", "unseen")
+    return (f"no {absent} object: numbers are those of the {there} half alone",)

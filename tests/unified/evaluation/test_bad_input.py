@@ -295,7 +295,7 @@ def test_meta_whose_objects_lack_something(
     with pytest.raises(InputError, match=lvos):
         evaluate("lvos", request)
     if youtube is None:
-        assert evaluate("youtube-vos", request).scores.numbers["G"] == 100
+        assert evaluate("youtube-vos", request).scores.numbers["J-seen"] == 100
     else:
         with pytest.raises(InputError, match=youtube):
             evaluate("youtube-vos", request)
