@@ -142,7 +142,7 @@ class FewShotEvaluator(ProtocolEvaluator):
             raise InputError(f"{self.dataset} has no episode to score: expected at least one")
         episodes, overlaps, shots = zip(*self.samples, strict=True)
         if protocol == "fss-per-image":
-            scores = images.referring_scores(overlaps, iou.UNIREF, problems, "episode")
+            scores = images.referring_scores(overlaps, iou.UNIREF, problems, "image")
         else:
             classes = dict.fromkeys(str(record["class_id"]) for record in self._records())
             scores = images.few_shot_scores(episodes, list(classes), problems)

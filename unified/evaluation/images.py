@@ -135,10 +135,10 @@ def _overlaps(request: Request, problems: Problems) -> list[Overlap]:
     return [overlap for overlap, _ in results]
 
 
-def score_referring(request: Request, *, rule: ReferringRule) -> Scores:
-    """oIoU, mIoU and P@X of one binary mask per expression, from folders."""
+def score_referring(request: Request, *, rule: ReferringRule, sample: str = "expression") -> Scores:
+    """oIoU, mIoU and P@X of one binary mask per expression or image, from folders."""
     problems = Problems(request.allow_missing)
-    return referring_scores(_overlaps(request, problems), rule, problems)
+    return referring_scores(_overlaps(request, problems), rule, problems, sample)
 
 
 def referring_scores(
@@ -157,9 +157,12 @@ def referring_scores(
 
 
 def _iou_row(sample: Overlap) -> Row:
-    ratio = iou.overlap_ratio(np.array(sample.intersection), np.array(sample.union))
-    values = {"IoU": 100 * float(ratio), "I": sample.intersection, "U": sample.union}
-    return Row(sample.name, "", values, sample.picture)
+    return Row(sample.name, "", _iou_values(sample.intersection, sample.union), sample.picture)
+
+
+def _iou_values(intersection: float, union: float) -> dict[str, float]:
+    ratio = iou.overlap_ratio(np.array(intersection), np.array(union))
+    return {"IoU": 100 * float(ratio), "I": intersection, "U": union}
 
 
 def score_generalized(request: Request) -> Scores:
@@ -261,14 +264,18 @@ def few_shot_scores(
     union = np.array([e.union for e in episodes]).reshape(-1, 2)
     ids = [classes.index(e.class_name) for e in episodes]
     numbers = few_shot.few_shot_summary(inter, union, ids, range(len(classes)))
-    ratios = 100 * iou.overlap_ratio(inter[:, 1], union[:, 1])
     rows = [
-        Row(e.class_name, e.name, {"IoU": float(ratio)}, e.picture)
-        for e, ratio in zip(episodes, ratios, strict=True)
+        Row(e.class_name, e.name, _iou_values(int(i), int(u)), e.picture)
+        for e, i, u in zip(episodes, inter[:, 1], union[:, 1], strict=True)
     ]
+    groups = []
+    for number, name in enumerate(classes):
+        mine = np.array(ids) == number
+        areas = (int(each[mine, 1].sum()) for each in (inter, union))
+        groups.append(Row(name, "", _iou_values(*areas)))
     unsampled = len(classes) - len({e.class_name for e in episodes})
     notes = (f"{len(classes)} classes, {unsampled} without episode",)
-    return Scores(numbers, rows, problems, "episode", notes)
+    return Scores(numbers, rows, problems, "episode", notes, group="class", groups=groups)
 
 
 def split_ignored(values: NDArray[np.uint8]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:

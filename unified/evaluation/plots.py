@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unified.data.formats.files import IMAGE_SUFFIXES, read_image
-from unified.evaluation.report import Picture, Report, Row, per_sequence, plural
+from unified.evaluation.report import Picture, Report, Row, Scores, plural
 from unified.files import atomic_path
 from unified.metrics.davis import region_similarity
 
@@ -31,10 +31,10 @@ def write_plots(report: Report, folder: Path, images: Path | None = None) -> lis
         folder: where the files go.
         images: folder with ``<sequence>/<frame>.jpg``; without it masks are shown on grey.
     """
-    rows = [row for row in report.scores.rows if math.isfinite(_score(row))]
+    rows = _finite(report.scores.rows)
     if not rows:
         return []
-    written = [_bars(report, rows, folder / "bars.png")]
+    written = [_bars(report, _finite(report.scores.per_group()), folder / "bars.png")]
     written.append(_histogram(report, rows, folder / "histogram.png"))
     worst = [row for row in sorted(rows, key=_score) if row.picture is not None][:NUM_WORST]
     if worst:
@@ -46,22 +46,29 @@ def _score(row: Row) -> float:
     return next(iter(row.values.values()))
 
 
-def _bars(report: Report, rows: Sequence[Row], path: Path) -> Path:
-    means = sorted(per_sequence(rows), key=_score)
-    dropped = len(means) - MAX_BARS
-    means = means[:MAX_BARS]
-    figure, axes = _figure(height=0.2 * len(means) + 1.0)
-    bars = axes.barh([row.sequence for row in means], [_score(row) for row in means])
+def _finite(rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if math.isfinite(_score(row))]
+
+
+def _bars(report: Report, groups: Sequence[Row], path: Path) -> Path:
+    shown = sorted(groups, key=_score)[:MAX_BARS]
+    dropped = len(groups) - len(shown)
+    figure, axes = _figure(height=0.2 * len(shown) + 1.0)
+    bars = axes.barh([row.sequence for row in shown], [_score(row) for row in shown])
     axes.bar_label(bars, fmt="%.1f", padding=2, fontsize=7)
     axes.margins(y=0.01)
     axes.invert_yaxis()
     axes.set_xlim(0, 106)  # room for the numbers
     axes.set_xticks(range(0, 101, 20))
-    one_each = len(means) + max(dropped, 0) == len(rows)
-    kind = report.scores.row or (report.scores.sample if one_each else "sequence")
-    rest = f", {dropped} better ones not shown" if dropped > 0 else ""
-    axes.set_title(f"{_name(rows)} per {kind}, worst first{rest}", fontsize=9)
+    axes.set_title(bars_title(report.scores, dropped), fontsize=9)
     return _save(figure, report, path)
+
+
+def bars_title(scores: Scores, dropped: int) -> str:
+    """What is drawn per what, with the number of bars that are not shown."""
+    kind = scores.group or scores.row or scores.sample
+    rest = f", {dropped} better ones not shown" if dropped else ""
+    return f"{_name(scores.per_group())} per {kind}, worst first{rest}"
 
 
 def _histogram(report: Report, rows: Sequence[Row], path: Path) -> Path:

@@ -137,6 +137,12 @@ class Scores:
     notes: tuple[str, ...] = ()
     row: str = ""  # what a row is, if not a sample: "class", "category"
     num_samples: int | None = None  # if a row is not a sample
+    group: str = ""  # what several rows belong to: "sequence", "class"
+    groups: Sequence[Row] | None = None  # their scores, where these are no means over rows
+
+    def per_group(self) -> Sequence[Row]:
+        """One row per sequence or class, in order of first appearance."""
+        return per_sequence(self.rows) if self.groups is None else self.groups
 
 
 @dataclass(frozen=True)
@@ -204,7 +210,7 @@ class Report:
         with atomic_path(folder / "summary.json") as path:
             path.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
         write_csv(folder / "per_item.csv", self.scores.rows)
-        write_csv(folder / "per_sequence.csv", per_sequence(self.scores.rows))
+        write_csv(folder / "per_sequence.csv", self.scores.per_group())
 
 
 def make_card(

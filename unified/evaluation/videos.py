@@ -71,7 +71,8 @@ class VideoScoring:
         empty = sum(not result.tracks for result in scored)
         notes = (f"sequences without an object that counts: {empty}",) if empty else ()
         notes += _absent_half(scored)
-        return Scores(percent(self.numbers(scored)), rows, problems, self.sample, notes)
+        numbers = percent(self.numbers(scored))
+        return Scores(numbers, rows, problems, self.sample, notes, group="sequence")
 
     def _score_clip(self, item: tuple[Clip, Request]) -> tuple[ScoredClip, Problems]:
         clip, request = item

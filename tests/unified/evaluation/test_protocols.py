@@ -442,6 +442,9 @@ def test_hsnet(score: Score, tmp_path: Path, data: str) -> None:
     names = tuple(str(i) for i in block["class_ids_of_interest"])
     report = score("hsnet", split=Split(names, "test"))
     assert same(report, {key: block[key] for key in ("mIoU", "FB-IoU")}, tolerance=1e-4)
+    per_class = [row.values["IoU"] for row in report.scores.per_group()]
+    assert np.mean(per_class) == pytest.approx(report.scores.numbers["mIoU"])
+    assert len(per_class) == len(names)
     sampled = score("hsnet").scores.numbers["mIoU"]
     share = len(set(block["class_id"])) / len(names)
     assert report.scores.numbers["mIoU"] == pytest.approx(sampled * share)
