@@ -21,6 +21,7 @@ from unified.engine.sources import build_train_loader
 from unified.engine.testing import check_test_sets, evaluate
 from unified.engine.trainer import Trainer
 from unified.errors import ConfigError
+from unified.evaluation.report import counted
 from unified.files import atomic_path
 
 logger = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ def run_folder(cfg: CfgNode) -> Iterator[None]:
             each.addHandler(handler)
             each.setLevel(logging.INFO)
     try:
-        logger.info("%d processes, output in %s", comm.get_world_size(), folder)
+        logger.info("%s, output in %s", counted(comm.get_world_size(), "process"), folder)
         yield
     finally:
         for handler in handlers:

@@ -164,14 +164,13 @@ class Card:
     def line(self) -> str:
         """The card on one line."""
         weights = f"sha256 {self.checkpoint_sha256[:12]}" if self.checkpoint_sha256 else "not given"
-        samples = self.sample if self.num_samples == 1 else plural(self.sample)
-        warnings = ", ".join(f"{number} {kind}" for kind, number in self.warnings.items())
+        warnings = ", ".join(counted(number, kind) for kind, number in self.warnings.items())
         parts = [
             self.benchmark,
             f"split {self.split}",
             f"{self.protocol} ({self.rule})",
             f"unified {self.evaluator_version}",
-            f"{self.num_samples} {samples}",
+            counted(self.num_samples, self.sample),
             f"weights {weights}",
             self.date,
             *self.notes,
@@ -284,6 +283,11 @@ def plural(word: str) -> str:
     if word.endswith("y"):
         return f"{word[:-1]}ies"
     return f"{word}es" if word.endswith("s") else f"{word}s"
+
+
+def counted(number: int, word: str) -> str:
+    """The number and the word in its form: 1 object, 2 objects."""
+    return f"{number} {word if number == 1 else plural(word)}"
 
 
 def percent(numbers: Mapping[str, Any]) -> dict[str, float]:

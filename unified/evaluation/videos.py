@@ -69,8 +69,9 @@ class VideoScoring:
                 "hold only the masks that are given, their predictions go to a server (submit.py)"
             )
         empty = sum(not result.tracks for result in scored)
-        notes = (f"sequences without an object that counts: {empty}",) if empty else ()
-        notes += _absent_half(scored)
+        notes = _absent_half(scored)
+        if empty:
+            notes = (f"sequences without an object that counts: {empty}", *notes)
         numbers = percent(self.numbers(scored))
         return Scores(numbers, rows, problems, self.sample, notes, group="sequence")
 
