@@ -142,7 +142,7 @@ def _rows(scored: ScoredClip) -> list[Row]:
     rows = []
     for i, track in scored.tracks.items():
         parts = [clip.item] if clip.binary else [clip.item, str(i)]
-        picture = partial(worst_frame, clip, i)
+        picture = partial(worst_frame, clip, track.matched or (i, i))
         item = "/".join(part for part in parts if part)
         rows.append(Row(clip.sequence, item, percent(_columns(track)), picture))
     return rows
@@ -162,20 +162,24 @@ def _columns(track: Track) -> dict[str, float]:
     }
 
 
-def worst_frame(clip: Clip, object_id: int) -> Picture:
-    """The scored frame with the lowest J of an object, for looking at it."""
+def worst_frame(clip: Clip, ids: tuple[int, int]) -> Picture:
+    """The scored frame with the lowest J of an object, for looking at it.
+
+    ``ids`` are those of the object and of its prediction, 0 for all foreground. Void pixels are
+    left out where the protocol ignores them, which is where proposals are assigned.
+    """
+    truth_id, predicted_id = ids
     worst, found = np.inf, None
     pairs = zip(clip.frames, read_pairs(clip, Problems(allowed=True)), strict=True)
     for frame, (truth, prediction) in pairs:
         if frame in clip.unscored:
             continue
-        if clip.binary or not clip.check_ids:  # one object, or ids that need not match
-            truth = ((truth > 0) & (truth != VOID)).astype(np.uint8)
-            prediction = (prediction > 0).astype(np.uint8)
-            object_id = 1
-        score = davis.region_similarity(truth == object_id, prediction == object_id)
+        mask = prediction == predicted_id if predicted_id else prediction > 0
+        if not clip.check_ids:
+            mask &= truth != VOID
+        score = davis.region_similarity(truth == truth_id, mask)
         if score < worst:
-            mine = (truth == object_id).astype(np.uint8), (prediction == object_id).astype(np.uint8)
+            mine = (truth == truth_id).astype(np.uint8), mask.astype(np.uint8)
             worst, found = score, Picture(f"{clip.sequence}/{frame}", *mine)
     assert found is not None, "a track has at least one frame"
     return found
