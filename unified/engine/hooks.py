@@ -35,14 +35,16 @@ DRAWN_SCORE = 0.3
 PANEL_WIDTH, PANEL_GAP, PANEL_FONT = 320, 8, 16  # of sample pictures, in pixels
 
 
-def default_hooks(
-    cfg: CfgNode, start: int, evaluate: Callable[[], Mapping[str, float]] | None
-) -> list[HookBase]:
+Evaluate = Callable[[Path | None], Mapping[str, float]]
+
+
+def default_hooks(cfg: CfgNode, start: int, evaluate: Evaluate | None) -> list[HookBase]:
     """The hooks of a run; all processes checkpoint and evaluate, the first one writes.
 
     Args:
         start: the first step, to forget what a killed run logged after its last checkpoint.
-        evaluate: runs on all processes and returns numbers by name.
+        evaluate: runs on all processes and returns numbers by name; takes the file of the weights,
+            where there is one.
     """
     folder, period = Path(cfg.OUTPUT_DIR), cfg.TEST.EVAL_PERIOD
     hooks: list[HookBase] = []
@@ -182,29 +184,38 @@ class Checkpoints(HookBase):
 class Evaluation(HookBase):
     """Evaluates every ``period`` steps and at the end, with the averaged weights if there are.
 
-    The numbers go to ``evaluation.json``, one line each time, and to the boards.
+    The numbers go to ``evaluation.json``, one line each time, and to the boards. At the end their
+    cards name the weights that become ``model_final.pth``.
     """
 
     trainer: Trainer
 
-    def __init__(self, period: int, evaluate: Callable[[], Mapping[str, float]]) -> None:
+    def __init__(self, period: int, evaluate: Evaluate) -> None:
         self.period, self.evaluate = period, evaluate
         self.file: MetricsFile | None = None
 
     def before_train(self) -> None:
+        trainer = self.trainer
+        last = trainer.max_iter - 1
         if comm.is_main_process():
-            path = self.trainer.folder / EVALUATIONS
-            self.file = MetricsFile(path, self.trainer.start_iter)
+            path = trainer.folder / EVALUATIONS
+            self.file = MetricsFile(path, min(trainer.start_iter, last))
+        if trainer.start_iter > last:  # the run was killed while it evaluated
+            self._evaluate(last)
 
     def after_step(self) -> None:
-        if not is_due(self, self.period):
-            return
-        with self.trainer.evaluated_weights():
-            numbers = self.evaluate()
-        self.trainer.shell.train()
+        if is_due(self, self.period):
+            self._evaluate(self.trainer.iter)
+
+    def _evaluate(self, step: int) -> None:
+        trainer = self.trainer
+        weights = trainer.save_pending() if step + 1 == trainer.max_iter else None
+        with trainer.evaluated_weights():
+            numbers = self.evaluate(weights)
+        trainer.shell.train()
         if self.file is not None:
-            self.file.append(self.trainer.iter, numbers)
-            self.trainer.storage.put_scalars(**numbers, smoothing_hint=False)
+            self.file.append(step, numbers)
+            trainer.storage.put_scalars(**numbers, smoothing_hint=False)
         comm.synchronize()
 
     def after_train(self) -> None:

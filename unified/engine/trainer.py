@@ -8,6 +8,7 @@ the same numbers.
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 import warnings
@@ -25,15 +26,17 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from unified.checkpoint import write_weights
 from unified.data.loader import TrainLoader
 from unified.data.mappers import Sample
 from unified.devices import pick_device
 from unified.engine.checkpointing import (
+    FINAL,
+    PENDING,
     load_initial_weights,
     read_last_checkpoint,
     remove_partial_files,
     save_checkpoint,
-    save_final_weights,
 )
 from unified.engine.config import system
 from unified.engine.optimizer import (
@@ -46,6 +49,8 @@ from unified.engine.optimizer import (
 )
 from unified.errors import ConfigError, UnifiedError
 from unified.modeling.criterion import base_name
+
+logger = logging.getLogger(__name__)
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -143,20 +148,38 @@ class Trainer(TrainerBase):
 
     def save(self) -> None:
         """Writes a checkpoint; only the first process does."""
-        if comm.is_main_process():
-            save_checkpoint(self.folder, self.checkpoint())
+        if not comm.is_main_process():
+            return
+        if self.iter + 1 == self.max_iter:
+            (self.folder / FINAL).unlink(missing_ok=True)  # of a shorter run
+        save_checkpoint(self.folder, self.checkpoint())
 
     def evaluated_weights(self) -> AbstractContextManager[None]:
         """Context in which the model holds the averaged weights, if there are any."""
         return nullcontext() if self.average is None else self.average.inside(self.segmenter)
 
+    def save_pending(self) -> Path:
+        """Writes the weights that become ``model_final.pth``, and returns where.
+
+        They get that name only after they have been evaluated, so that a run that is killed while
+        it evaluates is not taken for done.
+        """
+        path = self.folder / PENDING
+        if comm.is_main_process():
+            with self.evaluated_weights():
+                write_weights(path, self.segmenter.state_dict())
+        return path
+
     def train(self) -> None:
-        """Runs the remaining steps, then writes ``model_final.pth``.
+        """Runs the remaining steps, evaluates, then names the weights ``model_final.pth``.
 
         Raises:
             TrainingError: a loss became NaN or infinite.
             InputError: too many samples are broken.
         """
+        if self.start_iter >= self.max_iter and (self.folder / FINAL).exists():
+            logger.info("nothing is left to do: %s is there", self.folder / FINAL)
+            return
         if comm.is_main_process():
             remove_partial_files(self.folder)
         self.iter = self.start_iter
@@ -171,9 +194,11 @@ class Trainer(TrainerBase):
                     self.after_step()
             finally:
                 self.after_train()  # the curves are of use after an error too
-        with self.evaluated_weights():
-            if comm.is_main_process():
-                save_final_weights(self.folder, self.segmenter.state_dict())
+        if comm.is_main_process():
+            pending = self.folder / PENDING
+            if not pending.exists():  # nothing was evaluated
+                self.save_pending()
+            pending.replace(self.folder / FINAL)
 
     def run_step(self) -> None:
         """One optimiser step on the next batch, in ``ACCUMULATE`` parts."""
