@@ -81,6 +81,9 @@ def train(cfg: CfgNode, *, resume: bool) -> Trainer:
     trainer = Trainer(cfg, build_train_loader(cfg))
     if resume and trainer.resume():
         logger.info("resumed at step %d", trainer.start_iter)
+    if trainer.is_done:
+        logger.info("nothing is left to do: the final weights are there")
+        return trainer
     score = partial(evaluate, cfg, trainer.shell) if cfg.DATASETS.TEST else None
     trainer.register_hooks(default_hooks(cfg, trainer.start_iter, score))
     trainer.train()

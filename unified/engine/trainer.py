@@ -8,7 +8,6 @@ the same numbers.
 
 from __future__ import annotations
 
-import logging
 import random
 import time
 import warnings
@@ -49,8 +48,6 @@ from unified.engine.optimizer import (
 )
 from unified.errors import ConfigError, UnifiedError
 from unified.modeling.criterion import base_name
-
-logger = logging.getLogger(__name__)
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -132,6 +129,11 @@ class Trainer(TrainerBase):
         self.start_iter = self.iter = state["iteration"] + 1
         return True
 
+    @property
+    def is_done(self) -> bool:
+        """Whether no step is left and the final weights are there, evaluated."""
+        return self.start_iter >= self.max_iter and (self.folder / FINAL).exists()
+
     def checkpoint(self) -> dict[str, Any]:
         """Everything that the following steps depend on."""
         state = {
@@ -177,9 +179,6 @@ class Trainer(TrainerBase):
             TrainingError: a loss became NaN or infinite.
             InputError: too many samples are broken.
         """
-        if self.start_iter >= self.max_iter and (self.folder / FINAL).exists():
-            logger.info("nothing is left to do: %s is there", self.folder / FINAL)
-            return
         if comm.is_main_process():
             remove_partial_files(self.folder)
         self.iter = self.start_iter

@@ -86,6 +86,7 @@ class Clip:
         unscored: frames whose prediction does not matter and is not read.
         spans: LVOS, object id -> its frames.
         unseen_ids: objects that count as unseen, where a benchmark tells them apart.
+        sentence: that was asked for, where it is known.
     """
 
     sequence: str
@@ -98,6 +99,7 @@ class Clip:
     unscored: frozenset[str] = frozenset()
     spans: Mapping[int, Span] | None = None
     unseen_ids: frozenset[int] | None = None
+    sentence: str = ""
 
 
 MakeClips = Callable[[Request, Problems], list[Clip]]
@@ -252,7 +254,8 @@ def expressions(request: Request, problems: Problems) -> list[Clip]:
             if not folders:
                 load = LabelMaps(folder, _object_ids(entries[item], name, item, request))
             frames = tuple(frame_names(folder))
-            clips.append(Clip(name, item, frames, load, prediction / name / item, binary=True))
+            clip = Clip(name, item, frames, load, prediction / name / item, binary=True)
+            clips.append(replace(clip, sentence=entries[item].get("exp", "") if entries else ""))
     return clips
 
 
@@ -276,7 +279,8 @@ def mevis_expressions(request: Request, problems: Problems) -> list[Clip]:
             objects = [codes[str(i)] for i in expression["anno_id"]]
             load = MaskCodes(objects, index, shape)
             target = annotation_root(request.prediction) / name / item
-            clips.append(Clip(name, item, frames, load, target, binary=True))
+            sentence = expression.get("exp", "")
+            clips.append(Clip(name, item, frames, load, target, binary=True, sentence=sentence))
     return clips
 
 

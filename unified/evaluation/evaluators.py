@@ -66,10 +66,13 @@ class ReferringEvaluator(ProtocolEvaluator):
             write_mask(self.folder / PREDICTIONS / f"{name}.png", mask)
             write_mask(self.folder / GROUND_TRUTH / f"{name}.png", truth)
             boxes = (t.cpu().numpy() for t in (found.scores, found.pred_boxes.tensor))
-            self.samples.append(Referred(measure(name, truth, mask), bool(refused), box, *boxes))
+            overlap = replace(measure(name, truth, mask), sentence=sample.get("expression", ""))
+            self.samples.append(Referred(overlap, bool(refused), box, *boxes))
 
     def write_results(self) -> None:
-        """Refusals and boxes of generalised RIS beside its masks."""
+        """The sentences; refusals and boxes of generalised RIS beside its masks."""
+        sentences = {s.overlap.name: s.overlap.sentence for s in self.samples}
+        write_json(self.folder / GROUND_TRUTH / images.SENTENCES, sentences)
         if "grefcoco" in self.protocols:
             flags = {s.overlap.name: s.refused for s in self.samples}
             write_json(self.folder / PREDICTIONS / images.REFUSALS, flags)

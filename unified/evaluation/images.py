@@ -22,6 +22,7 @@ from unified.evaluation.report import (
     Request,
     Row,
     Scores,
+    counted,
     percent,
 )
 from unified.metrics import few_shot, generalized, iou, semantic
@@ -29,6 +30,7 @@ from unified.metrics.davis import VOID, present_ids
 from unified.metrics.iou import ReferringRule
 
 REFUSALS = "no_target.json"
+SENTENCES = "expressions.json"
 SHOTS = "shot_"
 
 
@@ -113,6 +115,7 @@ class Overlap:
     true: float
     predicted: float
     picture: Callable[[], Picture] | None = None
+    sentence: str = ""
 
 
 def measure(name: str, truth: NDArray, prediction: NDArray) -> Overlap:
@@ -123,16 +126,28 @@ def measure(name: str, truth: NDArray, prediction: NDArray) -> Overlap:
 
 
 def _overlaps(request: Request, problems: Problems) -> list[Overlap]:
+    sentences = read_sentences(request.truth / SENTENCES)
+
     def work(pair: MaskPair) -> tuple[Overlap, Problems]:
         found = Problems(request.allow_missing)
         truth = read_binary(pair.truth)
         overlap = measure(pair.name, truth, read_prediction(pair, truth.shape, found))
-        return replace(overlap, picture=partial(_picture, pair)), found
+        sentence = sentences.get(pair.name, "")
+        return replace(overlap, picture=partial(_picture, pair), sentence=sentence), found
 
     results = request.run(work, find_pairs(request, problems), "image")
     for _, found in results:
         problems.merge(found)
     return [overlap for overlap, _ in results]
+
+
+def read_sentences(path: Path) -> dict[str, str]:
+    """Sample name -> its sentence, for looking at it; empty if there is no such file."""
+    what = "an object of sample names and sentences"
+    sentences = read_json(path, what) if path.is_file() else {}
+    if not isinstance(sentences, dict) or not all(isinstance(s, str) for s in sentences.values()):
+        raise InputError(f"{path} must be {what}")
+    return sentences
 
 
 def score_referring(request: Request, *, rule: ReferringRule, sample: str = "expression") -> Scores:
@@ -148,7 +163,8 @@ def referring_scores(
     kept = [s for s in samples if s.true > 0] if rule.needs_truth else list(samples)
     notes: tuple[str, ...] = ()
     if len(kept) < len(samples):
-        notes = (f"{len(samples) - len(kept)} samples without ground truth left out",)
+        left_out = counted(len(samples) - len(kept), "sample")
+        notes = (f"{left_out} without ground truth left out",)
     inter, union = (
         np.array([getattr(s, side) for s in kept]) for side in ("intersection", "union")
     )
@@ -157,7 +173,8 @@ def referring_scores(
 
 
 def _iou_row(sample: Overlap) -> Row:
-    return Row(sample.name, "", _iou_values(sample.intersection, sample.union), sample.picture)
+    values = _iou_values(sample.intersection, sample.union)
+    return Row(sample.name, "", values, sample.picture, sample.sentence)
 
 
 def _iou_values(intersection: float, union: float) -> dict[str, float]:
@@ -194,7 +211,7 @@ def generalized_scores(
     for sample, says, none, ratio in zip(samples, said, no_target, ious, strict=True):
         values = {"IoU": 100 * float(ratio), "I": sample.intersection, "U": sample.union}
         values |= {"refused": float(says), "no_target": float(none)}
-        rows.append(Row(sample.name, "", values, sample.picture))
+        rows.append(Row(sample.name, "", values, sample.picture, sample.sentence))
     note = "a refusal is an empty mask" if refused is None else f"refusals from {REFUSALS}"
     return Scores(numbers, rows, problems, "expression", (note,))
 
@@ -274,7 +291,7 @@ def few_shot_scores(
         areas = (int(each[mine, 1].sum()) for each in (inter, union))
         groups.append(Row(name, "", _iou_values(*areas)))
     unsampled = len(classes) - len({e.class_name for e in episodes})
-    notes = (f"{len(classes)} classes, {unsampled} without episode",)
+    notes = (f"{counted(len(classes), 'class')}, {unsampled} without episode",)
     return Scores(numbers, rows, problems, "episode", notes, group="class", groups=groups)
 
 

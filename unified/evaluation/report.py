@@ -118,12 +118,14 @@ class Row:
         item: object or expression inside it; "" if there is only one.
         values: column -> number, the most telling first.
         picture: makes the frame that shows best what went wrong, where there are masks.
+        sentence: that was asked for, where it is known.
     """
 
     sequence: str
     item: str
     values: Mapping[str, float]
     picture: Callable[[], Picture] | None = None
+    sentence: str = ""
 
 
 @dataclass(frozen=True)
@@ -208,8 +210,8 @@ class Report:
         }
         with atomic_path(folder / "summary.json") as path:
             path.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-        write_csv(folder / "per_item.csv", self.scores.rows)
-        write_csv(folder / "per_sequence.csv", self.scores.per_group())
+        write_csv(folder / "per_item.csv", self.scores.rows, self.card.protocol)
+        write_csv(folder / "per_sequence.csv", self.scores.per_group(), self.card.protocol)
 
 
 def make_card(
@@ -252,14 +254,15 @@ def per_sequence(rows: Iterable[Row]) -> list[Row]:
     ]
 
 
-def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """One line per row; numbers with all their digits."""
+def write_csv(path: Path, rows: Sequence[Row], protocol: str) -> None:
+    """One line per row; numbers with all their digits, and the protocol that they follow."""
     names = list(rows[0].values) if rows else []
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["sequence", "item", *names])
+        writer.writerow(["sequence", "item", *names, "protocol"])
         for row in rows:
-            writer.writerow([row.sequence, row.item, *(repr(row.values[n]) for n in names)])
+            numbers = (repr(row.values[name]) for name in names)
+            writer.writerow([row.sequence, row.item, *numbers, protocol])
 
 
 def run_parallel(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import cv2
@@ -14,6 +14,7 @@ from unified.errors import InputError
 from unified.evaluation.clips import Clip, MakeClips
 from unified.evaluation.reading import check_size, read_binary, read_ids, some_of
 from unified.evaluation.report import (
+    EXTRA_MASK,
     MISSING_MASK,
     STRAY_ID,
     UNUSABLE_MASK,
@@ -53,7 +54,12 @@ class VideoScoring:
     def __call__(self, request: Request) -> Scores:
         """Scores folders."""
         problems = Problems(request.allow_missing)
-        return self.score(self.clips(request, problems), request, problems)
+        clips = self.clips(request, problems)
+        extra = sum(_extra_frames(clip, problems) for clip in clips)
+        scores = self.score(clips, request, problems)
+        if not extra:
+            return scores
+        return replace(scores, notes=(*scores.notes, f"predicted frames without truth: {extra}"))
 
     def score(self, clips: Sequence[Clip], request: Request, problems: Problems) -> Scores:
         """Scores clips, several at a time, each read frame by frame."""
@@ -119,6 +125,27 @@ def read_pairs(clip: Clip, problems: Problems) -> Iterator[FramePair]:
         )
 
 
+def _extra_frames(clip: Clip, problems: Problems) -> int:
+    """How many predicted frames have no ground truth.
+
+    Raises:
+        InputError: there are some though the ground truth has all frames, and that is not allowed.
+    """
+    predicted = {path.stem for path in clip.prediction.glob("[!.]*.png")}
+    extra = sorted(predicted - set(clip.frames))
+    numbers = [int(frame) for frame in clip.frames if frame.isdigit()]
+    has_all = 1 < len(clip.frames) == len(numbers) == numbers[-1] - numbers[0] + 1
+    if not (extra and has_all):
+        return len(extra)
+    problems.found(
+        EXTRA_MASK,
+        f"{clip.prediction / extra[0]}.png is no frame of the ground truth, which has "
+        f"{clip.frames[0]} to {clip.frames[-1]} (such files: {len(extra)}): remove them",
+        len(extra),
+    )
+    return 0
+
+
 def _read_prediction(
     clip: Clip, frame: str, empty: NDArray[np.uint8], problems: Problems
 ) -> NDArray[np.uint8]:
@@ -144,7 +171,10 @@ def _rows(scored: ScoredClip) -> list[Row]:
         parts = [clip.item] if clip.binary else [clip.item, str(i)]
         picture = partial(worst_frame, clip, track.matched or (i, i))
         item = "/".join(part for part in parts if part)
-        rows.append(Row(clip.sequence, item, percent(_columns(track)), picture))
+        columns = _columns(track)
+        if clip.spans is not None:  # LVOS
+            columns["V"] = video.variation(track)
+        rows.append(Row(clip.sequence, item, percent(columns), picture, clip.sentence))
     return rows
 
 
@@ -158,7 +188,6 @@ def _columns(track: Track) -> dict[str, float]:
         "J-Decay": region.decay,
         "F-Recall": boundary.recall,
         "F-Decay": boundary.decay,
-        "V": video.variation(track),
     }
 
 

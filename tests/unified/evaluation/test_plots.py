@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unified.evaluation.plots import bars_title
+from unified.evaluation.plots import bars_title, caption, footer, worst_pictures
 from unified.evaluation.protocols import evaluate
 from unified.evaluation.report import Report, Request
 
@@ -84,3 +84,32 @@ def test_one_object_against_all_foreground(tmp_path: Path) -> None:
         picture = row.picture()
         assert np.array_equal(picture.truth, truth[0] == int(row.item))
         assert np.array_equal(picture.prediction, truth[0] > 0)
+
+
+def test_sentences_of_one_object_are_one_tile_with_the_worst_of_them(tmp_path: Path) -> None:
+    mask = np.zeros((8, 8))
+    mask[2:6, 2:6] = 255
+    half = mask * (np.arange(8) < 4)
+    for name, truth, found in (("7_0", mask, mask), ("7_1", mask, half), ("8_0", half, half)):
+        write_mask(tmp_path / "gt" / f"{name}.png", truth)
+        write_mask(tmp_path / "pred" / f"{name}.png", found)
+    write_json(tmp_path / "gt" / "expressions.json", {"7_1": "the red one"})
+    report = score(tmp_path, "lavt")
+    tiles = worst_pictures(report.scores, report.scores.rows)
+    assert [row.sequence for row, _ in tiles] == ["7_1", "8_0"]
+    assert caption(report, *tiles[0]) == "the red one\n7_1\nIoU 50.0"
+    assert caption(report, *tiles[1]) == "8_0\nIoU 100.0"
+
+
+def test_objects_of_one_frame_are_tiles_of_their_own(tmp_path: Path) -> None:
+    swapped(tmp_path)
+    report = score(tmp_path, "davis17-unsup")
+    assert len(worst_pictures(report.scores, report.scores.rows)) == 2
+
+
+def test_the_footer_says_what_was_scored(tmp_path: Path) -> None:
+    swapped(tmp_path)
+    card = score(tmp_path, "davis17-unsup").card
+    words = " ".join(footer(card).split())
+    for part in (card.protocol, card.benchmark, f"split all of {tmp_path / 'gt'}", card.date):
+        assert part in words
