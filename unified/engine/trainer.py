@@ -38,6 +38,7 @@ from unified.engine.checkpointing import (
     save_checkpoint,
 )
 from unified.engine.config import system
+from unified.engine.launch import ended_in_order
 from unified.engine.optimizer import (
     AveragedWeights,
     build_optimizer,
@@ -183,7 +184,7 @@ class Trainer(TrainerBase):
             remove_partial_files(self.folder)
         self.iter = self.start_iter
         self._stream = iter(self.loader)
-        with EventStorage(self.start_iter) as self.storage:
+        with ended_in_order(), EventStorage(self.start_iter) as self.storage:
             self.before_train()
             try:
                 for number in range(self.start_iter, self.max_iter):
@@ -192,7 +193,7 @@ class Trainer(TrainerBase):
                     self.run_step()
                     self.after_step()
             finally:
-                self.after_train()  # the curves are of use after an error too
+                self.after_train()  # the curves are of use after an error or SIGTERM too
         if comm.is_main_process():
             pending = self.folder / PENDING
             if not pending.exists():  # nothing was evaluated

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from detectron2.engine import HookBase
 from detectron2.utils.events import EventStorage
 from PIL import Image
 
@@ -152,6 +155,24 @@ def test_a_run_that_is_killed_while_it_evaluates_evaluates_when_it_goes_on(
     assert file_sha256(trainer.folder / "model_final.pth") == scored[1]
     (line,) = (trainer.folder / "evaluation.json").read_text().splitlines()
     assert json.loads(line) == {"iteration": 0, "set/protocol/J": 50.0}
+
+
+class Terminate(HookBase):
+    """Ends its own process as a queueing system does."""
+
+    def after_step(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_run_that_is_ended_leaves_its_curves(options: list[str]) -> None:
+    trainer = Trainer(*_parts(options))
+    trainer.register_hooks([*default_hooks(trainer.cfg, 0, None), Terminate()])
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended:
+        trainer.train()
+    assert ended.value.code == 143
+    assert (trainer.folder / "curves.png").exists()
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_longer_run_takes_the_final_weights_away_before_its_last_checkpoint(
