@@ -1,5 +1,6 @@
 """Datasets on disk: check them, convert them, or make small ones in the released formats.
 
+python tools/data.py list
 python tools/data.py check refcoco-unc-val        # or all
 python tools/data.py make refytvos-train --root /data/tiny --size 50
 python tools/data.py convert mevis-train
@@ -50,6 +51,18 @@ def check(names: Sequence[str]) -> int:
     return 2 if wrong else 0
 
 
+def list_names() -> int:
+    """Prints the names of the catalog and of own data by task, and whether they are on disk."""
+    names = [*CATALOG, *own_names()]
+    width = max(map(len, names))
+    rows = sorted((find_dataset(name) for name in names), key=lambda row: row.task.value)
+    for row in rows:
+        state = "on disk" if is_installed(row.name) else "absent"
+        print(f"{row.task.value:9}  {row.name:{width}}  {row.split:5}  {state}")
+    print(f"below {data_root()}")
+    return 0
+
+
 def make(names: Sequence[str], size: int, seed: int) -> int:
     """Writes the releases that the datasets belong to; never beside data that was not made."""
     from unified.data.synthetic.releases import RELEASES, write_releases
@@ -84,12 +97,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     for command, text in (
+        ("list", "print all names by task, and which are on disk"),
         ("check", "name the first file that is missing or wrong"),
         ("make", "write a small made set in exactly the released format"),
         ("convert", "rewrite large files so that they load faster"),
     ):
         sub = commands.add_parser(command, help=text)
-        sub.add_argument("names", nargs="+", metavar="NAME", help="dataset names, or all")
+        if command != "list":
+            sub.add_argument("names", nargs="+", metavar="NAME", help="dataset names, or all")
         is_make = command == "make"
         text = "folder of all datasets" + ("" if is_make else " (default: DETECTRON2_DATASETS)")
         sub.add_argument("--root", required=is_make, help=text)
@@ -105,6 +120,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.root is not None:
         os.environ["DETECTRON2_DATASETS"] = args.root
     try:
+        if args.command == "list":
+            return list_names()
         if args.command == "make":
             return make(args.names, args.size, args.seed)
         return check(args.names) if args.command == "check" else convert(args.names)

@@ -1,9 +1,9 @@
 """Check predictions for an evaluation server and write the zip it wants.
 
     python tools/submit.py mevis --pred out --out mevis.zip --data MeViS/valid
-    python tools/submit.py davis17-testdev --check mine.zip --data DAVIS-test
+    python tools/submit.py davis17-testdev --check mine.zip --data DAVIS
 
-With --data also missing frames, sizes and object ids are compared with the data set.
+Only with --data is it known which videos, frames and objects must be there, and their sizes.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from unified.data.formats.files import read_json
-from unified.errors import UnifiedError
+from unified.errors import InputError, UnifiedError
 from unified.evaluation.doctor import Fault, diagnose, diagnose_results, read_videos
 from unified.evaluation.reading import read_split
+from unified.evaluation.report import counted
 from unified.evaluation.submission import (
     SERVERS,
     Files,
@@ -43,13 +44,18 @@ def main(arguments: list[str] | None = None) -> int:
     source.add_argument("--check", type=Path, metavar="ZIP", help="only check this zip")
     add("--out", type=Path, help="zip to write")
     add("--data", type=Path, help="data set folder with JPEGImages, or its instances JSON")
-    add("--meta", type=Path, help="meta_expressions.json; default: in --data")
-    add("--split", type=Path, help="videos to submit: text, or JSON with videos")
+    add("--meta", type=Path, help="meta_expressions.json; default: that of --data")
+    add("--split", type=Path, help="videos to submit: text, or JSON; default: those of the server")
     options = parser.parse_args(arguments)
     if options.pred is not None and options.out is None:
         parser.error("--pred needs --out file.zip")
     try:
         server = find_server(options.server)
+        if options.check is not None and options.check.suffix != ".zip":
+            raise InputError(
+                f"{options.check} is no zip: --check looks at what goes to the server, --pred "
+                "checks and zips a folder or results.json"
+            )
         with open_files(server, options.pred or options.check) as files:
             return run(server, files, options)
     except (UnifiedError, OSError) as error:
@@ -64,9 +70,11 @@ def run(server: Server, files: Files, options: argparse.Namespace) -> int:
         return 1
     if options.pred is None:
         print(f"{options.check}: no fault found")
-        return 0
-    number = write_submission(server, files, options.out)
-    print(f"{options.out}: {number} files, no fault found")
+    else:
+        number = write_submission(server, files, options.out)
+        print(f"{options.out}: {counted(number, 'file')}, no fault found")
+    if options.data is None:
+        print("not checked: whether all videos, frames and objects are there. Give --data for that")
     return 0
 
 
@@ -89,7 +97,7 @@ def show(faults: list[Fault], files: Files) -> None:
         print(f"fault: {fault}")
     if len(faults) > MAX_SHOWN:
         print(f"... and {len(faults) - MAX_SHOWN} more")
-    print(f"{files.root}: {len(faults)} faults, nothing was written", file=sys.stderr)
+    print(f"{files.root}: {counted(len(faults), 'fault')}, no zip was written", file=sys.stderr)
 
 
 if __name__ == "__main__":

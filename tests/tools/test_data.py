@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unified.data.catalog import load_records
+from unified.data.catalog import CATALOG, load_records
 from unified.data.check import check_dataset
 from unified.data.formats.records import annotation_mask, target_mask
 
@@ -270,3 +270,19 @@ def test_converted_mevis_has_the_same_masks(tmp_path: Path) -> None:
 def test_convert_says_when_there_is_nothing_to_do(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["convert", "davis17-val"]) == 2
     assert "needs no conversion" in capsys.readouterr().err
+
+
+def test_names_are_listed_by_task_with_what_is_on_disk(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _make(tmp_path, "fss-1000-test")
+    capsys.readouterr()
+    assert main(["list", "--root", str(tmp_path)]) == 0
+    *rows, last = capsys.readouterr().out.splitlines()
+    assert last == f"below {tmp_path}"
+    found = {line.split()[1]: line.split() for line in rows}
+    assert set(found) == set(CATALOG)
+    assert found["fss-1000-test"] == ["fss", "fss-1000-test", "test", "on", "disk"]
+    assert found["davis17-val"] == ["vos", "davis17-val", "test", "absent"]
+    tasks = [line.split()[0] for line in rows]
+    assert tasks == sorted(tasks)

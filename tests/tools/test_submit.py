@@ -33,7 +33,7 @@ def test_writes_a_zip_that_passes_its_own_check(
     out = tmp_path / "x.zip"
     data = ["--data", str(tmp_path / "data")]
     assert main(["youtube-vos", "--pred", str(pred), "--out", str(out), *data]) == 0
-    assert "4 files, no fault found" in capsys.readouterr().out
+    assert capsys.readouterr().out == f"{out}: 4 files, no fault found\n"
     assert zipfile.ZipFile(out).namelist()[0] == "Annotations/a/00000.png"
     assert main(["youtube-vos", "--check", str(out), *data]) == 0
 
@@ -48,8 +48,29 @@ def test_names_every_fault_and_writes_nothing(
     captured = capsys.readouterr()
     assert "fault: a/00001.png: frame is missing" in captured.out
     assert "fault: a/00002.png: has mode RGB" in captured.out
-    assert "2 faults, nothing was written" in captured.err
+    assert "2 faults, no zip was written" in captured.err
     assert not out.exists()
+
+
+def test_without_the_data_set_it_says_what_was_not_compared(
+    pred: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "x.zip"
+    assert main(["mose", "--pred", str(pred), "--out", str(out)]) == 0
+    assert main(["mose", "--check", str(out)]) == 0
+    text = capsys.readouterr().out
+    assert text.count("not checked: whether all videos, frames and objects are there") == 2
+    assert text.count("Give --data") == 2
+
+
+def test_the_zip_is_what_is_checked(
+    pred: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "results.json"
+    path.write_text("[]")
+    for server, given in (("ovis", path), ("mose", path), ("mose", pred)):
+        assert main([server, "--check", str(given)]) == 2
+        assert f"error: {given} is no zip: --check looks at" in capsys.readouterr().err
 
 
 def test_the_split_limits_what_must_be_there(pred: Path, tmp_path: Path) -> None:
@@ -66,7 +87,9 @@ def test_results_and_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     path.write_text(json.dumps([{"image_id": 1}]))
     out = str(tmp_path / "x.zip")
     assert main(["ovis", "--pred", str(path), "--out", out]) == 1
-    assert "results.json[0]: has no video_id" in capsys.readouterr().out
+    captured = capsys.readouterr()
+    assert "results.json[0]: has no video_id" in captured.out
+    assert "1 fault, no zip" in captured.err
     assert main(["kitti", "--pred", str(path), "--out", out]) == 2
     assert main(["mose", "--pred", str(tmp_path / "none"), "--out", out]) == 2
     assert capsys.readouterr().err.count("error: ") == 2

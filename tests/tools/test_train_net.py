@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from unified.data.synthetic.releases import RELEASES
+from unified.files import file_sha256
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "tests/data/tiny_training.yaml"
@@ -174,7 +175,10 @@ def test_training_evaluates_and_eval_only_repeats_it(
     options = (*test_sets, "TEST.EVAL_PERIOD", "2", "SOLVER.MAX_ITER", "2")
     monkeypatch.setenv("DETECTRON2_DATASETS", environment["DETECTRON2_DATASETS"])
     assert load_tool().main(command(tmp_path / "train", *options)[4:]) == 0
-    weights = ("MODEL.WEIGHTS", str(tmp_path / "train/model_final.pth"))
+    final = tmp_path / "train/model_final.pth"
+    card = json.loads((tmp_path / "train/inference/fss-1000-test/hsnet/summary.json").read_text())
+    assert card["card"]["checkpoint_sha256"] == file_sha256(final)
+    weights = ("MODEL.WEIGHTS", str(final))
     flags = ("--eval-only", "--num-gpus", "2")
     done = run(command(tmp_path / "eval", *test_sets, *weights, flags=flags), environment)
     assert "FB-IoU" in done.stdout and "J&F-Mean" in done.stdout

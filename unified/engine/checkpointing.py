@@ -17,7 +17,6 @@ import torch
 from detectron2.config import CfgNode
 from torch import nn
 
-from unified.checkpoint import write_weights
 from unified.engine.models import load_checkpoint
 from unified.errors import CheckpointError
 from unified.files import atomic_path
@@ -26,6 +25,7 @@ from unified.weights import WEIGHTS, resolve
 logger = logging.getLogger(__name__)
 
 FINAL = "model_final.pth"
+PENDING = "model_pending.pth"  # becomes the final one when it has been evaluated
 POINTER = "last_checkpoint"
 
 
@@ -43,12 +43,6 @@ def save_checkpoint(folder: Path, state: Mapping[str, Any]) -> Path:
     for old in older[:-1]:
         old.unlink()
     return path
-
-
-def save_final_weights(folder: Path, weights: Mapping[str, torch.Tensor]) -> Path:
-    """Writes the weights that are handed on."""
-    write_weights(folder / FINAL, weights)
-    return folder / FINAL
 
 
 def read_last_checkpoint(folder: Path) -> dict[str, Any] | None:
@@ -78,8 +72,8 @@ def read_last_checkpoint(folder: Path) -> dict[str, Any] | None:
 
 
 def remove_partial_files(folder: Path) -> None:
-    """Deletes what killed runs left half-written."""
-    for path in folder.glob(".*.partial*"):
+    """Deletes what killed runs left half-written or not evaluated."""
+    for path in (*folder.glob(".*.partial*"), folder / PENDING):
         path.unlink(missing_ok=True)
 
 

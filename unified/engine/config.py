@@ -113,8 +113,7 @@ def with_options(cfg: CfgNode, options: Sequence[str]) -> CfgNode:
     Raises:
         ConfigError: a key is unknown, a value does not fit, or one of them is missing.
     """
-    if len(options) % 2:
-        raise ConfigError(f"expected pairs of KEY VALUE, got {' '.join(options)}")
+    check_pairs(options)
     cfg = cfg.clone()
     cfg.defrost()
     try:
@@ -123,6 +122,15 @@ def with_options(cfg: CfgNode, options: Sequence[str]) -> CfgNode:
         raise ConfigError(f"command line options: {_reason(error)}") from error
     cfg.freeze()
     return cfg
+
+
+def check_pairs(options: Sequence[str]) -> None:
+    """Raises ConfigError unless options of a command line are ``KEY VALUE`` pairs."""
+    flags = [option for option in options if option.startswith("--")]
+    if flags:
+        raise ConfigError(f"{flags[0]} follows the keys: flags go before KEY VALUE pairs")
+    if len(options) % 2:
+        raise ConfigError(f"expected pairs of KEY VALUE, got {' '.join(options)}")
 
 
 def _reason(error: BaseException) -> str:

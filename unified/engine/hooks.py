@@ -25,24 +25,26 @@ from unified.dependencies import require
 from unified.engine.trainer import Trainer
 from unified.files import atomic_path
 from unified.inference.image_io import write_image
-from unified.label_maps import draw_overlay
+from unified.label_maps import contour, draw_overlay
 
 logger = logging.getLogger(__name__)
 
 METRICS, EVALUATIONS = "metrics.json", "evaluation.json"
 DRAWN_OBJECTS = 20
 DRAWN_SCORE = 0.3
-PANEL_WIDTH, PANEL_GAP, PANEL_FONT = 320, 8, 16  # of sample pictures, in pixels
+PANEL_WIDTH, PANEL_GAP, PANEL_FONT, OUTLINE = 320, 8, 16, 2  # of sample pictures, in pixels
 
 
-def default_hooks(
-    cfg: CfgNode, start: int, evaluate: Callable[[], Mapping[str, float]] | None
-) -> list[HookBase]:
+Evaluate = Callable[[Path | None], Mapping[str, float]]
+
+
+def default_hooks(cfg: CfgNode, start: int, evaluate: Evaluate | None) -> list[HookBase]:
     """The hooks of a run; all processes checkpoint and evaluate, the first one writes.
 
     Args:
         start: the first step, to forget what a killed run logged after its last checkpoint.
-        evaluate: runs on all processes and returns numbers by name.
+        evaluate: runs on all processes and returns numbers by name; takes the file of the weights,
+            where there is one.
     """
     folder, period = Path(cfg.OUTPUT_DIR), cfg.TEST.EVAL_PERIOD
     hooks: list[HookBase] = []
@@ -182,29 +184,38 @@ class Checkpoints(HookBase):
 class Evaluation(HookBase):
     """Evaluates every ``period`` steps and at the end, with the averaged weights if there are.
 
-    The numbers go to ``evaluation.json``, one line each time, and to the boards.
+    The numbers go to ``evaluation.json``, one line each time, and to the boards. At the end their
+    cards name the weights that become ``model_final.pth``.
     """
 
     trainer: Trainer
 
-    def __init__(self, period: int, evaluate: Callable[[], Mapping[str, float]]) -> None:
+    def __init__(self, period: int, evaluate: Evaluate) -> None:
         self.period, self.evaluate = period, evaluate
         self.file: MetricsFile | None = None
 
     def before_train(self) -> None:
+        trainer = self.trainer
+        last = trainer.max_iter - 1
         if comm.is_main_process():
-            path = self.trainer.folder / EVALUATIONS
-            self.file = MetricsFile(path, self.trainer.start_iter)
+            path = trainer.folder / EVALUATIONS
+            self.file = MetricsFile(path, min(trainer.start_iter, last))
+        if trainer.start_iter > last:  # the run was killed while it evaluated
+            self._evaluate(last)
 
     def after_step(self) -> None:
-        if not is_due(self, self.period):
-            return
-        with self.trainer.evaluated_weights():
-            numbers = self.evaluate()
-        self.trainer.shell.train()
+        if is_due(self, self.period):
+            self._evaluate(self.trainer.iter)
+
+    def _evaluate(self, step: int) -> None:
+        trainer = self.trainer
+        weights = trainer.save_pending() if step + 1 == trainer.max_iter else None
+        with trainer.evaluated_weights():
+            numbers = self.evaluate(weights)
+        trainer.shell.train()
         if self.file is not None:
-            self.file.append(self.trainer.iter, numbers)
-            self.trainer.storage.put_scalars(**numbers, smoothing_hint=False)
+            self.file.append(step, numbers)
+            trainer.storage.put_scalars(**numbers, smoothing_hint=False)
         comm.synchronize()
 
     def after_train(self) -> None:
@@ -248,12 +259,12 @@ def picture(shell: torch.nn.Module, sample: Sample) -> np.ndarray:
     masks = truth.gt_masks.tensor if truth.has("gt_masks") else np.zeros((0, height, width))
     asked = f"truth: {sample['expression']}" if "expression" in sample else "truth"
     panels = [
-        _panel(asked, image, masks),
-        _panel(f"predicted, {score}", image, found.pred_masks[order]),
+        draw_panel(asked, image, masks),
+        draw_panel(f"predicted, {score}", image, found.pred_masks[order]),
     ]
     if "reference_masks" in sample:
         support, mask = sample["reference_images"][0], sample["reference_masks"][0]
-        panels.insert(0, _panel("reference", _pixels(support), mask[None]))
+        panels.insert(0, draw_panel("reference", _pixels(support), mask[None]))
     tallest = max(panel.shape[0] for panel in panels)
     return np.concatenate(
         [
@@ -264,8 +275,15 @@ def picture(shell: torch.nn.Module, sample: Sample) -> np.ndarray:
     )
 
 
-def _panel(title: str, image: np.ndarray, masks: Iterable[Any]) -> np.ndarray:
-    """A small picture enlarged by a whole factor, its objects drawn, with the title above it."""
+def draw_panel(title: str, image: np.ndarray, masks: Iterable[Any]) -> np.ndarray:
+    """A small picture enlarged by a whole factor, its objects drawn, with the title above it.
+
+    Args:
+        title: shortened to two lines.
+        image: (H, W, 3) uint8 RGB.
+        masks: (H, W) each. Their outlines are white on dark things and black on bright ones, as a
+            mask may have the colour of what it lies on.
+    """
     labels = _label_map(masks, (image.shape[0], image.shape[1]))
     factor = max(1, PANEL_WIDTH // image.shape[1])
     image, labels = (x.repeat(factor, axis=0).repeat(factor, axis=1) for x in (image, labels))
@@ -273,7 +291,12 @@ def _panel(title: str, image: np.ndarray, masks: Iterable[Any]) -> np.ndarray:
     lines = textwrap.wrap(title, max(1, image.shape[1] * 2 // PANEL_FONT), max_lines=2)
     header = Image.new("RGB", (image.shape[1], 3 * PANEL_FONT), "white")
     ImageDraw.Draw(header).text((2, 2), "\n".join(lines), fill="black", font=font)
-    return np.concatenate([np.array(header), draw_overlay(image, labels)])
+    drawn = draw_overlay(image, labels)
+    edge = contour(labels, width=OUTLINE)
+    for number in np.unique(labels[edge]):
+        mine = edge & (labels == number)
+        drawn[mine] = 0 if image[mine].mean() > 127 else 255
+    return np.concatenate([np.array(header), drawn])
 
 
 def _pixels(image: Tensor) -> np.ndarray:
@@ -315,7 +338,9 @@ def plot_curves(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
         for name in members:
             points = [(line["iteration"], line[name]) for line in lines if name in line]
             steps, values = np.array(points, dtype=float).T
-            axes.plot(steps, _smooth(values), label=name.removeprefix("total_loss/"), linewidth=1)
+            label = name.removeprefix("total_loss/")
+            marker = "o" if len(points) == 1 else None  # a line needs two
+            axes.plot(steps, _smooth(values), label=label, linewidth=1, marker=marker)
         axes.set(title=title, xlabel="step", yscale="log")
         axes.grid(alpha=0.3, which="both")
         if members and title != "learning rate":

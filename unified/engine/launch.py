@@ -9,7 +9,8 @@ import socket
 import sys
 import threading
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from signal import SIGTERM
 from typing import Any
@@ -144,6 +145,27 @@ def _work(
     if world > 1:
         dist.destroy_process_group()
     return 0
+
+
+@contextmanager
+def ended_in_order() -> Iterator[None]:
+    """Within the block SIGTERM raises SystemExit, so that what is written at the end is written.
+
+    Not in processes that ``launch`` starts: it ends those that lost a partner, which may hang where
+    no exception reaches them.
+    """
+    if multiprocessing.parent_process() is not None:
+        yield
+        return
+
+    def end(number: int, _: Any) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(SIGTERM, before)
 
 
 def _is_accelerator(device: str) -> bool:

@@ -21,6 +21,7 @@ from unified.engine.sources import build_train_loader
 from unified.engine.testing import check_test_sets, evaluate
 from unified.engine.trainer import Trainer
 from unified.errors import ConfigError
+from unified.evaluation.report import counted
 from unified.files import atomic_path
 
 logger = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ def run_folder(cfg: CfgNode) -> Iterator[None]:
             each.addHandler(handler)
             each.setLevel(logging.INFO)
     try:
-        logger.info("%d processes, output in %s", comm.get_world_size(), folder)
+        logger.info("%s, output in %s", counted(comm.get_world_size(), "process"), folder)
         yield
     finally:
         for handler in handlers:
@@ -80,6 +81,9 @@ def train(cfg: CfgNode, *, resume: bool) -> Trainer:
     trainer = Trainer(cfg, build_train_loader(cfg))
     if resume and trainer.resume():
         logger.info("resumed at step %d", trainer.start_iter)
+    if trainer.is_done:
+        logger.info("nothing is left to do: the final weights are there")
+        return trainer
     score = partial(evaluate, cfg, trainer.shell) if cfg.DATASETS.TEST else None
     trainer.register_hooks(default_hooks(cfg, trainer.start_iter, score))
     trainer.train()

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from unified.engine.checkpointing import FINAL, POINTER
-from unified.engine.config import load_config
+from unified.engine.config import check_pairs, load_config
 from unified.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -65,8 +65,7 @@ def read_stages(path: str | Path, options: Sequence[str] = ()) -> list[Stage]:
         raise ConfigError(f"{path} is no yaml: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or set(content) != KEYS or not content["STAGES"]:
         raise ConfigError(f"{path}: expected the keys {sorted(KEYS)}, STAGES with one or more")
-    if len(options) % 2:
-        raise ConfigError(f"expected pairs of KEY VALUE, got {' '.join(options)}")
+    check_pairs(options)
     pairs = dict(zip(options[::2], options[1::2], strict=True))
     root = Path(pairs.pop("OUTPUT_DIR", content["OUTPUT_DIR"]))
     stages = [_stage(path, root, entry, pairs) for entry in content["STAGES"]]

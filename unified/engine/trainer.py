@@ -25,17 +25,20 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from unified.checkpoint import write_weights
 from unified.data.loader import TrainLoader
 from unified.data.mappers import Sample
 from unified.devices import pick_device
 from unified.engine.checkpointing import (
+    FINAL,
+    PENDING,
     load_initial_weights,
     read_last_checkpoint,
     remove_partial_files,
     save_checkpoint,
-    save_final_weights,
 )
 from unified.engine.config import system
+from unified.engine.launch import ended_in_order
 from unified.engine.optimizer import (
     AveragedWeights,
     build_optimizer,
@@ -127,6 +130,11 @@ class Trainer(TrainerBase):
         self.start_iter = self.iter = state["iteration"] + 1
         return True
 
+    @property
+    def is_done(self) -> bool:
+        """Whether no step is left and the final weights are there, evaluated."""
+        return self.start_iter >= self.max_iter and (self.folder / FINAL).exists()
+
     def checkpoint(self) -> dict[str, Any]:
         """Everything that the following steps depend on."""
         state = {
@@ -143,15 +151,30 @@ class Trainer(TrainerBase):
 
     def save(self) -> None:
         """Writes a checkpoint; only the first process does."""
-        if comm.is_main_process():
-            save_checkpoint(self.folder, self.checkpoint())
+        if not comm.is_main_process():
+            return
+        if self.iter + 1 == self.max_iter:
+            (self.folder / FINAL).unlink(missing_ok=True)  # of a shorter run
+        save_checkpoint(self.folder, self.checkpoint())
 
     def evaluated_weights(self) -> AbstractContextManager[None]:
         """Context in which the model holds the averaged weights, if there are any."""
         return nullcontext() if self.average is None else self.average.inside(self.segmenter)
 
+    def save_pending(self) -> Path:
+        """Writes the weights that become ``model_final.pth``, and returns where.
+
+        They get that name only after they have been evaluated, so that a run that is killed while
+        it evaluates is not taken for done.
+        """
+        path = self.folder / PENDING
+        if comm.is_main_process():
+            with self.evaluated_weights():
+                write_weights(path, self.segmenter.state_dict())
+        return path
+
     def train(self) -> None:
-        """Runs the remaining steps, then writes ``model_final.pth``.
+        """Runs the remaining steps, evaluates, then names the weights ``model_final.pth``.
 
         Raises:
             TrainingError: a loss became NaN or infinite.
@@ -161,7 +184,7 @@ class Trainer(TrainerBase):
             remove_partial_files(self.folder)
         self.iter = self.start_iter
         self._stream = iter(self.loader)
-        with EventStorage(self.start_iter) as self.storage:
+        with ended_in_order(), EventStorage(self.start_iter) as self.storage:
             self.before_train()
             try:
                 for number in range(self.start_iter, self.max_iter):
@@ -170,10 +193,12 @@ class Trainer(TrainerBase):
                     self.run_step()
                     self.after_step()
             finally:
-                self.after_train()  # the curves are of use after an error too
-        with self.evaluated_weights():
-            if comm.is_main_process():
-                save_final_weights(self.folder, self.segmenter.state_dict())
+                self.after_train()  # the curves are of use after an error or SIGTERM too
+        if comm.is_main_process():
+            pending = self.folder / PENDING
+            if not pending.exists():  # nothing was evaluated
+                self.save_pending()
+            pending.replace(self.folder / FINAL)
 
     def run_step(self) -> None:
         """One optimiser step on the next batch, in ``ACCUMULATE`` parts."""

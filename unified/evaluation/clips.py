@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -86,6 +86,7 @@ class Clip:
         unscored: frames whose prediction does not matter and is not read.
         spans: LVOS, object id -> its frames.
         unseen_ids: objects that count as unseen, where a benchmark tells them apart.
+        sentence: that was asked for, where it is known.
     """
 
     sequence: str
@@ -98,6 +99,7 @@ class Clip:
     unscored: frozenset[str] = frozenset()
     spans: Mapping[int, Span] | None = None
     unseen_ids: frozenset[int] | None = None
+    sentence: str = ""
 
 
 MakeClips = Callable[[Request, Problems], list[Clip]]
@@ -168,9 +170,22 @@ def classed_sequences(request: Request, problems: Problems) -> list[Clip]:
     clips = []
     for clip in sequences(request, problems):
         classes = _of_objects(videos, clip.sequence, "category", request.meta)
+        _check_annotated(clip, videos[clip.sequence]["objects"].values(), request)
         unseen = frozenset(i for i, name in classes.items() if is_unseen(name))
         clips.append(replace(clip, unseen_ids=unseen))
     return clips
+
+
+def _check_annotated(clip: Clip, entries: Iterable[Mapping[str, Any]], request: Request) -> None:
+    """Every frame that the meta file lists for an object has ground truth."""
+    listed = {frame for entry in entries for frame in entry.get("frames", ())}
+    if lacking := sorted(listed - set(clip.frames)):
+        raise InputError(
+            f"{request.truth} has no mask of frame {lacking[0]} of video {clip.sequence}, which "
+            f"{request.meta} lists (without mask: {len(lacking)} of {len(listed)}): the public "
+            "valid annotations hold only the frames in which objects first appear, scores of that "
+            "set come from the server, for which tools/submit.py writes a zip"
+        )
 
 
 def spanned_sequences(
@@ -239,7 +254,8 @@ def expressions(request: Request, problems: Problems) -> list[Clip]:
             if not folders:
                 load = LabelMaps(folder, _object_ids(entries[item], name, item, request))
             frames = tuple(frame_names(folder))
-            clips.append(Clip(name, item, frames, load, prediction / name / item, binary=True))
+            clip = Clip(name, item, frames, load, prediction / name / item, binary=True)
+            clips.append(replace(clip, sentence=entries[item].get("exp", "") if entries else ""))
     return clips
 
 
@@ -263,7 +279,8 @@ def mevis_expressions(request: Request, problems: Problems) -> list[Clip]:
             objects = [codes[str(i)] for i in expression["anno_id"]]
             load = MaskCodes(objects, index, shape)
             target = annotation_root(request.prediction) / name / item
-            clips.append(Clip(name, item, frames, load, target, binary=True))
+            sentence = expression.get("exp", "")
+            clips.append(Clip(name, item, frames, load, target, binary=True, sentence=sentence))
     return clips
 
 

@@ -18,11 +18,12 @@ from PIL import Image
 
 from unified.data.formats.files import image_files, image_size, read_json
 from unified.errors import InputError
-from unified.evaluation.reading import annotation_root, read_ids, some_of, subfolders
+from unified.evaluation.reading import annotation_root, read_ids, read_names, some_of, subfolders
 from unified.evaluation.report import run_parallel
 from unified.evaluation.submission import RESULTS, Files, Server, is_litter
 from unified.metrics.davis import VOID, present_ids
 
+EXPRESSIONS = "meta_expressions.json"
 IMAGE_ROOTS = ("JPEGImages/480p", "JPEGImages_24fps", "JPEGImages")
 
 
@@ -74,21 +75,28 @@ def read_videos(
 
     Args:
         server: decides whether items are expressions or object folders.
-        data: folder with ``JPEGImages`` and, if given, ``Annotations`` of the first frames.
-        meta: ``meta_expressions.json``; default: the one in ``data``.
-        names: videos of the split; default: all.
+        data: folder with ``JPEGImages`` and, if given, ``Annotations`` of the first frames; or the
+            one above it with ``valid``.
+        meta: ``meta_expressions.json``; default: that of the data set, without the hidden videos.
+        names: videos of the split; default: those of the server's list or else all.
 
     Raises:
         InputError: the folder is no such data set.
     """
+    data = data / "valid" if (data / "valid").is_dir() else data
     root = next((data / inside for inside in IMAGE_ROOTS if (data / inside).is_dir()), None)
     if root is None:
         raise InputError(f"{data} has no JPEGImages: give the folder of the data set")
     expressions = _expressions(data, meta) if server.content == "expressions" else None
     known = subfolders(root) if expressions is None else list(expressions)
+    if names is None:
+        has_list = bool(server.split) and (data / server.split).is_file()
+        names = read_names(data / server.split) if has_list else known
+    if unknown := sorted(set(names) - set(known)):
+        raise InputError(f"{data} has no video {unknown[0]}: is the split of this data set?")
     annotations = annotation_root(data)
     videos = {}
-    for name in known if names is None else names:
+    for name in names:
         images = image_files(root / name, "the frames of a video")
         drawn = annotations / name
         items: tuple[str, ...] | None = None
@@ -107,7 +115,17 @@ def read_videos(
 
 
 def _expressions(data: Path, meta: Path | None) -> Mapping[str, Any]:
-    path = meta or data / "meta_expressions.json"
+    released = data.parent / "meta_expressions"  # Ref-YouTube-VOS has them beside the splits
+    hidden: Mapping[str, Any] = {}
+    if meta is None and (released / "test" / EXPRESSIONS).is_file():
+        hidden = _meta_videos(released / "test" / EXPRESSIONS)
+    if meta is None:
+        inside = data / EXPRESSIONS
+        meta = inside if inside.is_file() else released / data.name / EXPRESSIONS
+    return {name: video for name, video in _meta_videos(meta).items() if name not in hidden}
+
+
+def _meta_videos(path: Path) -> Mapping[str, Any]:
     videos: Mapping[str, Any] = read_json(path, "the expressions (--meta)", ("videos",))["videos"]
     return videos
 

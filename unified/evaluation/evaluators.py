@@ -5,8 +5,10 @@ Here are those of images, and which evaluator a dataset has.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -35,6 +37,8 @@ from unified.evaluation.video_evaluators import VideoEvaluator, VideoInstanceEva
 from unified.label_maps import write_label_map, write_mask
 from unified.metrics import detection, few_shot, iou, semantic
 from unified.metrics.davis import VOID
+
+MAX_CLASSES = 256
 
 
 @dataclass(frozen=True)
@@ -66,10 +70,13 @@ class ReferringEvaluator(ProtocolEvaluator):
             write_mask(self.folder / PREDICTIONS / f"{name}.png", mask)
             write_mask(self.folder / GROUND_TRUTH / f"{name}.png", truth)
             boxes = (t.cpu().numpy() for t in (found.scores, found.pred_boxes.tensor))
-            self.samples.append(Referred(measure(name, truth, mask), bool(refused), box, *boxes))
+            overlap = replace(measure(name, truth, mask), sentence=sample.get("expression", ""))
+            self.samples.append(Referred(overlap, bool(refused), box, *boxes))
 
     def write_results(self) -> None:
-        """Refusals and boxes of generalised RIS beside its masks."""
+        """The sentences; refusals and boxes of generalised RIS beside its masks."""
+        sentences = {s.overlap.name: s.overlap.sentence for s in self.samples}
+        write_json(self.folder / GROUND_TRUTH / images.SENTENCES, sentences)
         if "grefcoco" in self.protocols:
             flags = {s.overlap.name: s.refused for s in self.samples}
             write_json(self.folder / PREDICTIONS / images.REFUSALS, flags)
@@ -142,7 +149,7 @@ class FewShotEvaluator(ProtocolEvaluator):
             raise InputError(f"{self.dataset} has no episode to score: expected at least one")
         episodes, overlaps, shots = zip(*self.samples, strict=True)
         if protocol == "fss-per-image":
-            scores = images.referring_scores(overlaps, iou.UNIREF, problems, "episode")
+            scores = images.referring_scores(overlaps, iou.UNIREF, problems, "image")
         else:
             classes = dict.fromkeys(str(record["class_id"]) for record in self._records())
             scores = images.few_shot_scores(episodes, list(classes), problems)
@@ -153,20 +160,40 @@ class FewShotEvaluator(ProtocolEvaluator):
 class SemanticEvaluator(ProtocolEvaluator):
     """Semantic segmentation, for datasets registered as Detectron2 does: ``stuff_classes``.
 
-    An image's prediction has the name of its label map, so that ``tools/evaluate.py`` compares the
-    folder of label maps with the folder of predictions.
+    An image's prediction has the name of its label map in the folder of all, so that
+    ``tools/evaluate.py`` compares that folder with the folder of predictions.
     """
 
     default_protocols: ClassVar[tuple[str, ...]] = ("mmseg",)
 
+    @property
+    def _ignored(self) -> int:
+        return int(self.metadata.get("ignore_label", semantic.IGNORE))
+
+    @cached_property
+    def _root(self) -> str:
+        """The folder of all label maps."""
+        files = (os.path.abspath(record["sem_seg_file_name"]) for record in self._records())
+        return os.path.commonpath([os.path.dirname(file) for file in files])
+
     def process(self, inputs: Sequence[Sample], outputs: Sequence[Any]) -> None:
-        """``inputs`` have sem_seg_file_name; ``outputs`` sem_seg (C, H, W) scores."""
+        """``inputs`` have sem_seg_file_name; ``outputs`` sem_seg (C, H, W) scores.
+
+        Raises:
+            ConfigError: there are more classes than a label map of 8 bits holds.
+        """
         num_classes = len(self.metadata.stuff_classes)
+        if num_classes > MAX_CLASSES:
+            raise ConfigError(
+                f"dataset {self.dataset} has {num_classes} classes: label maps of 8 bits hold "
+                f"{MAX_CLASSES} at most"
+            )
         for sample, output in zip(inputs, outputs, strict=True):
-            path = Path(sample["sem_seg_file_name"])
+            path = Path(os.path.abspath(sample["sem_seg_file_name"]))
             truth = read_ids(path)
             labels = output["sem_seg"].argmax(dim=0).cpu().numpy().astype(np.uint8)
-            written = self.folder / PREDICTIONS / f"{path.stem}.png"
+            name = path.relative_to(self._root).with_suffix(".png")
+            written = self.folder / PREDICTIONS / name
             check_size(written, labels, truth.shape)
             write_label_map(written, labels)
             self.samples.append(
@@ -176,6 +203,7 @@ class SemanticEvaluator(ProtocolEvaluator):
                         labels,
                         num_classes,
                         reduce_zero_label=protocol == "mmseg-reduce-zero",
+                        ignore=self._ignored,
                     )
                     for protocol in self.protocols
                 }
@@ -184,7 +212,11 @@ class SemanticEvaluator(ProtocolEvaluator):
     def score(self, protocol: str) -> Scores:
         """mIoU, aAcc and mDice."""
         each = [areas[protocol] for areas in self.samples]
-        return images.semantic_scores(each, Problems(allowed=False), self.metadata.stuff_classes)
+        classes = self.metadata.stuff_classes
+        scores = images.semantic_scores(each, Problems(allowed=False), classes)
+        if self._ignored == semantic.IGNORE:
+            return scores
+        return replace(scores, notes=(f"label {self._ignored} ignored, not {semantic.IGNORE}",))
 
 
 class DetectionEvaluator(ProtocolEvaluator):

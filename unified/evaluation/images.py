@@ -22,6 +22,7 @@ from unified.evaluation.report import (
     Request,
     Row,
     Scores,
+    counted,
     percent,
 )
 from unified.metrics import few_shot, generalized, iou, semantic
@@ -29,6 +30,7 @@ from unified.metrics.davis import VOID, present_ids
 from unified.metrics.iou import ReferringRule
 
 REFUSALS = "no_target.json"
+SENTENCES = "expressions.json"
 SHOTS = "shot_"
 
 
@@ -113,6 +115,7 @@ class Overlap:
     true: float
     predicted: float
     picture: Callable[[], Picture] | None = None
+    sentence: str = ""
 
 
 def measure(name: str, truth: NDArray, prediction: NDArray) -> Overlap:
@@ -123,11 +126,14 @@ def measure(name: str, truth: NDArray, prediction: NDArray) -> Overlap:
 
 
 def _overlaps(request: Request, problems: Problems) -> list[Overlap]:
+    sentences = read_sentences(request.truth / SENTENCES)
+
     def work(pair: MaskPair) -> tuple[Overlap, Problems]:
         found = Problems(request.allow_missing)
         truth = read_binary(pair.truth)
         overlap = measure(pair.name, truth, read_prediction(pair, truth.shape, found))
-        return replace(overlap, picture=partial(_picture, pair)), found
+        sentence = sentences.get(pair.name, "")
+        return replace(overlap, picture=partial(_picture, pair), sentence=sentence), found
 
     results = request.run(work, find_pairs(request, problems), "image")
     for _, found in results:
@@ -135,10 +141,19 @@ def _overlaps(request: Request, problems: Problems) -> list[Overlap]:
     return [overlap for overlap, _ in results]
 
 
-def score_referring(request: Request, *, rule: ReferringRule) -> Scores:
-    """oIoU, mIoU and P@X of one binary mask per expression, from folders."""
+def read_sentences(path: Path) -> dict[str, str]:
+    """Sample name -> its sentence, for looking at it; empty if there is no such file."""
+    what = "an object of sample names and sentences"
+    sentences = read_json(path, what) if path.is_file() else {}
+    if not isinstance(sentences, dict) or not all(isinstance(s, str) for s in sentences.values()):
+        raise InputError(f"{path} must be {what}")
+    return sentences
+
+
+def score_referring(request: Request, *, rule: ReferringRule, sample: str = "expression") -> Scores:
+    """oIoU, mIoU and P@X of one binary mask per expression or image, from folders."""
     problems = Problems(request.allow_missing)
-    return referring_scores(_overlaps(request, problems), rule, problems)
+    return referring_scores(_overlaps(request, problems), rule, problems, sample)
 
 
 def referring_scores(
@@ -148,7 +163,8 @@ def referring_scores(
     kept = [s for s in samples if s.true > 0] if rule.needs_truth else list(samples)
     notes: tuple[str, ...] = ()
     if len(kept) < len(samples):
-        notes = (f"{len(samples) - len(kept)} samples without ground truth left out",)
+        left_out = counted(len(samples) - len(kept), "sample")
+        notes = (f"{left_out} without ground truth left out",)
     inter, union = (
         np.array([getattr(s, side) for s in kept]) for side in ("intersection", "union")
     )
@@ -157,9 +173,13 @@ def referring_scores(
 
 
 def _iou_row(sample: Overlap) -> Row:
-    ratio = iou.overlap_ratio(np.array(sample.intersection), np.array(sample.union))
-    values = {"IoU": 100 * float(ratio), "I": sample.intersection, "U": sample.union}
-    return Row(sample.name, "", values, sample.picture)
+    values = _iou_values(sample.intersection, sample.union)
+    return Row(sample.name, "", values, sample.picture, sample.sentence)
+
+
+def _iou_values(intersection: float, union: float) -> dict[str, float]:
+    ratio = iou.overlap_ratio(np.array(intersection), np.array(union))
+    return {"IoU": 100 * float(ratio), "I": intersection, "U": union}
 
 
 def score_generalized(request: Request) -> Scores:
@@ -191,7 +211,7 @@ def generalized_scores(
     for sample, says, none, ratio in zip(samples, said, no_target, ious, strict=True):
         values = {"IoU": 100 * float(ratio), "I": sample.intersection, "U": sample.union}
         values |= {"refused": float(says), "no_target": float(none)}
-        rows.append(Row(sample.name, "", values, sample.picture))
+        rows.append(Row(sample.name, "", values, sample.picture, sample.sentence))
     note = "a refusal is an empty mask" if refused is None else f"refusals from {REFUSALS}"
     return Scores(numbers, rows, problems, "expression", (note,))
 
@@ -261,14 +281,18 @@ def few_shot_scores(
     union = np.array([e.union for e in episodes]).reshape(-1, 2)
     ids = [classes.index(e.class_name) for e in episodes]
     numbers = few_shot.few_shot_summary(inter, union, ids, range(len(classes)))
-    ratios = 100 * iou.overlap_ratio(inter[:, 1], union[:, 1])
     rows = [
-        Row(e.class_name, e.name, {"IoU": float(ratio)}, e.picture)
-        for e, ratio in zip(episodes, ratios, strict=True)
+        Row(e.class_name, e.name, _iou_values(int(i), int(u)), e.picture)
+        for e, i, u in zip(episodes, inter[:, 1], union[:, 1], strict=True)
     ]
+    groups = []
+    for number, name in enumerate(classes):
+        mine = np.array(ids) == number
+        areas = (int(each[mine, 1].sum()) for each in (inter, union))
+        groups.append(Row(name, "", _iou_values(*areas)))
     unsampled = len(classes) - len({e.class_name for e in episodes})
-    notes = (f"{len(classes)} classes, {unsampled} without episode",)
-    return Scores(numbers, rows, problems, "episode", notes)
+    notes = (f"{counted(len(classes), 'class')}, {unsampled} without episode",)
+    return Scores(numbers, rows, problems, "episode", notes, group="class", groups=groups)
 
 
 def split_ignored(values: NDArray[np.uint8]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:

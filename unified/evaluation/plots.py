@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unified.data.formats.files import IMAGE_SUFFIXES, read_image
-from unified.evaluation.report import Picture, Report, Row, per_sequence, plural
+from unified.evaluation.report import Card, Picture, Report, Row, Scores, plural
 from unified.files import atomic_path
 from unified.metrics.davis import region_similarity
 
 NUM_WORST = 12
 MAX_BARS = 60
-MAX_NAME = 40
+MAX_NAME, LINE = 40, 120  # letters
 SHEET_COLUMNS = 4
 WIDTH = 8.0  # inches; a sheet is twice as wide
 COLOURS = ((0, 158, 115), (86, 180, 233), (213, 94, 0))  # told apart by the colour-blind too
@@ -31,12 +32,12 @@ def write_plots(report: Report, folder: Path, images: Path | None = None) -> lis
         folder: where the files go.
         images: folder with ``<sequence>/<frame>.jpg``; without it masks are shown on grey.
     """
-    rows = [row for row in report.scores.rows if math.isfinite(_score(row))]
+    rows = _finite(report.scores.rows)
     if not rows:
         return []
-    written = [_bars(report, rows, folder / "bars.png")]
+    written = [_bars(report, _finite(report.scores.per_group()), folder / "bars.png")]
     written.append(_histogram(report, rows, folder / "histogram.png"))
-    worst = [row for row in sorted(rows, key=_score) if row.picture is not None][:NUM_WORST]
+    worst = worst_pictures(report.scores, rows)
     if worst:
         written.append(_sheet(report, worst, folder / "worst.png", images))
     return written
@@ -46,22 +47,45 @@ def _score(row: Row) -> float:
     return next(iter(row.values.values()))
 
 
-def _bars(report: Report, rows: Sequence[Row], path: Path) -> Path:
-    means = sorted(per_sequence(rows), key=_score)
-    dropped = len(means) - MAX_BARS
-    means = means[:MAX_BARS]
-    figure, axes = _figure(height=0.2 * len(means) + 1.0)
-    bars = axes.barh([row.sequence for row in means], [_score(row) for row in means])
+def worst_pictures(scores: Scores, rows: Sequence[Row]) -> list[tuple[Row, Picture]]:
+    """The worst rows that have one; what several sentences refer to is shown once."""
+    shown: dict[Hashable, tuple[Row, Picture]] = {}
+    for row in sorted(rows, key=_score):
+        if len(shown) == NUM_WORST:
+            break
+        if row.picture is None:
+            continue
+        picture = row.picture()
+        target: Hashable = (row.sequence, row.item)
+        if scores.sample == "expression" and picture.truth.any():
+            target = (picture.truth.shape, picture.truth.tobytes())
+        shown.setdefault(target, (row, picture))
+    return list(shown.values())
+
+
+def _finite(rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if math.isfinite(_score(row))]
+
+
+def _bars(report: Report, groups: Sequence[Row], path: Path) -> Path:
+    shown = sorted(groups, key=_score)[:MAX_BARS]
+    dropped = len(groups) - len(shown)
+    figure, axes = _figure(height=0.2 * len(shown) + 1.0)
+    bars = axes.barh([row.sequence for row in shown], [_score(row) for row in shown])
     axes.bar_label(bars, fmt="%.1f", padding=2, fontsize=7)
     axes.margins(y=0.01)
     axes.invert_yaxis()
     axes.set_xlim(0, 106)  # room for the numbers
     axes.set_xticks(range(0, 101, 20))
-    one_each = len(means) + max(dropped, 0) == len(rows)
-    kind = report.scores.row or (report.scores.sample if one_each else "sequence")
-    rest = f", {dropped} better ones not shown" if dropped > 0 else ""
-    axes.set_title(f"{_name(rows)} per {kind}, worst first{rest}", fontsize=9)
+    axes.set_title(bars_title(report.scores, dropped), fontsize=9)
     return _save(figure, report, path)
+
+
+def bars_title(scores: Scores, dropped: int) -> str:
+    """What is drawn per what, with the number of bars that are not shown."""
+    kind = scores.group or scores.row or scores.sample
+    rest = f", {dropped} better ones not shown" if dropped else ""
+    return f"{_name(scores.per_group())} per {kind}, worst first{rest}"
 
 
 def _histogram(report: Report, rows: Sequence[Row], path: Path) -> Path:
@@ -93,31 +117,39 @@ def _empty_figure(width: float, height: float) -> Any:
 
 
 def _save(figure: Any, report: Report, path: Path) -> Path:
-    figure.supxlabel(f"{report.card.protocol}, {report.card.benchmark}, {report.card.date}", size=7)
+    figure.supxlabel(footer(report.card), size=7)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=120)
     return path
+
+
+def footer(card: Card) -> str:
+    """What was scored, in lines that fit under a figure."""
+    parts = (card.protocol, card.benchmark, f"split {card.split}", card.date)
+    return textwrap.fill(", ".join(parts), LINE)
 
 
 def _name(rows: Sequence[Row]) -> str:
     return next(iter(rows[0].values))
 
 
-def _sheet(report: Report, rows: Sequence[Row], path: Path, images: Path | None) -> Path:
+def _sheet(
+    report: Report, worst: Sequence[tuple[Row, Picture]], path: Path, images: Path | None
+) -> Path:
     """One panel per row: what both masks have, what was missed and what is false, on the frame."""
-    pictures = [row.picture() for row in rows if row.picture is not None]
-    columns = min(SHEET_COLUMNS, len(pictures))
-    num_rows = math.ceil(len(pictures) / columns)
+    columns = min(SHEET_COLUMNS, len(worst))
+    num_rows = math.ceil(len(worst) / columns)
     panel_width = 2 * WIDTH / SHEET_COLUMNS
-    tallest = max(p.truth.shape[0] / p.truth.shape[1] for p in pictures)
-    size = panel_width * columns, (panel_width * min(tallest, 1.5) + 0.5) * num_rows + 0.6
+    tallest = max(p.truth.shape[0] / p.truth.shape[1] for _, p in worst)
+    text = 0.8 if any(row.sentence for row, _ in worst) else 0.5
+    size = panel_width * columns, (panel_width * min(tallest, 1.5) + text) * num_rows + 0.6
     figure = _empty_figure(max(size[0], WIDTH), size[1])
     grid = figure.subplots(num_rows, columns, squeeze=False).flat
     for axes in grid:
         axes.set_axis_off()
-    for axes, row, picture in zip(figure.axes, rows, pictures, strict=False):
+    for axes, (row, picture) in zip(figure.axes, worst, strict=False):
         axes.imshow(_panel(picture, images))
-        axes.set_title(_caption(report, row, picture), fontsize=8)
+        axes.set_title(caption(report, row, picture), fontsize=8)
     labels = zip(COLOURS, ("hit", "missed", "false"), strict=True)
     for (red, green, blue), label in labels:
         figure.axes[0].plot([], [], "s", color=(red / 255, green / 255, blue / 255), label=label)
@@ -136,8 +168,8 @@ def _panel(picture: Picture, images: Path | None) -> NDArray[np.uint8]:
     return panel.astype(np.uint8)
 
 
-def _caption(report: Report, row: Row, picture: Picture) -> str:
-    """Which frame and object, its score, and J of the frame where the score is of a clip."""
+def caption(report: Report, row: Row, picture: Picture) -> str:
+    """Sentence, frame and object, its score, and J of the frame where the score is of a clip."""
     named = not row.item or picture.name.endswith(f"/{row.item}")
     item = "" if named else f", {report.scores.sample} {row.item}"
     key = next(iter(row.values))
@@ -145,7 +177,9 @@ def _caption(report: Report, row: Row, picture: Picture) -> str:
     if key == "J&F":
         here = region_similarity(picture.truth > 0, picture.prediction > 0)
         score += f", in this frame J {100 * here:.1f}"
-    return f"{_shorten(picture.name)}{item}\n{score}"
+    sentence = textwrap.shorten(row.sentence, 2 * MAX_NAME, placeholder=" ...")
+    lines = [*textwrap.wrap(sentence, MAX_NAME), f"{_shorten(picture.name)}{item}", score]
+    return "\n".join(lines)
 
 
 def _shorten(name: str) -> str:

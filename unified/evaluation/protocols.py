@@ -195,7 +195,7 @@ PROTOCOLS: dict[str, Protocol] = {
         "fss",
         "FSS-1000",
         "UniRef: mean IoU over images, not classes",
-        partial(images.score_referring, rule=iou.UNIREF),
+        partial(images.score_referring, rule=iou.UNIREF, sample="image"),
     ),
     "youtube-vis": Protocol(
         "detection", "YouTube-VIS, OVIS", "AP of mask tubes", results.score_youtube_vis

@@ -118,12 +118,14 @@ class Row:
         item: object or expression inside it; "" if there is only one.
         values: column -> number, the most telling first.
         picture: makes the frame that shows best what went wrong, where there are masks.
+        sentence: that was asked for, where it is known.
     """
 
     sequence: str
     item: str
     values: Mapping[str, float]
     picture: Callable[[], Picture] | None = None
+    sentence: str = ""
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,12 @@ class Scores:
     notes: tuple[str, ...] = ()
     row: str = ""  # what a row is, if not a sample: "class", "category"
     num_samples: int | None = None  # if a row is not a sample
+    group: str = ""  # what several rows belong to: "sequence", "class"
+    groups: Sequence[Row] | None = None  # their scores, where these are no means over rows
+
+    def per_group(self) -> Sequence[Row]:
+        """One row per sequence or class, in order of first appearance."""
+        return per_sequence(self.rows) if self.groups is None else self.groups
 
 
 @dataclass(frozen=True)
@@ -158,14 +166,13 @@ class Card:
     def line(self) -> str:
         """The card on one line."""
         weights = f"sha256 {self.checkpoint_sha256[:12]}" if self.checkpoint_sha256 else "not given"
-        samples = self.sample if self.num_samples == 1 else plural(self.sample)
-        warnings = ", ".join(f"{number} {kind}" for kind, number in self.warnings.items())
+        warnings = ", ".join(counted(number, kind) for kind, number in self.warnings.items())
         parts = [
             self.benchmark,
             f"split {self.split}",
             f"{self.protocol} ({self.rule})",
             f"unified {self.evaluator_version}",
-            f"{self.num_samples} {samples}",
+            counted(self.num_samples, self.sample),
             f"weights {weights}",
             self.date,
             *self.notes,
@@ -203,8 +210,8 @@ class Report:
         }
         with atomic_path(folder / "summary.json") as path:
             path.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-        write_csv(folder / "per_item.csv", self.scores.rows)
-        write_csv(folder / "per_sequence.csv", per_sequence(self.scores.rows))
+        write_csv(folder / "per_item.csv", self.scores.rows, self.card.protocol)
+        write_csv(folder / "per_sequence.csv", self.scores.per_group(), self.card.protocol)
 
 
 def make_card(
@@ -247,14 +254,15 @@ def per_sequence(rows: Iterable[Row]) -> list[Row]:
     ]
 
 
-def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """One line per row; numbers with all their digits."""
+def write_csv(path: Path, rows: Sequence[Row], protocol: str) -> None:
+    """One line per row; numbers with all their digits, and the protocol that they follow."""
     names = list(rows[0].values) if rows else []
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["sequence", "item", *names])
+        writer.writerow(["sequence", "item", *names, "protocol"])
         for row in rows:
-            writer.writerow([row.sequence, row.item, *(repr(row.values[n]) for n in names)])
+            numbers = (repr(row.values[name]) for name in names)
+            writer.writerow([row.sequence, row.item, *numbers, protocol])
 
 
 def run_parallel(
@@ -278,6 +286,11 @@ def plural(word: str) -> str:
     if word.endswith("y"):
         return f"{word[:-1]}ies"
     return f"{word}es" if word.endswith("s") else f"{word}s"
+
+
+def counted(number: int, word: str) -> str:
+    """The number and the word in its form: 1 object, 2 objects."""
+    return f"{number} {word if number == 1 else plural(word)}"
 
 
 def percent(numbers: Mapping[str, Any]) -> dict[str, float]:

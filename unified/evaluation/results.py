@@ -70,6 +70,20 @@ def score_youtube_vis(request: Request) -> Scores:
     return detection_scores(truth, entries, detection.YOUTUBE_VIS_AREAS)
 
 
+def read_youtube_vis(path: Path) -> Mapping[str, list[dict[str, Any]]]:
+    """YouTube-VIS instances; without annotations, as in the public validation sets, none.
+
+    Raises:
+        InputError: the file is missing, or an entry lacks something.
+    """
+    annotated = dict(YOUTUBE_VIS_KEYS)
+    keys = annotated.pop("annotations")
+    truth = read_truth(path, "YouTube-VIS instances", annotated)
+    annotations = truth.get("annotations") or []
+    check_entries(f"{path}, annotations", annotations, keys)
+    return {**truth, "annotations": annotations}
+
+
 @contextmanager
 def _naming(request: Request) -> Iterator[None]:
     """Says which files an error in a mask or an id is about."""

@@ -34,10 +34,12 @@ class Server:
         content: "label_maps" are ``<video>/<frame>.png``, "expressions" and "objects" hold binary
             masks in ``<video>/<item>/<frame>.png``, "results" is one ``results.json``.
         top: folder around everything, or "".
+        split: list of the videos inside the data set, where its folder holds others too.
     """
 
     content: Literal["label_maps", "expressions", "objects", "results"]
     top: str = ""
+    split: str = ""
 
     @property
     def depth(self) -> int:
@@ -48,7 +50,7 @@ class Server:
 SERVERS: dict[str, Server] = {
     "youtube-vos": Server("label_maps", top="Annotations"),
     "lvos": Server("label_maps", top="Annotations"),
-    "davis17-testdev": Server("label_maps"),
+    "davis17-testdev": Server("label_maps", split="ImageSets/2017/test-dev.txt"),
     "mose": Server("label_maps"),
     "ref-youtube-vos": Server("expressions", top="Annotations"),
     "mevis": Server("expressions"),

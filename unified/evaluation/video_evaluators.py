@@ -5,17 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from unified.data.formats.files import encode_mask, read_json, write_json
+from unified.data.formats.files import encode_mask, write_json
 from unified.data.formats.records import Record
 from unified.errors import ConfigError
 from unified.evaluation import clips, results
 from unified.evaluation.clips import Clip
-from unified.evaluation.detections import read_truth, youtube_vis_entries
+from unified.evaluation.detections import youtube_vis_entries
 from unified.evaluation.protocol_evaluator import PREDICTIONS, ProtocolEvaluator, Sample
 from unified.evaluation.protocols import find_protocol
 from unified.evaluation.records import RecordTruth, annotated_frames
@@ -78,7 +79,7 @@ class VideoEvaluator(ProtocolEvaluator):
             prediction=self.folder / PREDICTIONS / self._place(record),
             binary=sentence,
             check_ids="expression_id" not in record,
-            unseen_ids=frozenset(record.get("unseen_ids", ())),
+            unseen_ids=frozenset(record["unseen_ids"]) if "unseen_ids" in record else None,
         )
         if "frame_ranges" in record:
             return clips.with_spans(clip, record["frame_ranges"], protocol == "lvos")
@@ -122,17 +123,13 @@ class VideoInstanceEvaluator(ProtocolEvaluator):
 
     def can_score(self) -> bool:
         """Whether the annotation file has objects."""
-        return bool(self._truth().get("annotations"))
+        return bool(self._truth["annotations"])
 
     def score(self, protocol: str) -> Scores:
         """The 12 numbers of YouTube-VIS."""
-        truth = read_truth(
-            Path(self.metadata.json_file), "YouTube-VIS instances", results.YOUTUBE_VIS_KEYS
-        )
-        entries = youtube_vis_entries(truth, self._with_released_classes())
-        return results.detection_scores(truth, entries, detection.YOUTUBE_VIS_AREAS)
+        entries = youtube_vis_entries(self._truth, self._with_released_classes())
+        return results.detection_scores(self._truth, entries, detection.YOUTUBE_VIS_AREAS)
 
-    def _truth(self) -> dict[str, Any]:
-        path = Path(self.metadata.json_file)
-        truth: dict[str, Any] = read_json(path, "YouTube-VIS instances", ("videos", "categories"))
-        return truth
+    @cached_property
+    def _truth(self) -> Mapping[str, Any]:
+        return results.read_youtube_vis(Path(self.metadata.json_file))

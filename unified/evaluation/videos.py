@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import cv2
@@ -14,6 +14,7 @@ from unified.errors import InputError
 from unified.evaluation.clips import Clip, MakeClips
 from unified.evaluation.reading import check_size, read_binary, read_ids, some_of
 from unified.evaluation.report import (
+    EXTRA_MASK,
     MISSING_MASK,
     STRAY_ID,
     UNUSABLE_MASK,
@@ -53,7 +54,12 @@ class VideoScoring:
     def __call__(self, request: Request) -> Scores:
         """Scores folders."""
         problems = Problems(request.allow_missing)
-        return self.score(self.clips(request, problems), request, problems)
+        clips = self.clips(request, problems)
+        extra = sum(_extra_frames(clip, problems) for clip in clips)
+        scores = self.score(clips, request, problems)
+        if not extra:
+            return scores
+        return replace(scores, notes=(*scores.notes, f"predicted frames without truth: {extra}"))
 
     def score(self, clips: Sequence[Clip], request: Request, problems: Problems) -> Scores:
         """Scores clips, several at a time, each read frame by frame."""
@@ -69,8 +75,11 @@ class VideoScoring:
                 "hold only the masks that are given, their predictions go to a server (submit.py)"
             )
         empty = sum(not result.tracks for result in scored)
-        notes = (f"sequences without an object that counts: {empty}",) if empty else ()
-        return Scores(percent(self.numbers(scored)), rows, problems, self.sample, notes)
+        notes = _absent_half(scored)
+        if empty:
+            notes = (f"sequences without an object that counts: {empty}", *notes)
+        numbers = percent(self.numbers(scored))
+        return Scores(numbers, rows, problems, self.sample, notes, group="sequence")
 
     def _score_clip(self, item: tuple[Clip, Request]) -> tuple[ScoredClip, Problems]:
         clip, request = item
@@ -116,6 +125,27 @@ def read_pairs(clip: Clip, problems: Problems) -> Iterator[FramePair]:
         )
 
 
+def _extra_frames(clip: Clip, problems: Problems) -> int:
+    """How many predicted frames have no ground truth.
+
+    Raises:
+        InputError: there are some though the ground truth has all frames, and that is not allowed.
+    """
+    predicted = {path.stem for path in clip.prediction.glob("[!.]*.png")}
+    extra = sorted(predicted - set(clip.frames))
+    numbers = [int(frame) for frame in clip.frames if frame.isdigit()]
+    has_all = 1 < len(clip.frames) == len(numbers) == numbers[-1] - numbers[0] + 1
+    if not (extra and has_all):
+        return len(extra)
+    problems.found(
+        EXTRA_MASK,
+        f"{clip.prediction / extra[0]}.png is no frame of the ground truth, which has "
+        f"{clip.frames[0]} to {clip.frames[-1]} (such files: {len(extra)}): remove them",
+        len(extra),
+    )
+    return 0
+
+
 def _read_prediction(
     clip: Clip, frame: str, empty: NDArray[np.uint8], problems: Problems
 ) -> NDArray[np.uint8]:
@@ -139,9 +169,12 @@ def _rows(scored: ScoredClip) -> list[Row]:
     rows = []
     for i, track in scored.tracks.items():
         parts = [clip.item] if clip.binary else [clip.item, str(i)]
-        picture = partial(worst_frame, clip, i)
+        picture = partial(worst_frame, clip, track.matched or (i, i))
         item = "/".join(part for part in parts if part)
-        rows.append(Row(clip.sequence, item, percent(_columns(track)), picture))
+        columns = _columns(track)
+        if clip.spans is not None:  # LVOS
+            columns["V"] = video.variation(track)
+        rows.append(Row(clip.sequence, item, percent(columns), picture, clip.sentence))
     return rows
 
 
@@ -155,24 +188,27 @@ def _columns(track: Track) -> dict[str, float]:
         "J-Decay": region.decay,
         "F-Recall": boundary.recall,
         "F-Decay": boundary.decay,
-        "V": video.variation(track),
     }
 
 
-def worst_frame(clip: Clip, object_id: int) -> Picture:
-    """The scored frame with the lowest J of an object, for looking at it."""
+def worst_frame(clip: Clip, ids: tuple[int, int]) -> Picture:
+    """The scored frame with the lowest J of an object, for looking at it.
+
+    ``ids`` are those of the object and of its prediction, 0 for all foreground. Void pixels are
+    left out where the protocol ignores them, which is where proposals are assigned.
+    """
+    truth_id, predicted_id = ids
     worst, found = np.inf, None
     pairs = zip(clip.frames, read_pairs(clip, Problems(allowed=True)), strict=True)
     for frame, (truth, prediction) in pairs:
         if frame in clip.unscored:
             continue
-        if clip.binary or not clip.check_ids:  # one object, or ids that need not match
-            truth = ((truth > 0) & (truth != VOID)).astype(np.uint8)
-            prediction = (prediction > 0).astype(np.uint8)
-            object_id = 1
-        score = davis.region_similarity(truth == object_id, prediction == object_id)
+        mask = prediction == predicted_id if predicted_id else prediction > 0
+        if not clip.check_ids:
+            mask &= truth != VOID
+        score = davis.region_similarity(truth == truth_id, mask)
         if score < worst:
-            mine = (truth == object_id).astype(np.uint8), (prediction == object_id).astype(np.uint8)
+            mine = (truth == truth_id).astype(np.uint8), mask.astype(np.uint8)
             worst, found = score, Picture(f"{clip.sequence}/{frame}", *mine)
     assert found is not None, "a track has at least one frame"
     return found
@@ -241,12 +277,16 @@ def mean_numbers(scored: Sequence[ScoredClip]) -> Mapping[str, float]:
 
 
 def youtube_vos_numbers(scored: Sequence[ScoredClip]) -> Mapping[str, float]:
-    """G and its four parts: J and F over objects of seen and of unseen classes."""
+    """G and its four parts: J and F over objects of seen and of unseen classes.
+
+    G is not a number where a half has no object.
+    """
     means = _halves(scored)
     parts = {
         key.replace("-Mean", ""): value for key, value in means.items() if not key.startswith("V")
     }
-    return {"G": (parts.pop("J") + parts.pop("F")) / 2, **parts}
+    overall = (parts.pop("J") + parts.pop("F")) / 2
+    return {"G": float("nan") if _absent_half(scored) else overall, **parts}
 
 
 def lvos_numbers(scored: Sequence[ScoredClip]) -> Mapping[str, float]:
@@ -257,11 +297,24 @@ def lvos_numbers(scored: Sequence[ScoredClip]) -> Mapping[str, float]:
 
 def _halves(scored: Sequence[ScoredClip]) -> dict[str, float]:
     """Means of J, F and V over seen objects, over unseen objects, and of the two."""
-    tracks = [(one.clip, i, track) for one in scored for i, track in one.tracks.items()]
+    tracks = [track for one in scored for track in one.tracks.values()]
     values = {
-        "J": [float(track.region.mean()) for _, _, track in tracks],
-        "F": [float(track.boundary.mean()) for _, _, track in tracks],
-        "V": [video.variation(track) for _, _, track in tracks],
+        "J": [float(track.region.mean()) for track in tracks],
+        "F": [float(track.boundary.mean()) for track in tracks],
+        "V": [video.variation(track) for track in tracks],
     }
-    unseen = [i in (clip.unseen_ids or ()) for clip, i, _ in tracks]
-    return video.seen_unseen(values, unseen)
+    return video.seen_unseen(values, _are_unseen(scored))
+
+
+def _are_unseen(scored: Sequence[ScoredClip]) -> list[bool]:
+    """Whether each object counts as unseen."""
+    return [i in (one.clip.unseen_ids or ()) for one in scored for i in one.tracks]
+
+
+def _absent_half(scored: Sequence[ScoredClip]) -> tuple[str, ...]:
+    """A note that one of the two halves of a benchmark has no object, if it is so."""
+    flags = set(_are_unseen(scored))
+    if len(flags) > 1 or all(one.clip.unseen_ids is None for one in scored):
+        return ()
+    there, absent = ("unseen", "seen") if flags == {True} else ("seen", "unseen")
+    return (f"no {absent} object: numbers are those of the {there} half alone",)

@@ -27,10 +27,15 @@ Window = tuple[slice, slice]
 
 @dataclass(frozen=True)
 class Track:
-    """Scores of one object over time: ``region`` and ``boundary`` are (T,) in [0, 1]."""
+    """Scores of one object over time: ``region`` and ``boundary`` are (T,) in [0, 1].
+
+    ``matched`` are the ids of the ground truth and of the proposal that was assigned to it, 0 for
+    all foreground; None where the ids are the same.
+    """
 
     region: NDArray[np.float64]
     boundary: NDArray[np.float64]
+    matched: tuple[int, int] | None = None
 
     @property
     def mean(self) -> float:
@@ -39,7 +44,7 @@ class Track:
 
     def frames(self, keep: slice) -> Track:
         """The same track restricted to some frames."""
-        return Track(self.region[keep], self.boundary[keep])
+        return Track(self.region[keep], self.boundary[keep], self.matched)
 
 
 @dataclass(frozen=True)

@@ -32,17 +32,23 @@ class ClassAreas:
 
 
 def class_areas(
-    truth: NDArray, prediction: NDArray, num_classes: int, *, reduce_zero_label: bool = False
+    truth: NDArray,
+    prediction: NDArray,
+    num_classes: int,
+    *,
+    reduce_zero_label: bool = False,
+    ignore: int = IGNORE,
 ) -> ClassAreas:
-    """Counts pixels per class of (H, W) label maps; 255 in the ground truth is ignored.
+    """Counts pixels per class of (H, W) label maps without those that are ``ignore`` in the truth.
 
     ``reduce_zero_label`` turns label 0 of the ground truth into "ignore" and lowers the others by
     one (ADE20K). The prediction is taken as it is.
     """
     truth = np.asarray(truth).astype(np.int64)
+    keep = truth != ignore
     if reduce_zero_label:
-        truth = np.where((truth == 0) | (truth == IGNORE), IGNORE, truth - 1)
-    keep = truth != IGNORE
+        keep &= truth != 0
+        truth = truth - 1
     truth, prediction = truth[keep], np.asarray(prediction)[keep].astype(np.int64)
     for labels, side in ((truth, "ground truth"), (prediction, "prediction")):
         if labels.size and labels.max() >= num_classes:

@@ -77,7 +77,7 @@ def davis_unsupervised(frames: Iterable[FramePair]) -> dict[int, Track]:
         raise InputError("there is no frame to score: expected at least one")
     aligned = align_proposals(scores)
     pairs = match_proposals(aligned)
-    return {i: _track(aligned[:, p, o]) for i, (p, o) in enumerate(pairs, start=1)}
+    return {i: _track(aligned[:, p, o], (o + 1, p + 1)) for i, (p, o) in enumerate(pairs, start=1)}
 
 
 def visible_objects(
@@ -131,7 +131,15 @@ def lvos_objects(
         affinity = np.stack([scores.mean(axis=(0, 2)) for scores in spread], axis=-1)  # (P, O)
         pairs = match_proposals(affinity[None, ..., None])
     kept = slice(1, -1) if skip_first_last else slice(None)
-    tracks = {i: _track(spread[o][kept, p]) for i, (p, o) in zip(spans, pairs, strict=True)}
+    ids = list(spans)
+    matched: list[tuple[int, int] | None] = [None] * len(ids)
+    if task != "semi-supervised":
+        single = task == "unsupervised_single"
+        matched = [(ids[o], 0 if single else p + 1) for p, o in pairs]
+    tracks = {
+        i: _track(spread[o][kept, p], match)
+        for i, (p, o), match in zip(ids, pairs, matched, strict=True)
+    }
     return {i: track for i, track in tracks.items() if len(track.region)}
 
 
@@ -174,9 +182,12 @@ def seen_unseen(values: Mapping[str, Sequence[float]], unseen: Sequence[bool]) -
     return summary
 
 
-def _track(scores: Sequence[NDArray[np.float64]] | NDArray[np.float64]) -> Track:
+def _track(
+    scores: Sequence[NDArray[np.float64]] | NDArray[np.float64],
+    matched: tuple[int, int] | None = None,
+) -> Track:
     table = np.asarray(scores, dtype=np.float64).reshape(-1, 2)
-    return Track(table[:, 0], table[:, 1])
+    return Track(table[:, 0], table[:, 1], matched)
 
 
 def _without_ends(frames: Iterable[FramePair]) -> Iterator[FramePair]:

@@ -219,3 +219,9 @@ def test_systems() -> None:
         assert all(hasattr(module, verb) for verb in ("add_config", "build", "key_table"))
     with pytest.raises(ConfigError, match=r"META_ARCHITECTURE is 'MaskRCNN': choose one of"):
         system("MaskRCNN")
+
+
+@pytest.mark.parametrize("rest", [["--resume"], ["--num-gpus", "2"]])
+def test_a_flag_after_the_keys_is_named(rest: list[str]) -> None:
+    with pytest.raises(ConfigError, match=f"{rest[0]} follows the keys: flags go before KEY VALUE"):
+        load_config(None, ["SOLVER.MAX_ITER", "2", *rest])

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from detectron2.engine import HookBase
 from detectron2.utils.events import EventStorage
 from PIL import Image
 
 from unified.checkpoint import read_weights
 from unified.engine.config import load_config, system
+from unified.engine.hooks import default_hooks
 from unified.engine.run import run_folder, train
 from unified.engine.trainer import Trainer, TrainingError, split
 from unified.errors import ConfigError
+from unified.files import file_sha256
 from unified.modeling.fusion import FUSION_REGISTRY
 
 CONFIG = Path(__file__).parents[2] / "data/tiny_training.yaml"
@@ -119,6 +124,69 @@ def test_what_was_logged_after_the_last_checkpoint_is_replaced(options: list[str
     resumed = run(options, resume=True)
     assert [line["iteration"] for line in metrics(resumed)] == list(range(6))
     assert metrics(resumed) == before
+
+
+def test_a_run_that_is_killed_while_it_evaluates_evaluates_when_it_goes_on(
+    options: list[str],
+) -> None:
+    """Its weights are final only then, and are those that the evaluation was given."""
+    scored: list[str] = []
+
+    def evaluate(weights: Path | None) -> dict[str, float]:
+        assert weights is not None
+        scored.append(file_sha256(weights))
+        if len(scored) == 1:
+            raise KeyboardInterrupt
+        return {"set/protocol/J": 50.0}
+
+    def go_on() -> Trainer:
+        trainer = Trainer(*_parts([*options, "SOLVER.MAX_ITER", "1", "SOLVER.EMA_DECAY", "0.9"]))
+        trainer.resume()
+        assert not trainer.is_done
+        trainer.register_hooks(default_hooks(trainer.cfg, trainer.start_iter, evaluate))
+        trainer.train()
+        return trainer
+
+    with pytest.raises(KeyboardInterrupt):
+        go_on()
+    trainer = go_on()
+    assert trainer.start_iter == 1
+    assert trainer.is_done
+    assert file_sha256(trainer.folder / "model_final.pth") == scored[1]
+    (line,) = (trainer.folder / "evaluation.json").read_text().splitlines()
+    assert json.loads(line) == {"iteration": 0, "set/protocol/J": 50.0}
+
+
+class Terminate(HookBase):
+    """Ends its own process as a queueing system does."""
+
+    def after_step(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_run_that_is_ended_leaves_its_curves(options: list[str]) -> None:
+    trainer = Trainer(*_parts(options))
+    trainer.register_hooks([*default_hooks(trainer.cfg, 0, None), Terminate()])
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended:
+        trainer.train()
+    assert ended.value.code == 143
+    assert (trainer.folder / "curves.png").exists()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_longer_run_takes_the_final_weights_away_before_its_last_checkpoint(
+    options: list[str],
+) -> None:
+    """So that those of the shorter run are never taken for its own."""
+    trainer = run(options, "SOLVER.MAX_ITER", "1")
+    assert (trainer.folder / "model_final.pth").exists()
+    trainer.max_iter = 2
+    trainer.save()
+    assert (trainer.folder / "model_final.pth").exists()
+    trainer.iter = 1
+    trainer.save()
+    assert not (trainer.folder / "model_final.pth").exists()
 
 
 def metrics_of_file(trainer: Trainer) -> list[dict[str, Any]]:

@@ -37,6 +37,10 @@ def remove_frame(root: Path) -> None:
     (root / "alpha" / "00002.png").unlink()
 
 
+def add_frame(root: Path) -> None:
+    write_mask(root / "alpha" / "00099.png", np.zeros((60, 80)))
+
+
 def jpeg_beside(root: Path) -> None:
     path = root / "alpha" / "00002.png"
     Image.open(path).convert("L").save(path.with_suffix(".jpg"))
@@ -91,6 +95,7 @@ def missing(root: Path) -> None:
     ("spoil", "message", "warnings"),
     [
         (remove_frame, r"alpha/00002\.png is missing: write one PNG", {"missing mask": 1}),
+        (add_frame, r"alpha/00099\.png is no frame of the ground truth", {"extra mask": 1}),
         (jpeg_beside, r"alpha/00002\.png is missing, .* 00002\.jpg", {"missing mask": 1}),
         (shrink, r"bravo/00001\.png is 40x30 pixels, .* 80x60: resize", {"unusable mask": 1}),
         (colour, r"bravo/00003\.png has mode RGB, .* indexed", {"unusable mask": 1}),
@@ -123,6 +128,15 @@ def test_a_missing_frame_counts_as_an_empty_mask(tmp_path: Path) -> None:
     empty = run(tmp_path).scores.numbers
     remove_frame(tmp_path / "pred_semi")
     assert run(tmp_path, allow=True).scores.numbers == empty
+
+
+def test_frames_between_those_with_ground_truth_are_on_the_card(tmp_path: Path) -> None:
+    """As in sets where every fifth frame has masks, for predictions of all."""
+    for frame in range(0, 15, 5):
+        write_mask(tmp_path / "gt" / "a" / f"{frame:05d}.png", np.ones((8, 8)))
+    write_clip(tmp_path / "pred" / "a", np.ones((11, 8, 8)))
+    report = evaluate("vos-all-frames", Request(tmp_path / "gt", tmp_path / "pred"))
+    assert "predicted frames without truth: 8" in report.card.line()
 
 
 def test_folders_that_hold_nothing_to_score(tmp_path: Path) -> None:
@@ -295,7 +309,7 @@ def test_meta_whose_objects_lack_something(
     with pytest.raises(InputError, match=lvos):
         evaluate("lvos", request)
     if youtube is None:
-        assert evaluate("youtube-vos", request).scores.numbers["G"] == 100
+        assert evaluate("youtube-vos", request).scores.numbers["J-seen"] == 100
     else:
         with pytest.raises(InputError, match=youtube):
             evaluate("youtube-vos", request)
@@ -359,6 +373,10 @@ def test_report_files_and_checkpoint(tmp_path: Path) -> None:
     assert summary["numbers"]["J&F-Mean"] == pytest.approx(100 * expected, abs=1e-9)
     lines = (tmp_path / "out" / "per_sequence.csv").read_text().splitlines()
     assert [line.split(",")[0] for line in lines[1:]] == sorted(masks_of_davis())
+    for name in ("per_sequence", "per_item"):
+        head, *lines = (tmp_path / "out" / f"{name}.csv").read_text().splitlines()
+        assert head == "sequence,item,J&F,J,F,J-Recall,J-Decay,F-Recall,F-Decay,protocol"
+        assert {line.split(",")[-1] for line in lines} == {"davis17-semi"}
     with pytest.raises(InputError, match=r"none\.pth do not exist"):
         evaluate(
             "davis17-semi",

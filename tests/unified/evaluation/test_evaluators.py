@@ -103,6 +103,15 @@ def test_images_agree_with_the_written_folders(
     assert any(0 < value < 100 for value in values)
 
 
+def test_sentences_are_written_for_looking_at_the_worst_cases(tmp_path: Path) -> None:
+    name = "refcoco-unc-val"
+    predict_images(name, tmp_path, TestMapper(short_side=64, max_size=96))
+    folder = tmp_path / name
+    rows = evaluate("uniref", Request(folder / "ground_truth", folder / "predictions")).scores.rows
+    said = {r["expressions"][0] for r in load_records(name)}
+    assert {row.sentence for row in rows} == said
+
+
 def test_boxes_are_those_of_the_annotations(tmp_path: Path) -> None:
     numbers = predict_images("refcoco-unc-val", tmp_path, TestMapper(short_side=64, max_size=96))
     assert 0 < numbers["uniref-box"]["mIoU"] < 100

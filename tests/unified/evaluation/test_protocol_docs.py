@@ -84,6 +84,21 @@ def test_every_evaluator_is_listed_with_its_protocols() -> None:
             assert set(row.protocols) <= (listed[row.evaluator] or videos)
 
 
+def test_what_the_sets_of_the_catalog_are_scored_by_comes_first() -> None:
+    """Before the semicolon are the protocols that nobody has to ask for."""
+    section = "\n".join(LINES).split("## From a model")[1].split("\n## ")[0]
+    for line in section.splitlines():
+        (kind, cell) = line.split("|")[1:3] if line.startswith("| `") else ("", "")
+        wanted = {
+            protocol
+            for row in CATALOG.values()
+            if row.split == "test" and f"`{row.evaluator}`" in kind
+            for protocol in row.protocols
+        }
+        if wanted and "those of videos" not in cell:
+            assert set(re.findall(r"`([a-z0-9-]+)`", cell.split(";")[0])) == wanted
+
+
 def test_files_and_servers_are_listed_for_all() -> None:
     assert first_column("## Files") == set(PROTOCOLS)
     assert first_column("## Submissions") == set(SERVERS)

@@ -166,6 +166,34 @@ def test_youtube_vos(score: Score, tmp_path: Path, listed: str) -> None:
         score("youtube-vos")
 
 
+def write_youtube_vos(root: Path, frames: list[str]) -> dict[str, Path]:
+    """A video of 3 frames with one cat, which should have masks in ``frames``."""
+    for side in ("gt", "pred"):
+        write_clip(root / side / "a", squares([[1], [1], [1]]))
+    objects = {"1": {"category": "cat", "frames": frames}}
+    (root / "unseen.txt").write_text("newt\n")
+    meta = write_json(root / "meta.json", {"videos": {"a": {"objects": objects}}})
+    return {"meta": meta, "unseen": root / "unseen.txt"}
+
+
+def test_youtube_vos_needs_every_mask_that_the_meta_file_lists(
+    score: Score, tmp_path: Path
+) -> None:
+    files = write_youtube_vos(tmp_path, ["00000", "00001", "00002"])
+    assert same(score("youtube-vos", **files), {"J-seen": 100})
+    for frame in ("00001", "00002"):  # as in the public valid annotations
+        (tmp_path / "gt" / "a" / f"{frame}.png").unlink()
+    with pytest.raises(InputError, match=r"frame 00001 of video a.*2 of 3.*tools/submit\.py"):
+        score("youtube-vos", **files)
+
+
+def test_there_is_no_g_of_one_half(score: Score, tmp_path: Path) -> None:
+    report = score("youtube-vos", **write_youtube_vos(tmp_path, []))
+    assert np.isnan(report.scores.numbers["G"])
+    assert "J-unseen" not in report.scores.numbers
+    assert "no unseen object: numbers are those of the seen half alone" in report.card.line()
+
+
 @pytest.mark.parametrize(
     ("protocol", "kind", "task"),
     [
@@ -414,6 +442,9 @@ def test_hsnet(score: Score, tmp_path: Path, data: str) -> None:
     names = tuple(str(i) for i in block["class_ids_of_interest"])
     report = score("hsnet", split=Split(names, "test"))
     assert same(report, {key: block[key] for key in ("mIoU", "FB-IoU")}, tolerance=1e-4)
+    per_class = [row.values["IoU"] for row in report.scores.per_group()]
+    assert np.mean(per_class) == pytest.approx(report.scores.numbers["mIoU"])
+    assert len(per_class) == len(names)
     sampled = score("hsnet").scores.numbers["mIoU"]
     share = len(set(block["class_id"])) / len(names)
     assert report.scores.numbers["mIoU"] == pytest.approx(sampled * share)

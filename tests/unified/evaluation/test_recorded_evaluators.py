@@ -5,6 +5,7 @@ The datasets are registered as other projects of this ecosystem register theirs.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,6 +70,7 @@ def test_semantic_segmentation(tmp_path: Path, metadata: Any, protocol: str) -> 
         samples.append({"sem_seg_file_name": str(path)})
         scores = np.eye(len(classes))[labels].transpose(2, 0, 1)  # (C, H, W)
         answers[str(path)] = {"sem_seg": torch.from_numpy(scores)}
+    DatasetCatalog.register(NAME, lambda: samples)
     numbers = run(tmp_path, samples, answers, "sem_seg_file_name")[protocol]
     expected = recorded("semseg")["plain" if protocol == "mmseg" else "reduce_zero_label"]
     assert numbers["mIoU"] == pytest.approx(100 * expected["mIoU_nanmean"], abs=1e-9)
@@ -79,6 +81,30 @@ def test_semantic_segmentation(tmp_path: Path, metadata: Any, protocol: str) -> 
     assert (report.card.num_samples, report.card.sample) == (len(samples), "image")
     answers[samples[0]["sem_seg_file_name"]] = {"sem_seg": torch.zeros(6, 30, 40)}
     with pytest.raises(InputError, match=r"0\.png is 40x30 pixels, its ground truth is 80x60"):
+        run(tmp_path, samples, answers, "sem_seg_file_name")
+
+
+def test_label_maps_of_one_name_in_two_folders(tmp_path: Path, metadata: Any) -> None:
+    """And a label of the metadata that is ignored."""
+    metadata.set(evaluator_type="sem_seg", stuff_classes=("a", "b"), ignore_label=7)
+    truth = np.zeros((4, 6), np.uint8)
+    truth[:, 3:], truth[0] = 1, 7
+    samples, answers = [], {}
+    for city, labels in (("bonn", truth), ("ulm", 1 - truth)):
+        path = tmp_path / "gt" / city / "0.png"
+        write_mask(path, truth)
+        samples.append({"sem_seg_file_name": str(path)})
+        answers[str(path)] = {"sem_seg": torch.from_numpy(np.eye(2)[labels % 2]).permute(2, 0, 1)}
+    DatasetCatalog.register(NAME, lambda: samples)
+    numbers = run(tmp_path, samples, answers, "sem_seg_file_name")["mmseg"]
+    assert numbers["aAcc"] == pytest.approx(50)
+    written = sorted((tmp_path / NAME / "predictions").rglob("*.png"))
+    assert [path.parent.name for path in written] == ["bonn", "ulm"]
+    card = json.loads((tmp_path / NAME / "mmseg" / "summary.json").read_text())["card"]
+    assert card["notes"] == ["label 7 ignored, not 255"]
+    MetadataCatalog.remove(NAME)
+    MetadataCatalog.get(NAME).set(evaluator_type="sem_seg", stuff_classes=["x"] * 300)
+    with pytest.raises(ConfigError, match="has 300 classes: label maps of 8 bits hold 256"):
         run(tmp_path, samples, answers, "sem_seg_file_name")
 
 
@@ -192,6 +218,9 @@ def test_an_annotation_file_that_lacks_something_is_named(
     metadata.set(evaluator_type=kind, json_file=str(path))
     with pytest.raises(InputError, match=r"gt\.json, (images|videos), entry 0 has no 'height'"):
         build_evaluator(NAME, tmp_path).score(protocol)
+    if kind == "ytvis":
+        with pytest.raises(InputError, match=r"gt\.json, videos, entry 0 has no 'height'"):
+            build_evaluator(NAME, tmp_path).can_score()
 
 
 def test_few_shot_without_episodes_is_one_error(tmp_path: Path, metadata: Any) -> None:

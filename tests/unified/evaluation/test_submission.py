@@ -100,6 +100,38 @@ def test_clean_submissions_have_no_fault_before_and_after_zipping(
     assert case.faults(source=path) == []
 
 
+def test_test_dev_is_looked_up_in_the_folder_of_all_davis(tmp_path: Path) -> None:
+    """Its videos lie beside those to train on, and a list names them."""
+    case = make("davis17-testdev", tmp_path)
+    remove_folder("dog")(case.pred)
+    assert any(fault.path == "dog" for fault in case.faults())
+    path = tmp_path / "data" / "ImageSets" / "2017" / "test-dev.txt"
+    path.parent.mkdir(parents=True)
+    path.write_text("bear\ncat\n")
+    assert case.faults() == []
+    with pytest.raises(InputError, match="has no video kilo"):
+        read_videos(SERVERS["davis17-testdev"], tmp_path / "data", names=["kilo"])
+
+
+@pytest.mark.parametrize("given", ["", "valid"])
+def test_the_released_tree_of_ref_youtube_vos(tmp_path: Path, given: str) -> None:
+    """Expressions lie beside the splits; those of the test file are hidden."""
+    case = make("ref-youtube-vos", tmp_path)
+    root = tmp_path / "ref-youtube-vos"
+    (root / "meta_expressions" / "valid").mkdir(parents=True)
+    (tmp_path / "data").rename(root / "valid")
+    name = "meta_expressions.json"
+    (root / "valid" / name).rename(root / "meta_expressions" / "valid" / name)
+    server = SERVERS[case.server]
+    assert set(read_videos(server, root / given)) == {"bear", "cat", "dog"}
+    write_json(root / "meta_expressions" / "test" / name, {"videos": {"dog": {}}})
+    videos = read_videos(server, root / given)
+    assert {name: video.items for name, video in videos.items()} == {
+        "bear": ("0", "1"),
+        "cat": ("0", "1"),
+    }
+
+
 def test_a_folder_that_has_the_top_folder_already(tmp_path: Path) -> None:
     case = make("youtube-vos", tmp_path)
     (tmp_path / "whole").mkdir()
