@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from unified.errors import ConfigError
 from unified.modeling.attention import Backend, attend
-from unified.modeling.layers import xavier_init, zero_init
+from unified.modeling.layers import masked_mean, xavier_init, zero_init
 from unified.structures import Reference
 
 FUSION_REGISTRY: dict[str, Callable[..., FusionLayer]] = {}
@@ -115,6 +115,27 @@ class UniFusion(FusionLayer):
             reference.padding_mask,
         )
         return gate * (attended * (1 + scale) + shift)
+
+
+@register_fusion
+class FilmUniFusion(UniFusion):
+    """UniFusion that also scales the channels of each token, as the reference as a whole says.
+
+    UniFusion adds what a token attends to; whether the token matches it is for later layers to
+    find out. A product says so at once, which pays where training sets are small. What scales is
+    the mean of the values: of the words of a sentence, or of a mask's code on its frame.
+
+    Source of the product: FiLM (arXiv:1709.07871), equation 2. Not part of UniRef++.
+    """
+
+    def __init__(self, *, dim: int, **options: Any) -> None:
+        super().__init__(dim=dim, **options)
+        self.film = nn.Sequential(nn.SiLU(), nn.Linear(dim, dim))
+        zero_init(self.film)
+
+    def fuse(self, tokens: Tensor, reference: Reference) -> Tensor:
+        scale = self.film(masked_mean(reference.values, reference.padding_mask))[:, None]
+        return super().fuse(tokens, reference) + self.norm_query(tokens) * scale
 
 
 @register_fusion

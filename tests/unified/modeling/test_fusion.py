@@ -198,6 +198,22 @@ def test_unifusion_is_its_formula() -> None:
     torch.testing.assert_close(layer(image, [words]), expected, atol=1e-5, rtol=0)
 
 
+def test_film_adds_the_tokens_scaled_by_the_mean_of_the_values() -> None:
+    layer = open_layer("FilmUniFusion")
+    plain = build_fusion("UniFusion", dim=DIM, num_heads=4, head_dim=16).eval()
+    state = layer.state_dict()
+    plain.load_state_dict({k: v for k, v in state.items() if not k.startswith("film.")})
+    words = text()
+    means = torch.stack([words.values[i, :n].mean(dim=0) for i, n in enumerate((7, 3, 5))])
+    scale = torch.nn.functional.silu(means) @ state["film.1.weight"].T + state["film.1.bias"]
+    normal = torch.nn.functional.layer_norm(
+        tokens(), (DIM,), state["norm_query.weight"], state["norm_query.bias"]
+    )
+    torch.testing.assert_close(
+        layer(tokens(), [words]), plain(tokens(), [words]) + normal * scale[:, None]
+    )
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_attention_alone_in_half_precision(dtype: torch.dtype) -> None:
     """As the reference runs: everything in float32 but queries, keys and values."""
@@ -216,6 +232,6 @@ def test_attention_dropout_only_in_training() -> None:
 
 
 def test_unknown_name() -> None:
-    known = r"'Concat' is unknown: registered are \['NoFusion', 'PooledFusion', 'UniFusion'"
+    known = r"'Concat' is unknown: registered are \['FilmUniFusion', 'NoFusion', 'PooledFusion', 'UniFusion'"
     with pytest.raises(ConfigError, match=known):
         build_fusion("Concat")
