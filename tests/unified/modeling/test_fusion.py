@@ -232,6 +232,6 @@ def test_attention_dropout_only_in_training() -> None:
 
 
 def test_unknown_name() -> None:
-    known = r"'Concat' is unknown: registered are \['FilmUniFusion', 'NoFusion', 'PooledFusion', 'UniFusion'"
+    known = r"'Concat' is unknown: registered are \['FilmUniFusion', 'NoFusion', 'PooledFusion'"
     with pytest.raises(ConfigError, match=known):
         build_fusion("Concat")
