@@ -6,6 +6,7 @@ python tools/infer_image.py --input photos/ --support a.jpg:a.png b.jpg:b.png --
 Objects: every --text is one object; every --support is one object, shown in one or more examples,
 each image.jpg:mask.png. They get the ids 1, 2, ... in the order given. OUTPUT receives
 masks/<stem>.png (indexed, pixel = id, the highest score wins), overlay/<stem>.jpg and results.json.
+An object whose score is below INFERENCE.IMAGE_SCORE_THRESHOLD is absent: its mask is empty.
 Files of an earlier run in OUTPUT are replaced.
 """
 
@@ -81,7 +82,7 @@ def run(options: argparse.Namespace) -> None:
         "input": options.input,
         "objects": objects,
         "merge_rule": "separate" if options.separate else "score",
-        "thresholds": {"mask": MASK_THRESHOLD},
+        "thresholds": {"mask": MASK_THRESHOLD, "score": settings["image_score_threshold"]},
         "model_input": size,
         **cli.describe_model(model),
     }
@@ -92,6 +93,10 @@ def run(options: argparse.Namespace) -> None:
             image = read_image(path)
             predictor.set_image(image)
             masks, scores = zip(*(predictor.predict(prompt) for prompt in prompts), strict=True)
+            masks = tuple(
+                mask & (score >= settings["image_score_threshold"])
+                for mask, score in zip(masks, scores, strict=True)
+            )
             if results is None:
                 # Only now, so that a prompt which the model cannot follow leaves no file.
                 prepare_folder(options.output, options.input)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from unified.inference.image_io import read_image, write_image
 from unified.inference.video_io import FrameReader, VideoWriter
-from unified.label_maps import write_label_map
+from unified.label_maps import read_label_map, write_label_map
 
 ROOT = Path(__file__).parents[2]
 SIZE = (48, 64)
@@ -23,7 +23,8 @@ TINY = [
     "--device", "cpu", "--max-size", "64", "--opts",
     "MODEL.UNIREF.BACKBONE_WEIGHTS", "", "MODEL.UNIREF.TEXT_ENCODER.WEIGHTS", "",
     "MODEL.UNIREF.HIDDEN_DIM", "64", "MODEL.UNIREF.ENCODER_LAYERS", "1",
-    "MODEL.UNIREF.DECODER_LAYERS", "1", "INFERENCE.SCORE_THRESHOLD", "0.0",
+    "MODEL.UNIREF.DECODER_LAYERS", "1", "MODEL.WEIGHTS", "",
+    "INFERENCE.SCORE_THRESHOLD", "0.0", "INFERENCE.IMAGE_SCORE_THRESHOLD", "0.0",
 ]
 # fmt: on
 Tool = Callable[[list[str]], int]
@@ -103,6 +104,18 @@ def test_a_clip_with_a_sentence_a_mask_and_a_correction(clip: Path, tmp_path: Pa
         assert areas == {i: int((label_map == i).sum()) for i in areas}
     with FrameReader(out / "overlay.mp4") as reader:
         assert len(list(reader)) == 3 and reader.fps == 2.5
+
+
+def test_an_object_of_low_score_is_absent_in_an_image(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = ["--input", str(photos / "a.png"), "--output", str(out), "--text", "the noise"]
+    assert infer_image([*arguments, *TINY]) == 0
+    (found,) = results(out)["images"][0]["objects"]
+    assert infer_image([*arguments, *TINY, "INFERENCE.IMAGE_SCORE_THRESHOLD", "1.0"]) == 0
+    (absent,) = results(out)["images"][0]["objects"]
+    assert absent == {**found, "area": 0, "box": None}
+    assert results(out)["thresholds"]["score"] == 1.0
+    assert not read_label_map(out / "masks/a.png").any()
 
 
 def test_a_clip_with_separate_objects_and_probabilities(clip: Path, tmp_path: Path) -> None:

@@ -31,9 +31,9 @@ def default_config() -> CfgNode:
     cfg = get_cfg()
     cfg.MODEL.META_ARCHITECTURE = "UniRef"
     cfg.MODEL.DEVICE = "auto"
-    # Score below which a video object is absent, longest side and precision at inference.
     cfg.INFERENCE = CfgNode()
-    cfg.INFERENCE.SCORE_THRESHOLD = 0.3
+    cfg.INFERENCE.SCORE_THRESHOLD = 0.3  # of clips: an object with a lower score is absent
+    cfg.INFERENCE.IMAGE_SCORE_THRESHOLD = 0.0  # the same in tools/infer_image.py
     cfg.INFERENCE.OBJECTS_PER_PASS = 8
     cfg.INFERENCE.PRECISION = "float32"
     cfg.INFERENCE.IMAGE_SHORT_SIDE = 800
