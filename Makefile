@@ -1,4 +1,4 @@
-# make demo   segments a real clip and a real photo into output/demo
+# make demo   segments a real clip and real photos into output/demo
 # make test   lint, format, types and all tests
 # Both first make .venv, which can be interrupted at any point and goes on where it stopped.
 
@@ -46,8 +46,4 @@ test: $(READY)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
 
 demo: $(READY)
-	@clip="$$($(PY) -c 'from unified.samples import sample_path; print(sample_path("bikes"))')" && \
-	$(PY) tools/infer_video.py --input "$$clip" --text "a person on a bike" --end 60 --output $(DEMO)/video
-	@photo="$$($(PY) -c 'from unified.samples import sample_path; print(sample_path("cat"))')" && \
-	$(PY) tools/infer_image.py --input "$$photo" --text "the cat" --output $(DEMO)/image
-	@echo "Look at $(DEMO)/video/overlay.mp4 and $(DEMO)/image/overlay"
+	$(PY) tools/demo.py $(DEMO)
