@@ -3,11 +3,13 @@
     python tools/demo.py output/demo
 
 Clips and photos come with packages of the index. Besides the results of the inference tools the
-folder receives picture.png: frames of all overlays on one sheet.
+folder receives clips.png, frames of the overlays of the clip, and photos.png, those of the photos.
 """
 
 from __future__ import annotations
 
+import shlex
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,55 +18,60 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from tools import infer_image, infer_video
 from unified.errors import UnifiedError
 from unified.inference.image_io import read_image, write_image
 from unified.inference.predictor import resize_image
 from unified.inference.video_io import FrameReader
 from unified.samples import sample_path
 
+TOOLS = Path(__file__).resolve().parent
 CLIP, PERSON = "carphone", "the man"
-PHOTOS = {"cat": ("the cat", "a sheep"), "astronaut": ("the woman", "a pizza")}
+PHOTOS = {"cat": ("the cat",), "astronaut": ("the woman", "the black helmet")}
 LAST_FRAME = 60
-HEIGHT = 160  # of a tile, pixels
+HEIGHT = 240  # of a tile, pixels
 
 
 def segment_clip(folder: Path, *prompts: str) -> Path:
     """Runs tools/infer_video.py; returns its overlay."""
     clip = ["--input", str(sample_path(CLIP)), "--end", str(LAST_FRAME)]
-    _check(infer_video.main([*clip, *prompts, "--output", str(folder)]))
+    run("infer_video.py", *clip, *prompts, "--output", str(folder))
     return folder / "overlay.mp4"
 
 
 def segment_photo(folder: Path, name: str, sentences: Sequence[str]) -> Path:
     """Runs tools/infer_image.py; returns its overlay."""
     texts = [word for sentence in sentences for word in ("--text", sentence)]
-    _check(infer_image.main(["--input", str(sample_path(name)), *texts, "--output", str(folder)]))
+    run("infer_image.py", "--input", str(sample_path(name)), *texts, "--output", str(folder))
     (overlay,) = (folder / "overlay").iterdir()
     return overlay
 
 
-def _check(code: int) -> None:
-    if code:
-        sys.exit(code)  # the tool has said why
+def run(tool: str, *arguments: str) -> None:
+    """Shows and runs what a user would type; a tool that fails has said why."""
+    command = [sys.executable, str(TOOLS / tool), *arguments]
+    print("$", shlex.join(["python", f"tools/{tool}", *arguments]), flush=True)
+    if code := subprocess.run(command, check=False).returncode:
+        sys.exit(code)
 
 
-def sheet(clips: Sequence[Path], photos: Sequence[Path]) -> np.ndarray:
-    """One row per clip with its first, middle and last frame, then a row of photos."""
+def clip_rows(overlays: Sequence[Path]) -> list[list[np.ndarray]]:
+    """First, middle and last frame of each."""
     rows = []
-    for path in clips:
+    for path in overlays:
         with FrameReader(path) as reader:
-            frames = list(reader)
+            frames = [frame.image for frame in reader]
         rows.append([frames[0], frames[len(frames) // 2], frames[-1]])
-    rows.append([read_image(path) for path in photos])
+    return rows
+
+
+def sheet(rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
+    """Images (H, W, 3) scaled to one height, side by side in rows."""
     tiles = [
         np.concatenate([resize_image(x, (HEIGHT, x.shape[1] * HEIGHT // len(x))) for x in row], 1)
         for row in rows
     ]
     width = max(row.shape[1] for row in tiles)
-    return np.concatenate(
-        [np.pad(row, ((0, 8), (0, width - row.shape[1]), (0, 0))) for row in tiles]
-    )
+    return np.concatenate([np.pad(x, ((0, 0), (0, width - x.shape[1]), (0, 0))) for x in tiles])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -80,11 +87,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         shown = segment_clip(folder / "mask", "--mask", str(mask))
         both = segment_clip(folder / "both", "--mask", str(mask), "--text", f"1={PERSON}")
         photos = [segment_photo(folder / name, name, texts) for name, texts in PHOTOS.items()]
-        write_image(folder / "picture.png", sheet([told, shown, both], photos))
+        write_image(folder / "clips.png", sheet(clip_rows([told, shown, both])))
+        write_image(folder / "photos.png", sheet([[read_image(path) for path in photos]]))
     except UnifiedError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"look at {folder}/picture.png, and at the overlays beside it")
+    print(f"look at {folder}/clips.png and photos.png, and at the overlays beside them")
     return 0
 
 
