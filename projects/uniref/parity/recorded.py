@@ -47,7 +47,9 @@ def official_weights(model: UniRef, manifest: Mapping[str, list] | None = None) 
     Args:
         manifest: {official key: [shape, dtype]}; entries that are not floating point stay as built.
     """
-    built = uniref_keys(model.backbone.name).to_foreign(model.state_dict())
+    table = uniref_keys(model.backbone.name)
+    own = model.state_dict().items()
+    built = table.to_foreign({key: value for key, value in own if table.knows_native(key)})
     if manifest is None:
         manifest = {
             key: [list(tensor.shape), str(tensor.dtype).removeprefix("torch.")]
@@ -65,11 +67,16 @@ def official_weights(model: UniRef, manifest: Mapping[str, list] | None = None) 
 def load_recorded_weights(
     model: UniRef, arrays: Arrays, manifest: Mapping[str, list] | None = None
 ) -> None:
-    """Loads the weights that a recorded file was made with, through the official layout."""
+    """Loads the weights that a recorded file was made with, through the official layout.
+
+    What the reference does not have keeps its initial values.
+    """
     weights = official_weights(model, manifest)
     if "in/controller_last_bias" in arrays:
         weights["detr.controller.layers.2.bias"][-1] = float(arrays["in/controller_last_bias"])
-    load_weights(model, weights, table=uniref_keys(model.backbone.name))
+    table = uniref_keys(model.backbone.name)
+    ours_alone = [key for key in model.state_dict() if not table.knows_native(key)]
+    load_weights(model, weights, table=table, optional=ours_alone)
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:

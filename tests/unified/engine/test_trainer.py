@@ -86,7 +86,8 @@ def test_ablations_train_and_see_what_they_should(options: list[str], name: str)
     other = [{**s, "reference_masks": [~m for m in s["reference_masks"]]} for s in trainer.batch]
     first, second = (trainer.model(batch) for batch in (trainer.batch, other))
     differ = any(not torch.equal(first[key], second[key]) for key in first)
-    assert differ == (name == "UniFusion")  # a summary of features says nothing about the mask
+    # A summary of features says nothing about the mask.
+    assert differ == (name in ("UniFusion", "FilmUniFusion"))
     encoder_has_learnt = bool(trainer.optimizer.state[trainer.segmenter.mask_encoder.conv1.weight])
     assert encoder_has_learnt == differ
 
