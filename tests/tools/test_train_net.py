@@ -104,14 +104,7 @@ def test_two_processes_are_one_with_the_doubled_batch(
 def test_a_dead_process_ends_the_job_with_a_message(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
-    options = ("SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "100000")
-    process = subprocess.Popen(
-        command(tmp_path, *options, flags=("--num-gpus", "2")),
-        env=environment,
-        start_new_session=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
+    process = start_two(tmp_path, environment)
     try:
         wait_for(lambda: (tmp_path / "metrics.json").exists() and losses(tmp_path), process)
         os.kill(second_process(process.pid), signal.SIGKILL)
@@ -128,19 +121,12 @@ def test_a_dead_process_ends_the_job_with_a_message(
 def test_processes_end_with_the_one_that_started_them(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
-    options = ("SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "100000")
-    process = subprocess.Popen(
-        command(tmp_path, *options, flags=("--num-gpus", "2")),
-        env=environment,
-        start_new_session=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    process = start_two(tmp_path, environment)
     try:
         wait_for(lambda: (tmp_path / "metrics.json").exists() and losses(tmp_path), process)
         second = second_process(process.pid)
         process.terminate()
-        process.wait(timeout=60)
+        process.communicate(timeout=60)
         deadline = time.monotonic() + 60
         while alive(second):
             assert time.monotonic() < deadline, "it trains on unseen"
@@ -148,6 +134,18 @@ def test_processes_end_with_the_one_that_started_them(
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
+
+
+def start_two(folder: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    """Two processes that train for long."""
+    options = ("SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "100000")
+    return subprocess.Popen(
+        command(folder, *options, flags=("--num-gpus", "2")),
+        env=environment,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
 
 
 def alive(number: int) -> bool:
