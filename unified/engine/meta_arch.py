@@ -121,7 +121,7 @@ class SegmenterShell(nn.Module):
         keep = boxes.nonempty()
         instances = Instances(size)
         instances.pred_boxes = boxes[keep]
-        instances.scores = found.scores[index][keep]
+        instances.scores = found.scores[index][keep].float()  # numpy knows no bfloat16
         instances.pred_classes = found.classes[index][keep]
         instances.pred_masks = binary_masks(
             found.mask_logits[index][keep].float(),

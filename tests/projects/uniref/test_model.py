@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from projects.uniref.model import UniRef
+from unified.engine.meta_arch import SegmenterShell
 from unified.errors import ConfigError
 from unified.segmenter import Segmenter
 from unified.structures import FeaturePyramid, ImageBatch, References, Segmentation, Target
@@ -335,6 +336,16 @@ def test_masks_of_one_query_agree_after_autocast(uniref: UniRef, dtype: torch.dt
     assert same_query.any()
     agreement = ((found.mask_logits > 0) == (exact.mask_logits > 0)).float().mean(dim=(1, 2, 3))
     assert agreement[same_query].min() > 0.98
+
+
+def test_what_evaluators_take_is_float32_after_autocast(uniref: UniRef) -> None:
+    """They hand scores and boxes to numpy, which knows no bfloat16."""
+    shell = SegmenterShell(uniref, class_agnostic=True).eval()
+    image, (height, width) = images()[0], SIZES[0]
+    sample = {"task": "ris", "image": image, "height": height, "width": width}
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        found = shell([{**sample, "expression": SENTENCES[0]}])[0]["instances"]
+    assert found.scores.dtype == found.pred_boxes.tensor.dtype == torch.float32
 
 
 # ---------------------------------------------------------------- parts left out
