@@ -22,6 +22,7 @@ from unified.modeling.neck import Neck
 from unified.modeling.pixel_head import PixelHead
 from unified.modeling.selection import select_queries
 from unified.modeling.text_encoder import TextEncoder, TextFeatures
+from unified.modeling.word_head import WordHead
 from unified.structures import (
     FeaturePyramid,
     ImageBatch,
@@ -54,6 +55,7 @@ class UniRef(nn.Module):
         nms_threshold: float = 0.7,
         criterion: Criterion | None = None,
         pixel_head: PixelHead | None = None,
+        word_head: WordHead | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -64,6 +66,7 @@ class UniRef(nn.Module):
         self.text_encoder = text_encoder
         self.mask_encoder = mask_encoder
         self.pixel_head = pixel_head
+        self.word_head = word_head
         self.size_divisor, self.nms_threshold = size_divisor, nms_threshold
         self.criterion = Criterion() if criterion is None else criterion
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean), persistent=False)
@@ -229,7 +232,19 @@ class UniRef(nn.Module):
         )
         if self.pixel_head is not None and references:
             losses |= self.pixel_head.losses(fused, queries.memory, targets)
+        if self.word_head is not None and targets[0].names is not None:
+            losses |= self._word_losses(self.word_head, features.levels, targets)
         return losses
+
+    def _word_losses(
+        self, head: WordHead, levels: Sequence[Tensor], targets: Sequence[Target]
+    ) -> dict[str, Tensor]:
+        """The loss of ``head``; nothing for a batch without any object."""
+        names = sorted({name for target in targets for name in target.names or ()})
+        if not names:
+            return {}
+        assert self.text_encoder is not None
+        return head.losses(levels, targets, names, self.text_encoder(names).sentence)
 
     def decode_masks(
         self,

@@ -110,6 +110,7 @@ class SegmenterShell(nn.Module):
             boxes=xyxy_to_cxcywh(corners / scale),
             masks=masks,
             color_similarity=similarity,
+            names=sample.get("class_names"),
         )
 
     def _instances(self, index: int, sample: Sample, found: Any, images: ImageBatch) -> Instances:
