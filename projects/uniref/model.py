@@ -30,6 +30,7 @@ from unified.structures import (
     References,
     Segmentation,
     Target,
+    upload,
 )
 
 
@@ -211,14 +212,17 @@ class UniRef(nn.Module):
         queries = self.head(fused, features.padding_masks)
         shared = self.mask_head.features(queries.memory, features.high_res)
 
-        def decode(layer: int, image: int, index: Tensor) -> Tensor:
-            height, width = features.image_sizes[image]
-            start = queries.references[layer][image, index, :2]
-            points = start * start.new_tensor([width, height])
-            hidden = queries.hidden[layer][image, index]
+        sizes = _widths_and_heights(features.image_sizes, queries.references[0])
+
+        def decode(layer: int, images: Tensor, index: Tensor) -> Tensor:
+            places = images * queries.references[layer].shape[1] + index
+            centres = queries.references[layer].flatten(0, 1).index_select(0, places)[:, :2]
             return self.mask_head(
-                shared[image : image + 1], hidden[None], points[None], mask_stride=mask_stride
-            )[0]
+                shared.index_select(0, images),
+                queries.hidden[layer].flatten(0, 1).index_select(0, places)[:, None],
+                (centres * sizes[images])[:, None],
+                mask_stride=mask_stride,
+            )[:, 0]
 
         losses = self.criterion(
             [
@@ -271,8 +275,14 @@ class UniRef(nn.Module):
             return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
 
         centres = take(queries.references[layer])[..., :2]
-        # In the dtype of boxes: half precision cannot hold the width of every image.
-        size = centres.new_tensor([(w, h) for h, w in image_sizes])[:, None]  # (B, 1, 2)
-        points = centres * size
+        points = centres * _widths_and_heights(image_sizes, centres)[:, None]
         hidden = take(queries.hidden[layer])
         return self.mask_head(shared, hidden, points, mask_stride=mask_stride)
+
+
+def _widths_and_heights(sizes: Sequence[tuple[int, int]], boxes: Tensor) -> Tensor:
+    """B x (h, w) as (B, 2), (w, h): what makes pixels of relative coordinates.
+
+    In the dtype of boxes: half precision cannot hold the width of every image.
+    """
+    return upload(torch.tensor([(w, h) for h, w in sizes], dtype=boxes.dtype), boxes.device)

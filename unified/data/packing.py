@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+Place = tuple[int, torch.dtype, tuple[int, ...]]  # start, and what is there
 ALIGNMENT = 16  # bytes; views of other dtypes must start at multiples of their size
 
 
@@ -32,8 +33,8 @@ def pack(content: Any) -> Packed:
     pickler = _Pickler(stream)
     pickler.dump(content)
     storage = torch.empty(pickler.size, dtype=torch.uint8)
-    for start, part in pickler.parts:
-        storage[start : start + len(part)] = part
+    for place, part in pickler.parts:
+        _view(storage, *place).copy_(part)
     return Packed(stream.getvalue(), storage)
 
 
@@ -45,17 +46,16 @@ def unpack(packed: Packed) -> Any:
 class _Pickler(pickle.Pickler):
     def __init__(self, stream: io.BytesIO) -> None:
         super().__init__(stream, protocol=pickle.HIGHEST_PROTOCOL)
-        self.parts: list[tuple[int, Tensor]] = []
+        self.parts: list[tuple[Place, Tensor]] = []
         self.size = 0
 
-    def persistent_id(self, content: Any) -> tuple[Any, ...] | None:
+    def persistent_id(self, content: Any) -> Place | None:
         if type(content) is not Tensor:
             return None
-        start, dtype, shape = self.size, content.dtype, tuple(content.shape)
-        part = content.detach().contiguous().flatten().view(torch.uint8)
-        self.parts.append((start, part))
-        self.size += math.ceil(len(part) / ALIGNMENT) * ALIGNMENT
-        return start, len(part), dtype, shape
+        place = self.size, content.dtype, tuple(content.shape)
+        self.parts.append((place, content.detach()))
+        self.size += math.ceil(content.nbytes / ALIGNMENT) * ALIGNMENT
+        return place
 
 
 class _Unpickler(pickle.Unpickler):
@@ -63,6 +63,10 @@ class _Unpickler(pickle.Unpickler):
         super().__init__(io.BytesIO(packed.skeleton))
         self.storage = packed.storage
 
-    def persistent_load(self, place: tuple[Any, ...]) -> Tensor:
-        start, length, dtype, shape = place
-        return self.storage[start : start + length].view(dtype).view(shape)
+    def persistent_load(self, place: Place) -> Tensor:
+        return _view(self.storage, *place)
+
+
+def _view(storage: Tensor, start: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    length = math.prod(shape) * dtype.itemsize
+    return storage[start : start + length].view(dtype).view(shape)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unified.structures import Target
+from unified.structures import Target, upload
 
 LEVELS = 3  # strides 8, 16 and 32
 WEIGHT = 4.0
@@ -73,4 +73,4 @@ def _placed(targets: Sequence[Target], names: Sequence[str]) -> tuple[Tensor, Te
         rows += [image * len(names) + places[name] for name in target.names]
         masks.append(target.masks)
     joined = torch.cat(masks).float()
-    return torch.tensor(rows, device=joined.device), joined
+    return upload(torch.tensor(rows, dtype=torch.int64), joined.device), joined

@@ -16,6 +16,7 @@ def test_what_was_packed_comes_back() -> None:
         {"image": torch.randint(0, 255, (3, 3, 5), dtype=torch.uint8), "name": "a"},
         {"instances": instances, "empty": torch.zeros(0, 4), "half": torch.rand(3).half()},
         {"turned": torch.arange(6).view(2, 3).t(), "scalar": torch.tensor(2.5)},
+        {"spread": torch.tensor([7]).expand(1), "wide": torch.tensor([[3.0]]).expand(2, 2)},
     ]
     packed = pack(content)
     back = unpack(pickle.loads(pickle.dumps(packed)))
@@ -29,6 +30,8 @@ def test_what_was_packed_comes_back() -> None:
         assert back[1][key].dtype == content[1][key].dtype
     assert torch.equal(back[2]["turned"], content[2]["turned"])
     assert back[2]["scalar"].item() == 2.5
+    assert back[3]["spread"].tolist() == [7]
+    assert back[3]["wide"].tolist() == [[3.0, 3.0], [3.0, 3.0]]
 
 
 def test_a_pack_is_sent_as_one_tensor() -> None:
