@@ -43,22 +43,26 @@ class ImageBatch:
     def from_images(
         cls, images: Sequence[Tensor], *, mean: Tensor, std: Tensor, divisor: int
     ) -> ImageBatch:
-        """Normalises each image, then pads all to the largest size rounded up to ``divisor``.
+        """Normalises each image and pads all to the largest size rounded up to ``divisor``.
 
         Args:
-            images: B x (3, h, w) RGB in 0..255, any numeric dtype.
+            images: B x (3, h, w) RGB in 0..255, one numeric dtype and device.
             mean, std: (3,) on the 0..255 scale; their device is the batch's.
             divisor: padded height and width are multiples of this.
         """
         sizes = tuple((int(image.shape[-2]), int(image.shape[-1])) for image in images)
         height, width = padded_size(sizes, divisor)
-        tensor = mean.new_zeros(len(images), 3, height, width)
-        padding_mask = torch.ones(len(images), height, width, dtype=torch.bool, device=mean.device)
-        for index, (image, (h, w)) in enumerate(zip(images, sizes, strict=True)):
-            pixels = image.to(device=mean.device, dtype=mean.dtype)
-            tensor[index, :, :h, :w] = (pixels - mean[:, None, None]) / std[:, None, None]
-            padding_mask[index, :h, :w] = False
-        return cls(tensor=tensor, image_sizes=sizes, padding_mask=padding_mask)
+        pixels = upload(stack_padded(images, (height, width)), mean.device).to(mean.dtype)
+        ends = upload(torch.tensor(sizes), mean.device)[:, :, None]  # (B, 2, 1)
+        below = torch.arange(height, device=mean.device) >= ends[:, 0]  # (B, H)
+        right = torch.arange(width, device=mean.device) >= ends[:, 1]  # (B, W)
+        padding_mask = below[:, :, None] | right[:, None]
+        tensor = (pixels - mean[:, None, None]) / std[:, None, None]
+        return cls(
+            tensor=tensor.masked_fill(padding_mask[:, None], 0.0),
+            image_sizes=sizes,
+            padding_mask=padding_mask,
+        )
 
 
 @dataclass(frozen=True)
@@ -204,12 +208,14 @@ class Target:
             only boxes are known.
         color_similarity: (8, H/4, W/4) of each pixel to its neighbours; present where masks are
             only filled boxes, which makes the losses those of box supervision.
+        names: M, what the instances are called; None where that is not known.
     """
 
     labels: Tensor
     boxes: Tensor
     masks: Tensor | None = None
     color_similarity: Tensor | None = None
+    names: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -255,6 +261,24 @@ class FrameResult:
     def absent(self) -> tuple[int, ...]:
         """Ids of the known objects that have no pixel in this frame."""
         return tuple(object_id for object_id, area in self.areas.items() if area == 0)
+
+
+def upload(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on ``device``, without waiting for the work queued there.
+
+    A plain copy to a GPU waits for all of it, so a step full of small copies leaves the GPU idle.
+    """
+    if device.type == "cpu" or not (tensor.is_cpu and torch.cuda.is_available()):
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def stack_padded(maps: Sequence[Tensor], size: Size) -> Tensor:
+    """B x (..., h, w) of one dtype as (B, ..., H, W), zero at the right and bottom."""
+    stacked = maps[0].new_zeros(len(maps), *maps[0].shape[:-2], *size)
+    for target, source in zip(stacked, maps, strict=True):
+        target[..., : source.shape[-2], : source.shape[-1]] = source
+    return stacked
 
 
 def padded_size(sizes: Sequence[Size], divisor: int) -> Size:

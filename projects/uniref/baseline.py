@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from projects.uniref.model import UniRef
-from unified.modeling.deform_attn import MultiScaleDeformableAttention, Shapes
+from unified.modeling.deform_attn import MultiScaleDeformableAttention, sum_of_grids
 from unified.modeling.detr_head import Queries
 from unified.modeling.fusion import CrossAttention
 from unified.modeling.layers import aligned_bilinear
@@ -61,7 +61,7 @@ class ReferenceAlgorithm(UniRef):
         )
         for module in self.modules():
             if isinstance(module, MultiScaleDeformableAttention):
-                module.sample = sample_each_level
+                module.sample = sum_of_grids
             elif isinstance(module, CrossAttention):
                 module.dtype, module.backend, module.fold_on_cpu = None, "sdpa", False
             elif isinstance(module, EncoderLayer):
@@ -137,22 +137,6 @@ def masks_by_grouped_convolution(
         kernel = weight.reshape(num * MASK_CHANNELS, -1, 1, 1)
         x = F.relu(F.conv2d(x, kernel, bias.reshape(-1), groups=num))
     return F.conv2d(x, third.reshape(num, -1, 1, 1), biases[2].reshape(-1), groups=num)
-
-
-def sample_each_level(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
-    """As ``sample_and_sum``, by one ``grid_sample`` per level."""
-    batch, _, num_heads, dim = value.shape
-    num_queries = locations.shape[1]
-    samples = []
-    for level, (height, width) in enumerate(shapes):
-        start = sum(h * w for h, w in shapes[:level])
-        tokens = value[:, start : start + height * width]
-        grid = tokens.permute(0, 2, 3, 1).reshape(batch * num_heads, dim, height, width)
-        places = 2 * locations[..., level, :, :].transpose(1, 2).flatten(0, 1) - 1
-        samples.append(F.grid_sample(grid, places, align_corners=False))  # (B * heads, D, Q, P)
-    factors = weights.transpose(1, 2).reshape(batch * num_heads, 1, num_queries, -1)
-    summed = (torch.stack(samples, dim=-2).flatten(-2) * factors).sum(dim=-1)  # (B * heads, D, Q)
-    return summed.view(batch, num_heads * dim, num_queries).transpose(1, 2)
 
 
 def _share(module: nn.Module | None) -> nn.Module | None:

@@ -22,10 +22,11 @@ from unified.modeling.fusion import FusionLayer, build_fusion
 from unified.modeling.layers import recompute
 from unified.modeling.mask_encoder import MaskEncoder
 from unified.modeling.mask_head import MaskHead
-from unified.modeling.neck import Neck
+from unified.modeling.neck import NECKS
 from unified.modeling.pixel_head import PixelHead
 from unified.modeling.text_encoder import TextEncoder, build_text_encoder
 from unified.modeling.transformer import DeformableTransformer
+from unified.modeling.word_head import WordHead
 from unified.weights import WEIGHTS, resolve
 
 # Part of what ``unified.engine`` expects of a system: the key table of a weights file, and which of
@@ -46,6 +47,7 @@ def add_config(cfg: CfgNode) -> None:
     # RGB on the 0..255 scale, as the backbone was trained.
     node.PIXEL_MEAN = [123.675, 116.28, 103.53]
     node.PIXEL_STD = [58.395, 57.12, 57.375]
+    node.NECK = "plain"  # or "top_down"
     node.HIDDEN_DIM = 256
     node.NUM_CLASSES = 1
     node.NUM_QUERIES = 300
@@ -76,7 +78,9 @@ def add_config(cfg: CfgNode) -> None:
     node.MASK_ENCODER.ENABLED = True
     node.MASK_ENCODER.WIDTH = 64
     node.MASK_AUX_LOSS = False
-    node.PIXEL_LOSS = False  # a head for training only, on features instead of queries
+    # Heads for training only, on features instead of queries.
+    node.PIXEL_LOSS = False  # which pixels are referred to
+    node.WORD_LOSS = False  # in detection: what is where, told by the text encoder
     node.BOX_SUPERVISED = False  # learn masks from boxes
     node.GRADIENT_CHECKPOINTING = False  # recompute activations in the backward pass
     cfg.MODEL.UNIREF = node
@@ -94,6 +98,10 @@ def build(cfg: CfgNode) -> UniRef:
             f"MODEL.UNIREF.HIDDEN_DIM is {node.HIDDEN_DIM}: expected a multiple of 32 and of "
             f"NUM_HEADS, which is {node.NUM_HEADS}"
         )
+    if node.NECK not in NECKS:
+        raise ConfigError(f"MODEL.UNIREF.NECK is {node.NECK!r}: choose one of {sorted(NECKS)}")
+    if node.WORD_LOSS and not node.TEXT_ENCODER.NAME:
+        raise ConfigError("MODEL.UNIREF.WORD_LOSS needs a TEXT_ENCODER.NAME")
     backbone = _build_backbone(cfg)
     transformer = DeformableTransformer(
         dim=node.HIDDEN_DIM,
@@ -108,7 +116,7 @@ def build(cfg: CfgNode) -> UniRef:
         recompute(*transformer.encoder.layers, *transformer.decoder.layers)
     return UniRef(
         backbone=backbone,
-        neck=Neck(in_dims=backbone.channels, dim=node.HIDDEN_DIM),
+        neck=NECKS[node.NECK](in_dims=backbone.channels, dim=node.HIDDEN_DIM),
         head=DetrHead(transformer, num_queries=node.NUM_QUERIES, num_classes=node.NUM_CLASSES),
         mask_head=MaskHead(dim=node.HIDDEN_DIM, high_res_dim=backbone.channels["res2"]),
         fusion=_build_fusion(node),
@@ -123,6 +131,7 @@ def build(cfg: CfgNode) -> UniRef:
         nms_threshold=node.NMS_THRESHOLD,
         criterion=Criterion(mask_aux=node.MASK_AUX_LOSS),
         pixel_head=PixelHead(node.HIDDEN_DIM) if node.PIXEL_LOSS else None,
+        word_head=WordHead(node.HIDDEN_DIM) if node.WORD_LOSS else None,
     )
 
 

@@ -22,6 +22,7 @@ from unified.modeling.neck import Neck
 from unified.modeling.pixel_head import PixelHead
 from unified.modeling.selection import select_queries
 from unified.modeling.text_encoder import TextEncoder, TextFeatures
+from unified.modeling.word_head import WordHead
 from unified.structures import (
     FeaturePyramid,
     ImageBatch,
@@ -29,6 +30,7 @@ from unified.structures import (
     References,
     Segmentation,
     Target,
+    upload,
 )
 
 
@@ -54,6 +56,7 @@ class UniRef(nn.Module):
         nms_threshold: float = 0.7,
         criterion: Criterion | None = None,
         pixel_head: PixelHead | None = None,
+        word_head: WordHead | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -64,6 +67,7 @@ class UniRef(nn.Module):
         self.text_encoder = text_encoder
         self.mask_encoder = mask_encoder
         self.pixel_head = pixel_head
+        self.word_head = word_head
         self.size_divisor, self.nms_threshold = size_divisor, nms_threshold
         self.criterion = Criterion() if criterion is None else criterion
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean), persistent=False)
@@ -208,14 +212,17 @@ class UniRef(nn.Module):
         queries = self.head(fused, features.padding_masks)
         shared = self.mask_head.features(queries.memory, features.high_res)
 
-        def decode(layer: int, image: int, index: Tensor) -> Tensor:
-            height, width = features.image_sizes[image]
-            start = queries.references[layer][image, index, :2]
-            points = start * start.new_tensor([width, height])
-            hidden = queries.hidden[layer][image, index]
+        sizes = _widths_and_heights(features.image_sizes, queries.references[0])
+
+        def decode(layer: int, images: Tensor, index: Tensor) -> Tensor:
+            places = images * queries.references[layer].shape[1] + index
+            centres = queries.references[layer].flatten(0, 1).index_select(0, places)[:, :2]
             return self.mask_head(
-                shared[image : image + 1], hidden[None], points[None], mask_stride=mask_stride
-            )[0]
+                shared.index_select(0, images),
+                queries.hidden[layer].flatten(0, 1).index_select(0, places)[:, None],
+                (centres * sizes[images])[:, None],
+                mask_stride=mask_stride,
+            )[:, 0]
 
         losses = self.criterion(
             [
@@ -229,7 +236,19 @@ class UniRef(nn.Module):
         )
         if self.pixel_head is not None and references:
             losses |= self.pixel_head.losses(fused, queries.memory, targets)
+        if self.word_head is not None and targets[0].names is not None:
+            losses |= self._word_losses(self.word_head, features.levels, targets)
         return losses
+
+    def _word_losses(
+        self, head: WordHead, levels: Sequence[Tensor], targets: Sequence[Target]
+    ) -> dict[str, Tensor]:
+        """The loss of ``head``; nothing for a batch without any object."""
+        names = sorted({name for target in targets for name in target.names or ()})
+        if not names:
+            return {}
+        assert self.text_encoder is not None
+        return head.losses(levels, targets, names, self.text_encoder(names).sentence)
 
     def decode_masks(
         self,
@@ -256,8 +275,14 @@ class UniRef(nn.Module):
             return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
 
         centres = take(queries.references[layer])[..., :2]
-        # In the dtype of boxes: half precision cannot hold the width of every image.
-        size = centres.new_tensor([(w, h) for h, w in image_sizes])[:, None]  # (B, 1, 2)
-        points = centres * size
+        points = centres * _widths_and_heights(image_sizes, centres)[:, None]
         hidden = take(queries.hidden[layer])
         return self.mask_head(shared, hidden, points, mask_stride=mask_stride)
+
+
+def _widths_and_heights(sizes: Sequence[tuple[int, int]], boxes: Tensor) -> Tensor:
+    """B x (h, w) as (B, 2), (w, h): what makes pixels of relative coordinates.
+
+    In the dtype of boxes: half precision cannot hold the width of every image.
+    """
+    return upload(torch.tensor([(w, h) for h, w in sizes], dtype=boxes.dtype), boxes.device)

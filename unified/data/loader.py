@@ -22,6 +22,7 @@ from torch.utils.data import Dataset as TorchDataset
 from unified.data.catalog import load_records
 from unified.data.formats.records import Record
 from unified.data.mappers import Sample, TestMapper, TrainMapper, sample_name
+from unified.data.packing import pack, unpack
 from unified.errors import ConfigError, InputError
 from unified.tasks import Task
 
@@ -178,15 +179,16 @@ class TrainLoader:
     def __iter__(self) -> Iterator[list[Sample]]:
         self.plan.state = copy.deepcopy(self._state)
         states: deque[dict[str, Any]] = deque()
-        loader: DataLoader[Made] = DataLoader(
+        loader: DataLoader[Any] = DataLoader(
             _Samples(self.sources, self.plan.groups),
             batch_sampler=_Batches(self, states),
             num_workers=self.num_workers,
-            collate_fn=list,
+            collate_fn=pack if self.num_workers else list,
             worker_init_fn=_one_thread,
             generator=torch.Generator(),  # so that the global random state stays as it is
         )
-        for batch in loader:
+        for content in loader:
+            batch: list[Made] = unpack(content) if self.num_workers else content
             for made in batch:
                 self._report(made)
             self._state = states.popleft()

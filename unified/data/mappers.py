@@ -2,6 +2,7 @@
 
 Sample dictionary: ``image`` (3, h, w) uint8 RGB; ``instances`` with ``gt_boxes`` (xyxy pixels),
 ``gt_classes`` and ``gt_masks`` (M, h, w), which are filled boxes where only boxes are known;
+``class_names`` of the instances in detection, where they are known;
 ``height`` and ``width`` of the file; ``task``; ``dataset``; ``name`` for messages; and one key per
 reference that is present: ``expression``, or ``reference_images`` K x (3, h', w') uint8 with
 ``reference_masks`` K x (h', w') bool. Supports of few-shot samples and the first frame of clips are
@@ -50,12 +51,12 @@ class TrainMapper:
         self,
         *,
         augmentation: Augmentation,
-        num_supports: int = 1,
+        num_supports: Sequence[int] = (1,),
         frame_range: int = 10,
     ) -> None:
         """
         Args:
-            num_supports: support images of a few-shot sample.
+            num_supports: of a few-shot sample; one is drawn for every batch.
             frame_range: largest distance between the two frames of a clip, counted in frames that
                 have masks.
         """
@@ -79,7 +80,7 @@ class TrainMapper:
         drop_mask = batch_rng.random() < TASKS[Task(record["task"])].mask_dropout
         task = Task(record["task"])
         if task is Task.FSS:
-            sample = self._few_shot(record, rng)
+            sample = self._few_shot(record, rng, batch_rng)
         elif "file_names" in record:
             sample = self._clip(record, task, rng, drop_mask=drop_mask)
         elif task is Task.VOS:
@@ -97,19 +98,19 @@ class TrainMapper:
             pick = int(rng.integers(len(view.masks))) if len(view.masks) else None
             keep = None if pick is None else view.masks[pick][None]
             view = self.augmentation.apply(view, self.augmentation.draw(rng), rng, keep=keep)
-            return make_sample(view, classes)
+            return add_class_names(make_sample(view, classes), record)
         expression = str(rng.choice(record["expressions"]))
         draw = self.augmentation.draw(rng)
         sample = self._target(view, draw, rng, may_crop=not has_ordinal(expression))
         sample["expression"] = swap_left_right(expression) if draw.flip else expression
         return sample
 
-    def _few_shot(self, record: Record, rng: np.random.Generator) -> Sample:
+    def _few_shot(
+        self, record: Record, rng: np.random.Generator, batch_rng: np.random.Generator
+    ) -> Sample:
         sample = self._target(read_view(record)[0], self.augmentation.draw(rng), rng)
-        pool = record["supports"]
-        chosen = rng.choice(
-            len(pool), size=self.num_supports, replace=len(pool) < self.num_supports
-        )
+        pool, num = record["supports"], int(batch_rng.choice(self.num_supports))
+        chosen = rng.choice(len(pool), size=num, replace=len(pool) < num)
         supports = [
             self._reference(read_view(pool[index])[0], self.augmentation.draw(rng), rng)
             for index in chosen
@@ -317,6 +318,14 @@ def make_sample(view: View, classes: np.ndarray) -> Sample:
     instances.gt_classes = torch.from_numpy(classes[visible])
     instances.gt_masks = masks
     return {"image": to_tensor(view.image), "instances": instances}
+
+
+def add_class_names(sample: Sample, record: Record) -> Sample:
+    """The sample with ``class_names`` of its instances, if all classes of the record have one."""
+    names = {entry["category_id"]: entry.get("category_name") for entry in record["annotations"]}
+    if all(names.values()):
+        sample["class_names"] = tuple(names[c] for c in sample["instances"].gt_classes.tolist())
+    return sample
 
 
 def add_references(sample: Sample, views: Sequence[View]) -> Sample:

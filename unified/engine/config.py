@@ -65,6 +65,7 @@ def _add_data(cfg: CfgNode) -> None:
     cfg.TASK = CfgNode()
     cfg.TASK.FSS = CfgNode()
     cfg.TASK.FSS.NSHOT = 1
+    cfg.TASK.FSS.NSHOT_TRAIN = ()  # one of these is drawn per batch; () is NSHOT
 
 
 def _add_solver(cfg: CfgNode) -> None:

@@ -14,7 +14,15 @@ from unified.masks import binary_masks
 from unified.modeling.box_ops import cxcywh_to_xyxy, xyxy_to_cxcywh
 from unified.modeling.boxinst import box_masks, color_similarity, warm_up
 from unified.segmenter import TrainableSegmenter
-from unified.structures import ImageBatch, Reference, References, Target, join_levels
+from unified.structures import (
+    ImageBatch,
+    Reference,
+    References,
+    Target,
+    join_levels,
+    stack_padded,
+    upload,
+)
 from unified.tasks import TASKS, Task
 
 Sample = Mapping[str, Any]
@@ -61,7 +69,7 @@ class SegmenterShell(nn.Module):
                 {"instances": self._instances(index, sample, found, images)}
                 for index, sample in enumerate(batched_inputs)
             ]
-        targets = [self._target(sample, images) for sample in batched_inputs]
+        targets = self._targets(batched_inputs, images)
         losses = self.model.losses(features, references, targets, mask_stride=task.mask_stride)
         if self.box_supervised and has_event_storage():
             losses = warm_up(losses, get_event_storage().iter * self.decoder_layers)
@@ -83,34 +91,38 @@ class SegmenterShell(nn.Module):
     def _encode_masks(self, support: Sequence[tuple[Tensor, Tensor]]) -> tuple[Reference, ...]:
         """The k-th (image, mask) of every sample as one batched reference."""
         images = self.model.preprocess([image for image, _ in support])
-        masks = torch.zeros(len(support), *images.padded_size, device=self.device)
-        for index, (_, mask) in enumerate(support):
-            masks[index, : mask.shape[-2], : mask.shape[-1]] = mask.to(self.device)
+        masks = stack_padded([mask for _, mask in support], images.padded_size)
+        masks = upload(masks, self.device).float()
         return self.model.encode_mask(images, self.model.encode_image(images), masks)
 
-    def _target(self, sample: Sample, images: ImageBatch) -> Target:
-        """Ground truth of one sample; tight boxes are the mapper's task."""
-        instances: Instances = sample["instances"].to(self.device)
-        height, width = instances.image_size
-        corners = instances.gt_boxes.tensor
-        scale = corners.new_tensor([width, height, width, height])
-        labels = instances.gt_classes
-        similarity, masks = None, None
+    def _targets(self, samples: Sequence[Sample], images: ImageBatch) -> list[Target]:
+        """Ground truth of each sample, moved together; tight boxes are the mapper's task."""
+        truths: list[Instances] = [sample["instances"] for sample in samples]
+        counts = [len(truth) for truth in truths]
+        corners = torch.cat([truth.gt_boxes.tensor for truth in truths])
+        sizes = torch.tensor([(w, h, w, h) for h, w in (truth.image_size for truth in truths)])
+        scale = sizes.repeat_interleave(torch.tensor(counts), dim=0).to(corners)
+        boxes = upload(xyxy_to_cxcywh(corners / scale), self.device)
+        labels = upload(torch.cat([truth.gt_classes for truth in truths]), self.device)
+        labels = torch.zeros_like(labels) if self.class_agnostic else labels
+        similarities: Sequence[Tensor | None] = (None,) * len(samples)
         if self.box_supervised:
-            masks = box_masks(corners, images.padded_size)
-            similarity = color_similarity(
-                sample["image"].to(self.device), images.padded_size, sample["height"]
-            )
-        elif instances.has("gt_masks"):
-            tensor = instances.gt_masks.tensor
-            masks = tensor.new_zeros(len(tensor), *images.padded_size)
-            masks[:, :height, :width] = tensor
-        return Target(
-            labels=torch.zeros_like(labels) if self.class_agnostic else labels,
-            boxes=xyxy_to_cxcywh(corners / scale),
-            masks=masks,
-            color_similarity=similarity,
-        )
+            masks = box_masks(upload(corners, self.device), images.padded_size)
+            pixels = stack_padded([sample["image"] for sample in samples], images.padded_size)
+            similarities = color_similarity(
+                upload(pixels, self.device),
+                images.image_sizes,
+                [sample["height"] for sample in samples],
+            ).unbind()
+        else:
+            masks = torch.zeros(sum(counts), *images.padded_size, dtype=torch.bool)
+            for part, truth in zip(masks.split(counts), truths, strict=True):
+                height, width = truth.image_size
+                part[:, :height, :width] = truth.gt_masks.tensor
+            masks = upload(masks, self.device)
+        parts = (part.split(counts) for part in (labels, boxes, masks))
+        names = [sample.get("class_names") for sample in samples]
+        return [Target(*fields) for fields in zip(*parts, similarities, names, strict=True)]
 
     def _instances(self, index: int, sample: Sample, found: Any, images: ImageBatch) -> Instances:
         """Masks and boxes at the original size; empty boxes are left out."""

@@ -39,12 +39,12 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.AdamW:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             groups.setdefault(learning_rate(name, cfg), []).append(parameter)
-    on_cpu = all(p.device.type == "cpu" for group in groups.values() for p in group)
+    fusible = all(p.is_cpu or p.is_cuda for group in groups.values() for p in group)
     return torch.optim.AdamW(
         [{"params": group, "lr": rate} for rate, group in groups.items()],
         lr=cfg.SOLVER.BASE_LR,
         weight_decay=cfg.SOLVER.WEIGHT_DECAY,
-        fused=on_cpu or None,  # elsewhere torch chooses well by itself
+        fused=fusible or None,  # elsewhere torch chooses well by itself
     )
 
 
@@ -90,9 +90,9 @@ def drop_zero_gradients(model: nn.Module) -> None:
     given = [p for p in model.parameters() if p.grad is not None]
     if not given:
         return
-    counts = torch.stack([p.grad.count_nonzero() for p in given if p.grad is not None])
-    for parameter, count in zip(given, counts.tolist(), strict=True):
-        if not count:
+    largest = torch._foreach_norm([p.grad for p in given if p.grad is not None], float("inf"))
+    for parameter, size in zip(given, torch.stack(largest).tolist(), strict=True):
+        if not size:
             parameter.grad = None
 
 
@@ -112,13 +112,13 @@ class AveragedWeights:
     def update(self, model: nn.Module, step: int) -> None:
         """Takes in the weights after optimiser step number ``step``, counted from 0."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        for name, value in model.state_dict().items():
-            if name in self.frozen:
-                continue
-            if value.is_floating_point():
-                self.weights[name].lerp_(value, 1 - decay)
-            else:
-                self.weights[name].copy_(value)
+        values = {k: v for k, v in model.state_dict().items() if k not in self.frozen}
+        floating = [name for name, value in values.items() if value.is_floating_point()]
+        others = [name for name in values if name not in set(floating)]
+        averages, latest = ([of[name] for name in floating] for of in (self.weights, values))
+        torch._foreach_lerp_(averages, latest, 1 - decay)
+        for name in others:
+            self.weights[name].copy_(values[name])
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
         """Goes on from saved averages."""

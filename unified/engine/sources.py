@@ -57,7 +57,7 @@ def build_source(cfg: CfgNode, name: str) -> Source:
             pre_crop_sides=tuple(input_option(cfg, name, "PRE_CROP_SIZES")),
             colour=input_option(cfg, name, "COLOR"),
         ),
-        num_supports=cfg.TASK.FSS.NSHOT,
+        num_supports=tuple(cfg.TASK.FSS.NSHOT_TRAIN) or (cfg.TASK.FSS.NSHOT,),
         frame_range=input_option(cfg, name, "FRAME_RANGE"),
     )
     return Source(

@@ -47,7 +47,10 @@ def attend(
     Raises:
         ConfigError: the backend is unknown or "flash" without the package.
     """
-    if padding_mask is not None and not bool(padding_mask.any()):
+    learning = dropout > 0 or any(x.requires_grad for x in (query, key, value))
+    # A GPU answers only after all work before, which in training costs more than a needless mask.
+    costly = learning and backend == "sdpa" and query.device.type != "cpu"
+    if padding_mask is not None and not costly and not bool(padding_mask.any()):
         padding_mask = None
     if backend == "eager":
         return _eager(query, key, value, padding_mask, dropout)
@@ -55,7 +58,6 @@ def attend(
         return _flash(query, key, value, padding_mask, dropout)
     if backend != "sdpa":
         raise ConfigError(f"attention backend {backend!r} is unknown: choose one of {BACKENDS}")
-    learning = dropout > 0 or any(x.requires_grad for x in (query, key, value))
     if query.device.type == "cpu" and query.dtype == torch.bfloat16 and not learning:
         return _blockwise_cpu(query, key, value, padding_mask)
     mask = None if padding_mask is None else ~padding_mask[:, None, None]

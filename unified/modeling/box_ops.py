@@ -31,18 +31,18 @@ def box_area(boxes: Tensor) -> Tensor:
 
 
 def pairwise_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
-    """IoU (N, M) of every xyxy box (N, 4) with every xyxy box (M, 4); 0 where both are empty."""
-    intersection, union = _overlap(boxes1[:, None], boxes2[None])
+    """IoU (..., N, M) of xyxy boxes (..., N, 4) and (..., M, 4); 0 where both are empty."""
+    intersection, union = _overlap(boxes1[..., :, None, :], boxes2[..., None, :, :])
     return intersection / _nonzero(union)
 
 
 def pairwise_giou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
-    """Generalised IoU (N, M) of xyxy boxes (N, 4) and (M, 4), as a matching cost sees it.
+    """Generalised IoU (..., N, M) of xyxy boxes (..., N, 4) and (..., M, 4), as a matching cost.
 
     Source: Rezatofighi et al. (arXiv:1902.09630), equation in algorithm 1; the reference adds 1e-7
     to the enclosing area only.
     """
-    first, second = boxes1[:, None], boxes2[None]
+    first, second = boxes1[..., :, None, :], boxes2[..., None, :, :]
     intersection, union = _overlap(first, second)
     enclosing = _enclosing_area(first, second)
     return intersection / _nonzero(union) - (enclosing - union) / (enclosing + EPSILON)

@@ -6,19 +6,25 @@ Source: Tian et al., BoxInst (arXiv:2012.02310), section 3. Masks and similariti
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unified.structures import Size
+from unified.structures import Size, upload
 
 STRIDE = 4
 DILATION = 2
 MIN_SIMILARITY = 0.3
 WARMUP_LAYERS = 10_000
 IGNORED_BOTTOM_PIXELS = 10
+TO_XYZ = (
+    (0.412453, 0.357580, 0.180423),
+    (0.212671, 0.715160, 0.072169),
+    (0.019334, 0.119193, 0.950227),
+)
+WHITE = (0.95047, 1.0, 1.08883)
 
 
 def box_masks(boxes: Tensor, size: Size) -> Tensor:
@@ -35,8 +41,10 @@ def box_masks(boxes: Tensor, size: Size) -> Tensor:
 
 
 @torch.no_grad()
-def color_similarity(image: Tensor, padded_size: Size, original_height: int) -> Tensor:
-    """How alike each pixel at stride 4 is to its 8 neighbours, (8, H/4, W/4) in [0, 1].
+def color_similarity(
+    images: Tensor, image_sizes: Sequence[Size], original_heights: Sequence[int]
+) -> Tensor:
+    """How alike each pixel at stride 4 is to its 8 neighbours, (B, 8, H/4, W/4) in [0, 1].
 
     The 10 lowest pixel rows of the original image count as padding, since some data sets have a
     border there. Similarity to padding is 0.
@@ -45,40 +53,38 @@ def color_similarity(image: Tensor, padded_size: Size, original_height: int) -> 
     threshold on similarity was used with it.
 
     Args:
-        image: (3, h, w) RGB in 0..255 after resizing, before normalising.
-        padded_size: (H, W) of the batch, multiples of 4.
-        original_height: height in pixels of the file, before resizing to h.
+        images: (B, 3, H, W) RGB in 0..255 after resizing, before normalising, zero on padding; H
+            and W multiples of 4.
+        image_sizes: B x (h, w) before padding.
+        original_heights: B heights in pixels of the files, before resizing to h.
     """
-    height, width = image.shape[-2:]
-    pad = (0, padded_size[1] - width, 0, padded_size[0] - height)
-    pooled = F.avg_pool2d(F.pad(image.float(), pad)[None], STRIDE)[0].byte()
-    lab = rgb_to_lab(pooled.flip(0))
-    valid = image.new_zeros(padded_size, dtype=torch.float32)
-    ignored = int(IGNORED_BOTTOM_PIXELS * height / original_height)
-    valid[: max(height - ignored, 0), :width] = 1
-    valid = valid[STRIDE // 2 :: STRIDE, STRIDE // 2 :: STRIDE]
-    difference = lab[:, None] - neighbours(lab)  # (3, 8, h, w)
-    return torch.exp(-0.5 * difference.norm(dim=0)) * neighbours(valid[None])[0]
+    lab = rgb_to_lab(F.avg_pool2d(images.float(), STRIDE).byte().flip(1))
+    ignored = (
+        int(IGNORED_BOTTOM_PIXELS * height / original)
+        for (height, _), original in zip(image_sizes, original_heights, strict=True)
+    )
+    ends = [(h - cut, w) for (h, w), cut in zip(image_sizes, ignored, strict=True)]
+    bottom, right = upload(torch.tensor(ends), images.device)[:, :, None].unbind(1)  # (B, 1)
+    rows, columns = (
+        torch.arange(STRIDE // 2, side, STRIDE, device=images.device) for side in images.shape[2:]
+    )
+    valid = (rows < bottom)[:, :, None] & (columns < right)[:, None]
+    around = neighbours(lab.flatten(0, 1)).unflatten(0, (-1, 3))  # (B, 3, 8, h, w)
+    difference = lab[:, :, None] - around
+    return torch.exp(-0.5 * difference.norm(dim=1)) * neighbours(valid.float())
 
 
-def rgb_to_lab(image: Tensor) -> Tensor:
-    """CIE Lab (3, h, w) float32 of sRGB (3, h, w) in 0..255, white D65 seen at 2 degrees.
+def rgb_to_lab(images: Tensor) -> Tensor:
+    """CIE Lab (B, 3, h, w) float32 of sRGB (B, 3, h, w) in 0..255, D65 seen at 2 degrees.
 
     Source: IEC 61966-2-1 for sRGB, CIE 15 for Lab; constants rounded as in scikit-image.
     """
-    rgb = image.double() / 255
+    rgb = images.double() / 255
     linear = torch.where(rgb > 0.04045, ((rgb + 0.055) / 1.055) ** 2.4, rgb / 12.92)
-    to_xyz = linear.new_tensor(
-        [
-            [0.412453, 0.357580, 0.180423],
-            [0.212671, 0.715160, 0.072169],
-            [0.019334, 0.119193, 0.950227],
-        ]
-    )
-    white = linear.new_tensor([0.95047, 1.0, 1.08883])
-    xyz = torch.einsum("ij,jhw->ihw", to_xyz, linear) / white[:, None, None]
-    x, y, z = torch.where(xyz > 0.008856, xyz ** (1 / 3), 7.787 * xyz + 16 / 116)
-    return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)]).float()
+    to_xyz, white = (upload(torch.tensor(x, dtype=rgb.dtype), rgb.device) for x in (TO_XYZ, WHITE))
+    xyz = torch.einsum("ij,bjhw->bihw", to_xyz, linear) / white[:, None, None]
+    x, y, z = torch.where(xyz > 0.008856, xyz ** (1 / 3), 7.787 * xyz + 16 / 116).unbind(1)
+    return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], dim=1).float()
 
 
 def neighbours(maps: Tensor) -> Tensor:

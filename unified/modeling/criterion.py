@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,10 +15,11 @@ from unified.modeling.matcher import (
     FOCAL_ALPHA,
     FOCAL_GAMMA,
     Match,
+    PaddedTargets,
     match_hungarian,
     match_simota,
 )
-from unified.structures import Target
+from unified.structures import Target, upload
 
 WEIGHTS: Mapping[str, float] = {
     "loss_ce": 2.0,
@@ -34,8 +35,8 @@ WEIGHTS: Mapping[str, float] = {
 HARD_PIXELS = 0.4
 MAX_BOX_SUPERVISED = 64
 
-DecodeMasks = Callable[[int, int, Tensor], Tensor]
-"""(decoder layer, image, K >= 1 queries) -> mask logits (K, h, w) at the stride of the losses."""
+DecodeMasks = Callable[[int, Tensor, Tensor], Tensor]
+"""(decoder layer, K >= 1 images, their queries) -> mask logits (K, h, w) at the loss stride."""
 
 
 @dataclass(frozen=True)
@@ -106,60 +107,44 @@ class Criterion:
         mask_stride: int = 4,
     ) -> dict[str, Tensor]:
         """The same before weighting."""
+        padded = PaddedTargets.from_targets(targets)
+        masks = torch.cat([_sampled_masks(target, mask_stride) for target in targets])
+        similarity = _similarity(targets)
         losses: dict[str, Tensor] = {}
         for layer, prediction in enumerate(predictions):
-            matches = [
-                match_simota(logits, boxes, target)
-                for logits, boxes, target in _images(prediction, targets)
-            ]
-
-            def decode(image: int, queries: Tensor, layer: int = layer) -> Tensor:
-                return decode_masks(layer, image, queries)
-
-            terms = box_losses(prediction, targets, matches)
-            terms |= self._mask_losses(targets, matches, decode, mask_stride)
+            match = match_simota(prediction.logits, prediction.boxes, padded)
+            terms = box_losses(prediction, padded, match)
+            if similarity is not None:
+                match = sample_pairs(match, MAX_BOX_SUPERVISED)
+            if len(match):
+                logits = decode_masks(layer, match.images, match.queries).float()
+                wanted = masks[padded.rows[match.images, match.targets]].float()
+                alike = None if similarity is None else similarity[match.images]
+                terms |= self._mask_losses(logits, wanted, alike)
+            else:
+                # One mask decoded in vain keeps the mask branch in the graph of every process.
+                first = torch.zeros(1, dtype=torch.int64, device=masks.device)
+                nothing = (decode_masks(layer, first, first).float() * 0).sum()
+                terms |= dict.fromkeys(self._mask_names(similarity is not None), nothing)
             suffix = "" if layer == len(predictions) - 1 else f"_{layer}"
             losses |= {name + suffix: value for name, value in terms.items()}
 
-        anything = [replace(target, labels=torch.zeros_like(target.labels)) for target in targets]
-        matches = [
-            match_hungarian(logits, boxes, target)
-            for logits, boxes, target in _images(proposals, anything)
-        ]
-        terms = box_losses(proposals, anything, matches)
+        anything = padded.without_labels()
+        match = match_hungarian(proposals.logits, proposals.boxes, anything)
+        terms = box_losses(proposals, anything, match)
         return losses | {f"{name}_enc": value for name, value in terms.items()}
 
     def _mask_losses(
-        self,
-        targets: Sequence[Target],
-        matches: Sequence[Match],
-        decode: Callable[[int, Tensor], Tensor],
-        stride: int,
+        self, logits: Tensor, masks: Tensor, similarity: Tensor | None
     ) -> dict[str, Tensor]:
-        from_boxes = targets[0].color_similarity is not None
-        if from_boxes:
-            matches = sample_matches(matches, MAX_BOX_SUPERVISED)
-        matched = [(image, match) for image, match in enumerate(matches) if len(match)]
-        if not matched:
-            # One mask decoded in vain keeps the mask branch in the graph of every process.
-            query = torch.zeros(1, dtype=torch.int64, device=targets[0].boxes.device)
-            nothing = (decode(0, query).float() * 0).sum()
-            return dict.fromkeys(self._mask_names(from_boxes), nothing)
-
-        logits = torch.cat([decode(image, match.queries) for image, match in matched]).float()
-        masks = torch.cat(
-            [_sampled_masks(targets[image], stride)[match.targets] for image, match in matched]
-        ).float()
-        if from_boxes:
-            similarity = torch.cat(
-                [_similarity(targets[image], len(match)) for image, match in matched]
-            )
+        """Of K pairs: logits and masks (K, h, w), similarity (K, 8, h, w) if boxes supervise."""
+        if similarity is not None:
             values = [projection_loss(logits, masks), pairwise_loss(logits, masks, similarity)]
         else:
             values = [mask_focal_loss(logits, masks), mask_dice_loss(logits, masks)]
             values += mask_aux_losses(logits, masks) if self.mask_aux else ()
         means = (value.mean() for value in values)  # over pairs; scalars stay as they are
-        return dict(zip(self._mask_names(from_boxes), means, strict=True))
+        return dict(zip(self._mask_names(similarity is not None), means, strict=True))
 
     def _mask_names(self, from_boxes: bool) -> tuple[str, ...]:
         if from_boxes:
@@ -169,17 +154,15 @@ class Criterion:
 
 
 def box_losses(
-    prediction: LayerPrediction, targets: Sequence[Target], matches: Sequence[Match]
+    prediction: LayerPrediction, targets: PaddedTargets, match: Match
 ) -> dict[str, Tensor]:
     """Focal class loss of all queries, L1 and GIoU loss of matched boxes, per matched pair."""
     logits = prediction.logits.float()
-    num_pairs = max(sum(len(match) for match in matches), 1)
+    num_pairs = max(len(match), 1)
     wanted = torch.zeros_like(logits)
-    for image, (target, match) in enumerate(zip(targets, matches, strict=True)):
-        wanted[image, match.queries, target.labels[match.targets]] = 1
-    boxes = _gather(prediction.boxes, [match.queries for match in matches]).float()
-    goal = _gather([target.boxes for target in targets], [match.targets for match in matches])
-    goal = goal.to(boxes)
+    wanted[match.images, match.queries, targets.labels[match.images, match.targets]] = 1
+    boxes = prediction.boxes[match.images, match.queries].float()
+    goal = targets.boxes[match.images, match.targets].to(boxes)
     return {
         "loss_ce": focal_loss(logits, wanted).sum() / num_pairs,
         "loss_bbox": (boxes - goal).abs().sum() / num_pairs,
@@ -225,31 +208,12 @@ def mask_aux_losses(logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     return hardest.mean(dim=1), 1 - iou
 
 
-def sample_matches(matches: Sequence[Match], limit: int) -> list[Match]:
+def sample_pairs(match: Match, limit: int) -> Match:
     """At most ``limit`` pairs of the whole batch, drawn by torch's CPU generator."""
-    lengths = [len(match) for match in matches]
-    if sum(lengths) <= limit:
-        return list(matches)
-    keep = torch.zeros(sum(lengths), dtype=torch.bool)
-    keep[torch.randperm(len(keep))[:limit]] = True
-    kept = (part.nonzero().squeeze(1) for part in keep.split(lengths))
-    return [
-        Match(
-            queries=match.queries[index.to(match.queries.device)],
-            targets=match.targets[index.to(match.targets.device)],
-        )
-        for match, index in zip(matches, kept, strict=True)
-    ]
-
-
-def _images(
-    prediction: LayerPrediction, targets: Sequence[Target]
-) -> zip[tuple[Tensor, Tensor, Target]]:
-    return zip(prediction.logits, prediction.boxes, targets, strict=True)
-
-
-def _gather(rows: Sequence[Tensor] | Tensor, indices: Sequence[Tensor]) -> Tensor:
-    return torch.cat([row[index] for row, index in zip(rows, indices, strict=True)])
+    if len(match) <= limit:
+        return match
+    kept = torch.randperm(len(match))[:limit].sort().values
+    return match[upload(kept, match.queries.device)]
 
 
 def _sampled_masks(target: Target, stride: int) -> Tensor:
@@ -257,9 +221,10 @@ def _sampled_masks(target: Target, stride: int) -> Tensor:
     return target.masks[:, stride // 2 :: stride, stride // 2 :: stride]
 
 
-def _similarity(target: Target, num: int) -> Tensor:
-    assert target.color_similarity is not None
-    return target.color_similarity.expand(num, -1, -1, -1)
+def _similarity(targets: Sequence[Target]) -> Tensor | None:
+    """(B, 8, h, w), or None where masks are known."""
+    maps = [t.color_similarity for t in targets if t.color_similarity is not None]
+    return torch.stack(maps) if maps else None
 
 
 def base_name(name: str) -> str:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unified.structures import upload
+
 Shapes = Sequence[tuple[int, int]]
 
 
@@ -82,7 +84,7 @@ class MultiScaleDeformableAttention(nn.Module):
         offsets = self.sampling_offsets(query).view(*layout, 2)
         weights = self.attention_weights(query).view(*layout[:3], -1).softmax(-1).view(layout)
         if reference.shape[-1] == 2:
-            size = torch.tensor([(w, h) for h, w in shapes], device=query.device)[:, None]
+            size = upload(torch.tensor([(w, h) for h, w in shapes]), query.device)[:, None]
             offsets = offsets / size.expand(*layout[2:], 2).contiguous()
         else:
             offsets = offsets / self.num_points * reference[:, :, None, :, None, 2:] * 0.5
@@ -93,10 +95,6 @@ class MultiScaleDeformableAttention(nn.Module):
 def sample_and_sum(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
     """Weighted sum of bilinear samples, zero outside the level, for all heads and levels at once.
 
-    A bilinear sample is a weighted sum of four tokens, so the operation is four bags of L * P
-    weighted table rows per query and head, one per corner, which torch sums without storing the
-    samples. On CPUs that is several times faster than one ``grid_sample`` per level.
-
     Args:
         value: (B, N, heads, D).
         shapes: L x (h, w).
@@ -105,6 +103,37 @@ def sample_and_sum(value: Tensor, shapes: Shapes, locations: Tensor, weights: Te
 
     Returns:
         (B, Q, heads * D) in the dtype of ``value``.
+    """
+    on_cpu = value.device.type == "cpu"
+    return (sum_of_bags if on_cpu else sum_of_grids)(value, shapes, locations, weights)
+
+
+def sum_of_grids(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
+    """``sample_and_sum`` for GPUs: one ``grid_sample`` per level.
+
+    Source: Deformable DETR (arXiv:2010.04159), its released formulation in plain torch.
+    """
+    batch, _, num_heads, dim = value.shape
+    # (B * heads, Q, L, P, 2) in -1..1, and (B * heads, 1, Q, L, P)
+    places = 2 * locations.float().transpose(1, 2).flatten(0, 1) - 1
+    shares = weights.float().transpose(1, 2).flatten(0, 1)[:, None]
+    table = value.float().permute(0, 2, 3, 1).flatten(0, 1)  # (B * heads, D, N)
+    summed = table.new_zeros(())
+    levels = table.split([height * width for height, width in shapes], dim=2)
+    for level, (tokens, shape) in enumerate(zip(levels, shapes, strict=True)):
+        samples = F.grid_sample(
+            tokens.unflatten(2, shape), places[:, :, level], align_corners=False
+        )  # (B * heads, D, Q, P)
+        summed = summed + (samples * shares[:, :, :, level]).sum(dim=-1)
+    return summed.view(batch, num_heads * dim, -1).transpose(1, 2).to(value.dtype)
+
+
+def sum_of_bags(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
+    """``sample_and_sum`` for CPUs, where it is several times as fast as ``sum_of_grids``.
+
+    A bilinear sample is a weighted sum of four tokens, so the operation is four bags of L * P
+    weighted table rows per query and head, one per corner, which torch sums without storing the
+    samples.
     """
     batch, num_tokens, num_heads, dim = value.shape
     num_queries, _, num_levels, num_points = locations.shape[1:5]
@@ -152,14 +181,10 @@ class BagSum(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of the table and the weights."""
         table, bags, weights = ctx.saved_tensors
-        grad, on_cpu = grads[0].contiguous(), grads[0].device.type == "cpu"
+        grad = grads[0].contiguous()
         with torch.enable_grad():
-            table = table.detach().requires_grad_(not on_cpu)
             weights = weights.detach().requires_grad_()
-            out = F.embedding_bag(bags, table, per_sample_weights=weights, mode="sum")
-        if not on_cpu:
-            of_table, of_weights = torch.autograd.grad(out, (table, weights), grad)
-            return of_table, None, of_weights
+            out = F.embedding_bag(bags, table.detach(), per_sample_weights=weights, mode="sum")
         (of_weights,) = torch.autograd.grad(out, weights, grad)
         ends = np.arange(0, bags.numel() + 1, bags.shape[1], dtype=np.int32)
         transposed = scipy.sparse.csc_matrix(

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from unified.modeling.layers import resize_padding_mask, xavier_init
+from unified.modeling.layers import resize_padding_mask, xavier_init, zero_init
 
 STAGES = ("res3", "res4", "res5")
 
@@ -44,3 +45,36 @@ class Neck(nn.Module):
         masks = [resize_padding_mask(padding_mask, level.shape[-2:]) for level in levels[:-1]]
         masks.append(resize_padding_mask(masks[0], levels[-1].shape[-2:]))
         return levels, tuple(masks)
+
+
+class TopDownNeck(Neck):
+    """A neck whose finer levels also know what the coarser ones know.
+
+    Fusion compares a reference with the tokens of one level. A small backbone knows what things are
+    only in its coarse stages, so each level gets the next coarser one added, from the top down,
+    before a sentence or a mask meets it. Starts as ``Neck`` (zero-initialised).
+
+    Source of the pathway: feature pyramid networks (arXiv:1612.03144), section 3. Not part of
+    UniRef++.
+    """
+
+    def __init__(self, *, in_dims: Mapping[str, int], dim: int) -> None:
+        super().__init__(in_dims=in_dims, dim=dim)
+        self.top_down = nn.ModuleList(nn.Conv2d(dim, dim, 1) for _ in STAGES)
+        for conv in self.top_down:
+            zero_init(conv)
+
+    def forward(
+        self, stages: Mapping[str, Tensor], padding_mask: Tensor
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        levels, masks = super().forward(stages, padding_mask)
+        coarser = levels[-1]
+        found = [coarser]
+        for level, conv in zip(levels[-2::-1], self.top_down, strict=True):
+            grown = F.interpolate(conv(coarser), size=level.shape[-2:], mode="bilinear")
+            coarser = level + grown
+            found.append(coarser)
+        return tuple(found[::-1]), masks
+
+
+NECKS = {"plain": Neck, "top_down": TopDownNeck}

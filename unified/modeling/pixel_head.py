@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unified.modeling.criterion import mask_dice_loss
-from unified.structures import Target
+from unified.structures import Target, upload
 
 LEVELS = 3  # strides 8, 16 and 32: at 64 little is left of most objects
 CROSS_ENTROPY, DICE = 5.0, 2.0
@@ -37,7 +37,7 @@ class PixelHead(nn.Module):
             targets: B, with masks of the padded size; all objects of one picture are joined, and
                 partly covered cells count partly.
         """
-        masks = torch.stack([_joined(target) for target in targets]).float()
+        masks = _joined(targets)
         entropy, dice = [], []
         for layer, levels in ((self.fused, fused), (self.memory, memory)):
             for level in levels[:LEVELS]:
@@ -51,6 +51,11 @@ class PixelHead(nn.Module):
         }
 
 
-def _joined(target: Target) -> Tensor:
-    assert target.masks is not None
-    return target.masks.any(dim=0)
+def _joined(targets: Sequence[Target]) -> Tensor:
+    """(B, H, W) float, 1 where any instance is."""
+    masks = [target.masks for target in targets if target.masks is not None]
+    assert len(masks) == len(targets)
+    counts = torch.tensor([len(mask) for mask in masks])
+    owners = upload(torch.arange(len(masks)).repeat_interleave(counts), masks[0].device)
+    joined = torch.zeros(len(masks), *masks[0].shape[1:], device=masks[0].device)
+    return joined.index_add_(0, owners, torch.cat(masks).float()).clamp_(max=1)

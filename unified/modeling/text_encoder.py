@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from unified.dependencies import require
 from unified.errors import CheckpointError, ConfigError, InputError, first_line
 from unified.expressions import clean_expression
+from unified.structures import upload
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -139,7 +140,7 @@ class TextEncoder(nn.Module):
         padding = config.pad_token_id or 0
         ids = [row + [padding] * (longest - len(row)) for row in rows]
         valid = [[1] * len(row) + [0] * (longest - len(row)) for row in rows]
-        return torch.tensor(ids, device=device), torch.tensor(valid, device=device)
+        return upload(torch.tensor(ids), device), upload(torch.tensor(valid), device)
 
     def encode_ids(self, input_ids: Tensor, attention_mask: Tensor) -> TextFeatures:
         """Encodes token ids (B, N) as they are given; attention_mask is 0 on padding."""

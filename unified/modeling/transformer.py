@@ -58,9 +58,10 @@ class TokenLayout:
                 torch.arange(width, device=self.padding_mask.device, dtype=dtype) + 0.5,
                 indexing="ij",
             )
-            size = x.new_tensor([width, height])
+            extent = self.valid_ratios[:, level]  # (B, 2)
+            extent = torch.stack((extent[:, 0] * width, extent[:, 1] * height), dim=-1)
             grid = torch.stack((x, y), dim=-1).view(1, -1, 2)  # (1, h * w, 2)
-            centres.append(grid / (self.valid_ratios[:, None, level] * size))
+            centres.append(grid / extent[:, None])
         return tuple(centres)
 
 

@@ -22,7 +22,7 @@ from unified.modeling.box_ops import xyxy_to_cxcywh
 from unified.modeling.boxinst import box_masks, color_similarity, warm_up
 from unified.modeling.criterion import Criterion, base_name
 from unified.modeling.detr_head import Queries
-from unified.modeling.matcher import Match, match_hungarian, match_simota
+from unified.modeling.matcher import Match, PaddedTargets, match_hungarian, match_simota
 from unified.parity import Comparison, NoiseFloor, compare
 from unified.structures import ImageBatch, References, Size, Target
 
@@ -206,12 +206,13 @@ def _masked_target(arrays: Arrays, image: int, size: Size, padded_size: Size) ->
 
 def _boxed_target(arrays: Arrays, image: int, size: Size, padded_size: Size) -> Target:
     boxes = torch.from_numpy(arrays[f"in/boxes{image}"])
-    pixels = torch.from_numpy(arrays[f"in/image{image}"])
+    pixels = _padded(torch.from_numpy(arrays[f"in/image{image}"]), padded_size)
+    height = int(arrays["in/height"][image])
     return Target(
         labels=torch.from_numpy(arrays["in/labels"][image]),
         boxes=_normalised(boxes, size),
         masks=box_masks(boxes, padded_size),
-        color_similarity=color_similarity(pixels, padded_size, int(arrays["in/height"][image])),
+        color_similarity=color_similarity(pixels[None], [size], [height])[0],
     )
 
 
@@ -239,21 +240,19 @@ def _matches(model: UniRef, queries: Queries, targets: Sequence[Target]) -> dict
         "pred_logits": model.head.logits(queries, last),
         "pred_boxes": model.head.boxes(queries, last),
     }
+    padded = PaddedTargets.from_targets(targets)
     for layer in range(model.head.num_layers):
         logits, boxes = model.head.logits(queries, layer), model.head.boxes(queries, layer)
-        for image, target in enumerate(targets):
-            match = match_simota(logits[image], boxes[image], target)
-            ours[f"match_l{layer}_b{image}"] = _pairs(match)
+        ours |= _pairs(f"match_l{layer}", match_simota(logits, boxes, padded), len(targets))
     boxes = queries.proposal_boxes.sigmoid()
-    for image, target in enumerate(targets):
-        anything = Target(labels=torch.zeros_like(target.labels), boxes=target.boxes)
-        match = match_hungarian(queries.proposal_logits[image], boxes[image], anything)
-        ours[f"match_enc_b{image}"] = _pairs(match)
-    return ours
+    match = match_hungarian(queries.proposal_logits, boxes, padded.without_labels())
+    return ours | _pairs("match_enc", match, len(targets))
 
 
-def _pairs(match: Match) -> Tensor:
-    return torch.stack([match.queries, match.targets])  # (2, K)
+def _pairs(name: str, match: Match, num_images: int) -> dict[str, Tensor]:
+    """(2, K) of each image."""
+    pairs = torch.stack([match.queries, match.targets])
+    return {f"{name}_b{image}": pairs[:, match.images == image] for image in range(num_images)}
 
 
 def _gradient_keys(arrays: Arrays) -> list[str]:

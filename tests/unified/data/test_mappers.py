@@ -148,11 +148,17 @@ def test_batch_agrees_on_its_references(data_root: Path) -> None:
 
 def test_k_supports(data_root: Path) -> None:
     record = load_records("fss-1000-train")[0]
-    mapper = TrainMapper(augmentation=AUGMENTATION, num_supports=5)
+    mapper = TrainMapper(augmentation=AUGMENTATION, num_supports=[5])
     assert len(_sample(mapper, record, 0)["reference_images"]) == 5
     test = TestMapper(short_side=64, max_size=100, num_supports=5)
     sample = test(load_records("fss-1000-val")[0])
     assert len(sample["reference_masks"]) == 5
+    varied = TrainMapper(augmentation=AUGMENTATION, num_supports=[1, 3])
+    batches = [
+        {len(_sample(varied, record, i, b)["reference_masks"]) for i in range(3)} for b in range(8)
+    ]
+    assert all(len(numbers) == 1 for numbers in batches)
+    assert set.union(*batches) == {1, 3}
     few = {**load_records("fss-1000-val")[0], "supports": []}
     with pytest.raises(InputError, match="0 supports: 5 expected"):
         test(few)
@@ -163,6 +169,8 @@ def test_detection_keeps_classes_and_boxes(data_root: Path) -> None:
     sample = _sample(TrainMapper(augmentation=PLAIN), record, 0)
     expected = [annotation["category_id"] for annotation in record["annotations"]]
     assert sample["instances"].gt_classes.tolist() == expected
+    named = [annotation["category_name"] for annotation in record["annotations"]]
+    assert sample["class_names"] == tuple(named) and all(named)
     scale = sample["image"].shape[1] / record["height"]
     x, y, w, h = record["annotations"][0]["bbox"]
     box = sample["instances"].gt_boxes.tensor[0]

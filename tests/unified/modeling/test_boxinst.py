@@ -19,6 +19,7 @@ from unified.modeling.boxinst import (
     rgb_to_lab,
     warm_up,
 )
+from unified.structures import stack_padded
 
 RECORDED = Path(__file__).parents[2] / "data" / "uniref" / "train_losses.npz"
 # The 8 neighbours at distance 2, row by row.
@@ -63,13 +64,15 @@ def test_lab_equals_scikit_image() -> None:
     image[:, 8:12] //= 30  # dark colours take the linear branches
     wanted = rgb2lab(image.permute(1, 2, 0).numpy()).transpose(2, 0, 1)
     # float32 at a value of 100 resolves 4e-6
-    np.testing.assert_allclose(rgb_to_lab(image).numpy(), wanted, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(rgb_to_lab(image[None])[0].numpy(), wanted, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("original_height", [50, 100, 30])
 def test_color_similarity_equals_the_loop(original_height: int) -> None:
     image = random_image(1, 50, 44)
-    similarity = color_similarity(image, (64, 64), original_height)
+    other = random_image(3, 61, 30)
+    images = stack_padded([image, other], (64, 64))
+    similarity, _ = color_similarity(images, [(50, 44), (61, 30)], [original_height, 61])
     wanted = slow_similarity(image, (64, 64), original_height)
     np.testing.assert_allclose(similarity.numpy(), wanted, atol=1e-5)
     assert 0.1 < (wanted >= 0.3).mean() < 0.9
@@ -78,7 +81,9 @@ def test_color_similarity_equals_the_loop(original_height: int) -> None:
 def test_color_similarity_equals_the_recorded_one() -> None:
     recorded = np.load(RECORDED)
     image = torch.from_numpy(recorded["boxinst/image"])
-    similarity = color_similarity(image, (96, 96), original_height=10_000)
+    (similarity,) = color_similarity(
+        stack_padded([image], (96, 96)), [image.shape[1:]], original_heights=[10_000]
+    )
     # The recording is of a larger image, hence the cut at two cells from the crop's border.
     np.testing.assert_allclose(
         similarity[:, :22, :22].numpy(), recorded["boxinst/color_similarity"], atol=1e-7
@@ -86,7 +91,8 @@ def test_color_similarity_equals_the_recorded_one() -> None:
 
 
 def test_an_image_lower_than_the_ignored_border_has_no_similarity() -> None:
-    assert color_similarity(random_image(2, 32, 32), (32, 32), original_height=5).sum() == 0
+    image = random_image(2, 32, 32)
+    assert color_similarity(image[None], [(32, 32)], original_heights=[5]).sum() == 0
 
 
 def test_box_masks_cut_corners_to_pixels_and_include_the_last() -> None:

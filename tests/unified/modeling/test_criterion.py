@@ -20,9 +20,9 @@ from unified.modeling.criterion import (
     mask_aux_losses,
     mask_dice_loss,
     mask_focal_loss,
-    sample_matches,
+    sample_pairs,
 )
-from unified.modeling.matcher import Match, match_simota
+from unified.modeling.matcher import Match, PaddedTargets, match_simota
 from unified.structures import Target
 
 RECORDED = Path(__file__).parents[2] / "data" / "uniref" / "train_losses.npz"
@@ -98,15 +98,16 @@ def test_last_layer_equals_the_recorded_reference(run: str) -> None:
         return torch.from_numpy(recorded[f"{run}/{name}"])
 
     prediction = LayerPrediction(logits=tensor("pred_logits"), boxes=tensor("pred_boxes"))
-    targets, matches = [], []
+    targets = []
     for image in range(2):
         boxes = tensor(f"tgt_boxes_b{image}")
         targets.append(Target(labels=torch.zeros(len(boxes), dtype=torch.int64), boxes=boxes))
-        match = match_simota(prediction.logits[image], prediction.boxes[image], targets[-1])
-        pairs = torch.stack([match.queries, match.targets])
+    padded = PaddedTargets.from_targets(targets)
+    match = match_simota(prediction.logits, prediction.boxes, padded)
+    for image in range(2):
+        pairs = torch.stack([match.queries, match.targets])[:, match.images == image]
         assert pairs.tolist() == tensor(f"match_l5_b{image}").tolist()
-        matches.append(match)
-    losses = box_losses(prediction, targets, matches)
+    losses = box_losses(prediction, padded, match)
     for name, value in losses.items():
         torch.testing.assert_close(value, tensor(name), rtol=1e-6, atol=0)
 
@@ -125,15 +126,15 @@ class ToyModel(nn.Module):
         self.boxes = nn.ParameterList(free(batch, QUERIES, 4) for _ in range(LAYERS))
         self.masks = nn.ParameterList(free(batch, QUERIES, SIZE, SIZE) for _ in range(LAYERS))
         self.proposal_logits, self.proposal_boxes = free(batch, 20, CLASSES), free(batch, 20, 4)
-        self.decoded: list[tuple[int, int, int]] = []
+        self.decoded: list[tuple[int, set[int], int]] = []
 
     def losses(
         self, criterion: Criterion, targets: list[Target], mask_stride: int = 4, raw: bool = False
     ) -> dict[str, Tensor]:
-        def decode(layer: int, image: int, queries: Tensor) -> Tensor:
-            self.decoded.append((layer, image, len(queries)))
+        def decode(layer: int, images: Tensor, queries: Tensor) -> Tensor:
+            self.decoded.append((layer, set(images.tolist()), len(queries)))
             offset = mask_stride // 2
-            return self.masks[layer][image, queries, offset::mask_stride, offset::mask_stride]
+            return self.masks[layer][images, queries, offset::mask_stride, offset::mask_stride]
 
         predictions = [
             LayerPrediction(logits, boxes.sigmoid())
@@ -142,6 +143,11 @@ class ToyModel(nn.Module):
         proposals = LayerPrediction(self.proposal_logits, self.proposal_boxes.sigmoid())
         call = criterion.raw_losses if raw else criterion
         return call(predictions, proposals, targets, decode, mask_stride=mask_stride)
+
+
+def matched(model: ToyModel, layer: int, image: int, target: Target) -> Match:
+    logits, boxes = model.logits[layer][image], model.boxes[layer][image].sigmoid()
+    return match_simota(logits[None], boxes[None], PaddedTargets.from_targets([target]))
 
 
 def make_target(num: int, seed: int = 0) -> Target:
@@ -200,7 +206,7 @@ def test_names_weights_and_gradients(
 def test_only_matched_queries_are_decoded() -> None:
     model = ToyModel()
     model.losses(Criterion(), [make_target(2), make_target(0)])
-    assert {(layer, image) for layer, image, _ in model.decoded} == {(0, 0), (1, 0)}
+    assert [(layer, images) for layer, images, _ in model.decoded] == [(0, {0}), (1, {0})]
     assert all(2 <= num < QUERIES for _, _, num in model.decoded)
 
 
@@ -210,7 +216,7 @@ def test_mask_losses_are_means_over_pairs_of_sampled_masks(stride: int) -> None:
     losses = model.losses(Criterion(mask_aux=True), targets, mask_stride=stride, raw=True)
     logits, masks = [], []
     for image, target in enumerate(targets):
-        match = match_simota(model.logits[-1][image], model.boxes[-1][image].sigmoid(), target)
+        match = matched(model, -1, image, target)
         for query, instance in zip(match.queries, match.targets, strict=True):
             offset = {1: 0, 4: 2}[stride]
             logits.append(model.masks[-1][image, query][offset::stride, offset::stride])
@@ -234,7 +240,7 @@ def test_class_and_box_losses_equal_the_loop() -> None:
     pairs, ce, l1 = 0, 0.0, 0.0
     for image, target in enumerate(targets):
         boxes = model.boxes[0][image].sigmoid()
-        match = match_simota(model.logits[0][image], boxes, target)
+        match = matched(model, 0, image, target)
         label = {
             int(q): int(target.labels[m]) for q, m in zip(match.queries, match.targets, strict=True)
         }
@@ -262,7 +268,7 @@ def test_proposals_know_no_classes() -> None:
 def test_box_supervision_uses_box_masks_and_colours() -> None:
     model, target = ToyModel(1), boxed(make_target(2))
     losses = model.losses(Criterion(), [target], raw=True)
-    match = match_simota(model.logits[-1][0], model.boxes[-1][0].sigmoid(), target)
+    match = matched(model, -1, 0, target)
     logits = model.masks[-1][0, match.queries, 2::4, 2::4]
     masks = target.masks[match.targets, 2::4, 2::4].float()
     similarity = target.color_similarity.expand(len(masks), -1, -1, -1)
@@ -271,19 +277,16 @@ def test_box_supervision_uses_box_masks_and_colours() -> None:
 
 
 def test_sampling_keeps_pairs_together_and_follows_the_seed() -> None:
-    matches = [
-        Match(torch.arange(start, start + num), torch.arange(num))
-        for start, num in ((0, 50), (100, 0), (200, 40))
-    ]
+    images = torch.tensor([0] * 50 + [2] * 40)
+    match = Match(images, torch.arange(90) + 200 * images, torch.arange(90))
     torch.manual_seed(0)
-    first = sample_matches(matches, 64)
+    first = sample_pairs(match, 64)
     torch.manual_seed(0)
-    second = sample_matches(matches, 64)
-    assert sum(map(len, first)) == 64 and len(first[1]) == 0
-    for start, a, b in zip((0, 100, 200), first, second, strict=True):
-        assert torch.equal(a.queries, b.queries)
-        assert torch.equal(a.queries, a.targets + start)
-    assert sample_matches(matches[:2], 64) == matches[:2]
+    second = sample_pairs(match, 64)
+    assert len(first) == 64 and torch.equal(first.queries, second.queries)
+    assert torch.equal(first.queries, first.targets + 200 * first.images)
+    assert torch.equal(first.targets, first.targets.unique())
+    assert sample_pairs(match, 90) is match
 
 
 def test_empty_target_boxes_stay_finite() -> None:

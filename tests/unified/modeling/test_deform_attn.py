@@ -1,13 +1,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unified.modeling.deform_attn import MultiScaleDeformableAttention, sample_and_sum
+from unified.modeling.deform_attn import (
+    MultiScaleDeformableAttention,
+    sum_of_bags,
+    sum_of_grids,
+)
 
 SHAPES = ((6, 8), (3, 4), (2, 2))
 TOKENS = sum(h * w for h, w in SHAPES)
@@ -42,11 +47,14 @@ def random_inputs(outside: float = 0.4) -> tuple[Tensor, Tensor, Tensor]:
     return value, locations * (1 + 2 * outside) - outside, weights
 
 
+@pytest.mark.parametrize("sample", [sum_of_bags, sum_of_grids])
 @pytest.mark.parametrize("outside", [0.0, 0.4, 3.0])
-def test_sampling_and_its_gradients_equal_grid_sample(outside: float) -> None:
+def test_sampling_and_its_gradients_equal_the_loop(
+    sample: Callable[..., Tensor], outside: float
+) -> None:
     ours = [x.requires_grad_() for x in random_inputs(outside)]
     theirs = [x.requires_grad_() for x in random_inputs(outside)]
-    result = sample_and_sum(ours[0], SHAPES, ours[1], ours[2])
+    result = sample(ours[0], SHAPES, ours[1], ours[2])
     expected = by_grid_sample(theirs[0], theirs[1], theirs[2])
     torch.testing.assert_close(result, expected, atol=1e-5, rtol=1e-5)
 
@@ -58,22 +66,24 @@ def test_sampling_and_its_gradients_equal_grid_sample(outside: float) -> None:
         torch.testing.assert_close(mine.grad, reference.grad, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("sample", [sum_of_bags, sum_of_grids])
 @pytest.mark.parametrize("corner", [0.0, 1.0])
-def test_samples_at_the_border_count_only_what_is_inside(corner: float) -> None:
+def test_samples_at_the_border_count_only_what_is_inside(
+    sample: Callable[..., Tensor], corner: float
+) -> None:
     """At the very corner a quarter of the corner pixel is inside."""
     value = torch.ones(1, TOKENS, 1, 1)
     locations = torch.full((1, 1, 1, len(SHAPES), 1, 2), corner)
     weights = torch.ones(1, 1, 1, len(SHAPES), 1)
-    assert sample_and_sum(value, SHAPES, locations, weights).item() == pytest.approx(
-        0.25 * len(SHAPES)
-    )
+    assert sample(value, SHAPES, locations, weights).item() == pytest.approx(0.25 * len(SHAPES))
 
 
-def test_output_has_the_dtype_of_the_values() -> None:
+@pytest.mark.parametrize("sample", [sum_of_bags, sum_of_grids])
+def test_output_has_the_dtype_of_the_values(sample: Callable[..., Tensor]) -> None:
     value, locations, weights = random_inputs()
-    half = sample_and_sum(value.bfloat16(), SHAPES, locations, weights)
+    half = sample(value.bfloat16(), SHAPES, locations, weights)
     assert half.dtype == torch.bfloat16
-    full = sample_and_sum(value, SHAPES, locations, weights)
+    full = sample(value, SHAPES, locations, weights)
     torch.testing.assert_close(half.float(), full, atol=3e-2, rtol=3e-2)
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from unified.modeling.neck import Neck
+from unified.modeling.neck import Neck, TopDownNeck
 
 DIMS = {"res2": 8, "res3": 12, "res4": 16, "res5": 20}
 
@@ -72,3 +72,34 @@ def test_gradient_reaches_every_parameter() -> None:
     sum((x * torch.randn(x.shape)).sum() for x in levels).backward()
     for name, parameter in neck.named_parameters():
         assert parameter.grad is not None and parameter.grad.any(), name
+
+
+def test_a_top_down_neck_starts_as_a_plain_one() -> None:
+    torch.manual_seed(0)
+    neck = TopDownNeck(in_dims=DIMS, dim=32)
+    plain = Neck(in_dims=DIMS, dim=32)
+    plain.load_state_dict({k: v for k, v in neck.state_dict().items() if "top_down" not in k})
+    levels, masks = neck(stages(), padding_mask())
+    plain_levels, plain_masks = plain(stages(), padding_mask())
+    for level, other in zip((*levels, *masks), (*plain_levels, *plain_masks), strict=True):
+        assert torch.equal(level, other)
+
+
+def test_coarse_levels_reach_all_finer_ones_and_only_them() -> None:
+    torch.manual_seed(0)
+    neck = TopDownNeck(in_dims=DIMS, dim=32)
+    for conv in neck.top_down:
+        torch.nn.init.eye_(conv.weight[..., 0, 0])
+    before, _ = neck(stages(), padding_mask())
+    changed = stages()
+    changed["res4"] = changed["res4"] + torch.randn(changed["res4"].shape)
+    after, _ = neck(changed, padding_mask())
+    differs = [not torch.equal(a, b) for a, b in zip(before, after, strict=True)]
+    assert differs == [True, True, False, False]
+    plain = [layer(x) for layer, x in zip(neck.input_proj, _sources(), strict=True)]
+    grown = torch.nn.functional.interpolate(before[2], size=(8, 12), mode="bilinear")
+    torch.testing.assert_close(before[1], plain[1] + grown)
+
+
+def _sources() -> list[Tensor]:
+    return [stages()[name] for name in ("res3", "res4", "res5", "res5")]

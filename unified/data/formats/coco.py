@@ -25,7 +25,8 @@ def read_instances(path: Path, folders: Sequence[Path]) -> list[ImageRecord]:
         folders: where ``file_name`` is looked for; the first that has the first image is used.
     """
     content = read_json(path, "COCO instances", INSTANCE_KEYS)
-    classes = {number: index for index, number in enumerate(sorted(category_names(content)))}
+    names = category_names(content)
+    classes = {number: index for index, number in enumerate(names)}
     objects: dict[int, list[Annotation]] = {image["id"]: [] for image in content["images"]}
     for entry in content["annotations"]:
         if entry["image_id"] not in objects:
@@ -33,7 +34,9 @@ def read_instances(path: Path, folders: Sequence[Path]) -> list[ImageRecord]:
                 f"{path}: annotation {entry['id']} is on image {entry['image_id']}, which is not "
                 "in the file"
             )
-        objects[entry["image_id"]].append(_annotation(entry, classes))
+        annotation = _annotation(entry, classes)
+        annotation["category_name"] = names[entry["category_id"]]
+        objects[entry["image_id"]].append(annotation)
     folder = _image_folder(content["images"], folders)
     return [_image(image, folder, objects[image["id"]]) for image in content["images"]]
 

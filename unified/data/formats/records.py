@@ -32,12 +32,14 @@ class Annotation(TypedDict, total=False):
         mask_file: an image of the size of the picture.
         mask_value: the object is where the mask has this value, 255 is void; if absent, the object
             is where the mask is 128 or more.
+        category_name: of ``category_id``, where it is known.
     """
 
     bbox: list[float]
     bbox_mode: int
     segmentation: Any
     category_id: int
+    category_name: str
     iscrowd: int
     id: int
     mask_file: str
