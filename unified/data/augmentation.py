@@ -59,6 +59,8 @@ class Augmentation:
 
     Attributes:
         short_sides: pixels of the shorter side, one is drawn.
+        per_batch: one for all samples of a batch. Pictures are padded to the largest of a batch,
+            so with sides of their own most of them are mostly padding.
         max_size: upper bound of the longer side.
         flip: probability of mirroring.
         crop: probability of a random crop before the resize.
@@ -78,6 +80,13 @@ class Augmentation:
     crop_range: tuple[int, int] = (384, 600)
     pre_crop_sides: tuple[int, ...] = ()
     colour: float = 0.0
+    per_batch: bool = False
+
+    def for_batch(self, batch_rng: np.random.Generator) -> Augmentation:
+        """What the samples of one batch get; ``batch_rng`` is in the same state for all of them."""
+        if not self.per_batch:
+            return self
+        return replace(self, short_sides=(int(batch_rng.choice(self.short_sides)),))
 
     def draw(self, rng: np.random.Generator) -> Draw:
         """What a picture, or all frames of a clip, get in common."""

@@ -11,6 +11,7 @@ the same two keys.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -77,19 +78,31 @@ class TrainMapper:
         Raises:
             InputError: a file of the record is missing or damaged, or it shows no object.
         """
-        drop_mask = batch_rng.random() < TASKS[Task(record["task"])].mask_dropout
         task = Task(record["task"])
-        if task is Task.FSS:
-            sample = self._few_shot(record, rng, batch_rng)
-        elif "file_names" in record:
-            sample = self._clip(record, task, rng, drop_mask=drop_mask)
-        elif task is Task.VOS:
-            sample = self._still_clip(record, rng)
-        else:
-            sample = self._image(record, task, rng)
+        drop_mask = batch_rng.random() < TASKS[task].mask_dropout
+        mapper = copy.copy(self)
+        mapper.augmentation = self.augmentation.for_batch(batch_rng)
+        sample = mapper._sample(record, task, rng, batch_rng, drop_mask=drop_mask)
         sample["height"], sample["width"] = record["height"], record["width"]
         sample.update(task=task.value, dataset=record["dataset"], name=sample_name(record))
         return sample
+
+    def _sample(
+        self,
+        record: Record,
+        task: Task,
+        rng: np.random.Generator,
+        batch_rng: np.random.Generator,
+        *,
+        drop_mask: bool,
+    ) -> Sample:
+        if task is Task.FSS:
+            return self._few_shot(record, rng, batch_rng)
+        if "file_names" in record:
+            return self._clip(record, task, rng, drop_mask=drop_mask)
+        if task is Task.VOS:
+            return self._still_clip(record, rng)
+        return self._image(record, task, rng)
 
     def _image(self, record: Record, task: Task, rng: np.random.Generator) -> Sample:
         """Detection: all objects. A sentence: the objects it refers to as one, or none."""

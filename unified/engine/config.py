@@ -55,6 +55,7 @@ def _add_data(cfg: CfgNode) -> None:
     image = cfg.INPUT
     image.MIN_SIZE_TRAIN = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
     image.MAX_SIZE_TRAIN = 1333
+    image.SIZE_PER_BATCH = False  # one of MIN_SIZE_TRAIN for a batch, not for each sample
     image.CROP_PROBABILITY = 0.5
     image.CROP_RANGE = (384, 600)
     image.PRE_CROP_SIZES = (400, 500, 600)  # shorter sides before a crop; () crops the original

@@ -56,6 +56,7 @@ def build_source(cfg: CfgNode, name: str) -> Source:
             crop_range=tuple(input_option(cfg, name, "CROP_RANGE")),
             pre_crop_sides=tuple(input_option(cfg, name, "PRE_CROP_SIZES")),
             colour=input_option(cfg, name, "COLOR"),
+            per_batch=input_option(cfg, name, "SIZE_PER_BATCH"),
         ),
         num_supports=tuple(cfg.TASK.FSS.NSHOT_TRAIN) or (cfg.TASK.FSS.NSHOT,),
         frame_range=input_option(cfg, name, "FRAME_RANGE"),

@@ -146,6 +146,23 @@ def test_batch_agrees_on_its_references(data_root: Path) -> None:
     assert 0.3 < np.mean(kinds) < 0.9  # the mask stays with probability 0.6
 
 
+def test_a_batch_may_share_one_size(data_root: Path) -> None:
+    records = load_records("refcoco-unc-train")
+    sides = (64, 96, 128)
+    for per_batch, most in ((True, 1), (False, 3)):
+        augmentation = Augmentation(short_sides=sides, max_size=400, crop=0, per_batch=per_batch)
+        mapper = TrainMapper(augmentation=augmentation)
+        batches = [
+            {
+                min(_sample(mapper, records[i % len(records)], i, batch)["image"].shape[1:])
+                for i in range(12)
+            }
+            for batch in range(8)
+        ]
+        assert max(len(batch) for batch in batches) == most
+        assert set.union(*batches) == set(sides)
+
+
 def test_k_supports(data_root: Path) -> None:
     record = load_records("fss-1000-train")[0]
     mapper = TrainMapper(augmentation=AUGMENTATION, num_supports=[5])
