@@ -208,7 +208,7 @@ class Target:
             only boxes are known.
         color_similarity: (8, H/4, W/4) of each pixel to its neighbours; present where masks are
             only filled boxes, which makes the losses those of box supervision.
-        names: M, what the instances are called; None where that is not known.
+        names: M, what the instances are called; None where that is not known of all of them.
     """
 
     labels: Tensor

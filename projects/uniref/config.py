@@ -29,10 +29,11 @@ from unified.modeling.transformer import DeformableTransformer
 from unified.modeling.word_head import WordHead
 from unified.weights import WEIGHTS, resolve
 
-# Part of what ``unified.engine`` expects of a system: the key table of a weights file, and which of
-# our keys depend on the number of classes.
+# Part of what ``unified.engine`` expects of a system: the key table of a weights file, which of our
+# keys depend on the number of classes, and which belong to additions that change nothing at first.
 key_table = find_uniref_keys
 CLASS_KEYS = ("head.class_embed.",)
+ADDED_KEYS = ("neck.top_down.",)
 
 ATTENTION_DTYPES = {"input": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

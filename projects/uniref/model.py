@@ -236,7 +236,7 @@ class UniRef(nn.Module):
         )
         if self.pixel_head is not None and references:
             losses |= self.pixel_head.losses(fused, queries.memory, targets)
-        if self.word_head is not None and targets[0].names is not None:
+        if self.word_head is not None and all(t.names is not None for t in targets):
             losses |= self._word_losses(self.word_head, features.levels, targets)
         return losses
 

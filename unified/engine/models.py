@@ -122,8 +122,8 @@ def load_checkpoint(
     """Loads a weights file of either layout, and the parts that the config takes from elsewhere.
 
     Args:
-        to_train: whole parts that the file lacks, and class predictors for other classes, keep
-            their initial values; whole parts that the model lacks are left out.
+        to_train: whole parts and ``ADDED_KEYS`` that the file lacks, and class predictors for other
+            classes, keep their initial values; whole parts that the model lacks are left out.
 
     Returns:
         What became of the entries of the file, if there is one.
@@ -147,7 +147,13 @@ def load_checkpoint(
     if path is None:
         return None
     parts = tuple(f"{name}." for name, _ in model.named_children())
-    absent = tuple(part for part in parts if not any(key.startswith(part) for key in content))
+    own = model.state_dict()
+    absent = tuple(
+        part
+        for part in (*parts, *builder.ADDED_KEYS)
+        if any(key.startswith(part) for key in own)
+        and not any(key.startswith(part) for key in content)
+    )
     if to_train:
         content = _of_parts(content, parts, path)
         if absent:

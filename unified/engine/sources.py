@@ -47,6 +47,11 @@ def build_source(cfg: CfgNode, name: str) -> Source:
     unknown = set(cfg.INPUT.PER_DATASET.get(name, {})) - set(cfg.INPUT)
     if unknown:
         raise ConfigError(f"INPUT.PER_DATASET.{name} has {sorted(unknown)}: INPUT has no such key")
+    num_supports = tuple(cfg.TASK.FSS.NSHOT_TRAIN) or (cfg.TASK.FSS.NSHOT,)
+    if min(num_supports) < 1:
+        raise ConfigError(
+            f"TASK.FSS asks for {num_supports} support images in training: expected at least 1"
+        )
     mapper = TrainMapper(
         augmentation=Augmentation(
             short_sides=tuple(input_option(cfg, name, "MIN_SIZE_TRAIN")),
@@ -58,7 +63,7 @@ def build_source(cfg: CfgNode, name: str) -> Source:
             colour=input_option(cfg, name, "COLOR"),
             per_batch=input_option(cfg, name, "SIZE_PER_BATCH"),
         ),
-        num_supports=tuple(cfg.TASK.FSS.NSHOT_TRAIN) or (cfg.TASK.FSS.NSHOT,),
+        num_supports=num_supports,
         frame_range=input_option(cfg, name, "FRAME_RANGE"),
     )
     return Source(

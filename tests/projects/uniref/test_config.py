@@ -13,6 +13,9 @@ from unified.errors import ConfigError, UnifiedError
 from unified.modeling.attention import BACKENDS
 from unified.modeling.backbones import build_backbone
 from unified.modeling.fusion import UniFusion
+from unified.modeling.neck import Neck, TopDownNeck
+from unified.modeling.pixel_head import PixelHead
+from unified.modeling.word_head import WordHead
 
 SMALL = {
     "BACKBONE": "efficientnet_lite0",
@@ -70,6 +73,16 @@ def test_every_key_reaches_the_part_it_names() -> None:
     assert model.mask_encoder is not None and model.mask_encoder.conv1.out_channels == 8
     assert model.text_encoder is None
     assert model.criterion.mask_aux
+    assert type(model.neck) is Neck and model.pixel_head is None and model.word_head is None
+
+
+def test_heads_for_training_and_the_top_down_neck() -> None:
+    with torch.device("meta"):
+        model = build(
+            config(NECK="top_down", PIXEL_LOSS=True, WORD_LOSS=True, TEXT_ENCODER__NAME="minilm")
+        )
+    assert isinstance(model.neck, TopDownNeck)
+    assert isinstance(model.pixel_head, PixelHead) and isinstance(model.word_head, WordHead)
 
 
 def test_parts_can_be_left_out() -> None:
@@ -109,6 +122,8 @@ def test_a_text_encoder_with_its_own_size() -> None:
         ({"FUSION__ATTENTION_DTYPE": "int8"}, "FUSION.ATTENTION_DTYPE is 'int8': choose one of"),
         ({"TEXT_ENCODER__NAME": "gpt"}, "unknown text encoder 'gpt': choose one of"),
         ({"HIDDEN_DIM": 48}, "HIDDEN_DIM is 48: expected a multiple of 32"),
+        ({"NECK": "bifpn"}, r"NECK is 'bifpn': choose one of \['plain', 'top_down'\]"),
+        ({"WORD_LOSS": True}, r"WORD_LOSS needs a TEXT_ENCODER\.NAME"),
         ({"NUM_HEADS": 5}, "HIDDEN_DIM is 32: .* NUM_HEADS, which is 5"),
     ],
 )

@@ -84,8 +84,12 @@ def test_the_schedules_are_those_of_the_reference() -> None:
 
 
 def test_the_guide_lists_the_lite_recipes_as_they_are() -> None:
-    guide = (ROOT / "docs/training.md").read_text(encoding="utf-8")
-    solver = load_config(CONFIGS / "lite/joint_tiny.yaml").SOLVER
-    rate = f"{solver.BASE_LR:.0e}".replace("e-0", "e-")
-    start = "| `lite/joint_tiny` | four tasks on made sets | ImageNet"
-    assert f"{start} | {solver.IMS_PER_BATCH} | {rate} | {solver.MAX_ITER:,} (cosine) |" in guide
+    guide = (ROOT / "docs/training.md").read_text(encoding="utf-8").splitlines()
+    for name in ("joint_tiny", *(path.stem for path in CONFIGS.glob("lite/real_*.yaml"))):
+        cfg = load_config(CONFIGS / f"lite/{name}.yaml")
+        rate = f"{cfg.SOLVER.BASE_LR:.0e}".replace("e-0", "e-")
+        stage = cfg.MODEL.WEIGHTS.split("/")[-2] if cfg.MODEL.WEIGHTS else ""
+        start = f"`lite/{stage}`" if stage else "ImageNet"
+        numbers = f"| {cfg.SOLVER.IMS_PER_BATCH} | {rate} | {cfg.SOLVER.MAX_ITER:,} (cosine) |"
+        (row,) = (line for line in guide if line.startswith(f"| `lite/{name}` |"))
+        assert row.endswith(f" | {start} {numbers}")
