@@ -17,7 +17,9 @@ CONFIG = Path(__file__).parents[2] / "data/tiny_training.yaml"
     ("given", "expected"),
     [([], (1,)), (["NSHOT", "3"], (3,)), (["NSHOT", "3", "NSHOT_TRAIN", "(1, 2)"], (1, 2))],
 )
-def test_numbers_of_supports(options: list[str], given: list[str], expected: tuple[int, ...]) -> None:
+def test_numbers_of_supports(
+    options: list[str], given: list[str], expected: tuple[int, ...]
+) -> None:
     named = [f"TASK.FSS.{x}" if x.startswith("NSHOT") else x for x in given]
     source = build_source(load_config(CONFIG, [*options, *named]), "fss-1000-train")
     assert source.mapper.num_supports == expected
