@@ -84,7 +84,7 @@ WEIGHTS: dict[str, WeightsEntry] = {
     "uniref_lite": WeightsEntry(
         licence="Apache-2.0",  # see projects/uniref/MODEL_CARD.md for that of the training data
         bundled="projects/uniref/weights/uniref_lite.safetensors",
-        sha256="e5ab11cf922a992284dc3fdba565ff877dd4d96b41fd64e3adab7ff557b04115",
+        sha256="adaf5c30bde4c445932741bc0c3bcca295ba22d153415f08ae049f98d80293de",
     ),
     "minilm": WeightsEntry(
         licence="Apache-2.0",
