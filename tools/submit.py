@@ -15,11 +15,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from unified.data.formats.files import read_json
 from unified.errors import InputError, UnifiedError
 from unified.evaluation.doctor import Fault, diagnose, diagnose_results, read_videos
 from unified.evaluation.reading import read_split
 from unified.evaluation.report import counted
+from unified.evaluation.results import read_youtube_vis
 from unified.evaluation.submission import (
     SERVERS,
     Files,
@@ -81,8 +81,7 @@ def run(server: Server, files: Files, options: argparse.Namespace) -> int:
 def find_faults(server: Server, files: Files, options: argparse.Namespace) -> list[Fault]:
     """Asks the doctor for this kind of submission."""
     if server.content == "results":
-        what = ("videos", "categories")
-        truth = None if options.data is None else read_json(options.data, "instances", what)
+        truth = None if options.data is None else read_youtube_vis(options.data)
         return diagnose_results(files, truth)
     videos = None
     if options.data is not None:

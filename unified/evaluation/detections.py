@@ -31,7 +31,7 @@ def _is_numbers(value: Any, length: int | None = None) -> bool:
     return is_list and length in (None, len(value))
 
 
-def _is_mask(value: Any) -> bool:
+def is_mask(value: Any) -> bool:
     """Whether a value is a run-length code, or polygons, which pycocotools takes from 2 corners."""
     if isinstance(value, list):
         return bool(value) and all(_is_numbers(p) and len(p) >= 4 for p in value)
@@ -45,9 +45,9 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "score": (_is_number, "a number"),
     "area": (_is_number, "a number"),
     "bbox": (lambda value: _is_numbers(value, 4), "4 numbers: x, y, width, height"),
-    "segmentation": (_is_mask, "a run-length code or polygons"),
+    "segmentation": (is_mask, "a run-length code or polygons"),
     "segmentations": (
-        lambda value: isinstance(value, list) and all(v is None or _is_mask(v) for v in value),
+        lambda value: isinstance(value, list) and all(v is None or is_mask(v) for v in value),
         "a list with a run-length code or null per frame",
     ),
     "areas": (lambda value: isinstance(value, list), "a list with a number or null per frame"),

@@ -18,6 +18,7 @@ from PIL import Image
 
 from unified.data.formats.files import image_files, image_size, read_json
 from unified.errors import InputError
+from unified.evaluation.detections import is_mask
 from unified.evaluation.reading import annotation_root, read_ids, read_names, some_of, subfolders
 from unified.evaluation.report import run_parallel
 from unified.evaluation.submission import RESULTS, Files, Server, is_litter
@@ -332,21 +333,20 @@ def _entry_faults(
         yield f"has no {missing[0]}: expected {', '.join(keys)}"
         return
     score, masks = entry["score"], entry["segmentations"]
-    if not isinstance(score, (int, float)) or not math.isfinite(score):
+    if isinstance(score, bool) or not isinstance(score, (int, float)) or not math.isfinite(score):
         yield f"score is {score!r}, expected a number"
     if not isinstance(masks, list):
         yield "segmentations must be a list with one mask or null per frame"
         return
-    if classes is not None and entry["category_id"] not in classes:
-        yield f"category_id {entry['category_id']} is not in the data set"
-    if videos is not None and entry["video_id"] not in videos:
-        yield f"video_id {entry['video_id']} is not in the data set"
-        return
-    sizes = {tuple(mask["size"]) for mask in masks if isinstance(mask, dict) and "size" in mask}
-    if any(
-        mask is not None and not (isinstance(mask, dict) and "counts" in mask) for mask in masks
-    ):
+    for key, known in (("category_id", classes), ("video_id", videos)):
+        if known is not None and not (isinstance(entry[key], (int, str)) and entry[key] in known):
+            yield f"{key} {entry[key]} is not in the data set"
+            return
+    codes = [mask for mask in masks if mask is not None]
+    if not all(isinstance(code, dict) and is_mask(code) for code in codes):
         yield "a mask is neither null nor a run-length code with size and counts"
+        return
+    sizes = {tuple(code["size"]) for code in codes}
     if videos is not None:
         video = videos[entry["video_id"]]
         if len(masks) != video["length"]:

@@ -59,6 +59,10 @@ class ReferringEvaluator(ProtocolEvaluator):
     threshold.
     """
 
+    known_protocols: ClassVar[tuple[str, ...]] = (
+        *("lavt", "cris", "uniref", "uniref-box", "grefcoco", "grefcoco-box"),
+    )
+
     def process(self, inputs: Sequence[Sample], outputs: Sequence[Any]) -> None:
         """``inputs`` have target (H, W) bool, image_id, expression_id; ``outputs`` instances."""
         for sample, output in zip(inputs, outputs, strict=True):
@@ -127,6 +131,8 @@ class ReferringEvaluator(ProtocolEvaluator):
 class FewShotEvaluator(ProtocolEvaluator):
     """FSS: the best scored instance of every episode."""
 
+    known_protocols: ClassVar[tuple[str, ...]] = ("hsnet", "fss-per-image")
+
     def process(self, inputs: Sequence[Sample], outputs: Sequence[Any]) -> None:
         """``inputs`` have target and void (H, W) bool and class_id; ``outputs`` instances."""
         for sample, output in zip(inputs, outputs, strict=True):
@@ -164,6 +170,7 @@ class SemanticEvaluator(ProtocolEvaluator):
     ``tools/evaluate.py`` compares that folder with the folder of predictions.
     """
 
+    known_protocols: ClassVar[tuple[str, ...]] = ("mmseg", "mmseg-reduce-zero")
     default_protocols: ClassVar[tuple[str, ...]] = ("mmseg",)
 
     @property
@@ -222,7 +229,8 @@ class SemanticEvaluator(ProtocolEvaluator):
 class DetectionEvaluator(ProtocolEvaluator):
     """COCO AP of masks and boxes."""
 
-    default_protocols: ClassVar[tuple[str, ...]] = ("coco-mask", "coco-box")
+    known_protocols: ClassVar[tuple[str, ...]] = ("coco-mask", "coco-box")
+    default_protocols: ClassVar[tuple[str, ...]] = known_protocols
 
     def process(self, inputs: Sequence[Sample], outputs: Sequence[Any]) -> None:
         """``inputs`` have image_id; ``outputs`` instances at the size of the file."""

@@ -34,10 +34,12 @@ class ProtocolEvaluator(DatasetEvaluator):
     Subclasses add to ``samples`` in ``process`` and count in ``score``.
 
     Attributes:
+        known_protocols: those that ``score`` counts.
         default_protocols: for datasets whose metadata has no ``protocols``, such as those that are
             registered for other projects.
     """
 
+    known_protocols: ClassVar[tuple[str, ...]] = ()
     default_protocols: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, dataset: str, output_dir: Path | str, weights: Path | None = None) -> None:
@@ -57,6 +59,11 @@ class ProtocolEvaluator(DatasetEvaluator):
         self.protocols = tuple(self.metadata.get("protocols") or self.default_protocols)
         if not self.protocols:
             raise ConfigError(f"dataset {dataset} has no protocols: set them in its metadata")
+        if unknown := [name for name in self.protocols if name not in self.known_protocols]:
+            raise ConfigError(
+                f"dataset {dataset} asks for protocol {unknown[0]!r}, its evaluator_type counts by "
+                f"{', '.join(self.known_protocols)}"
+            )
         self.samples: list[Any] = []
 
     def reset(self) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from unified.errors import ConfigError
 from unified.evaluation import clips, images, results, videos
-from unified.evaluation.report import Report, Request, Scores, Split, make_card
+from unified.evaluation.report import Report, Request, Scores, Split, check_weights, make_card
 from unified.evaluation.videos import VideoScoring
 from unified.metrics import iou
 
@@ -135,6 +135,7 @@ PROTOCOLS: dict[str, Protocol] = {
             clips=clips.annotator_sets,
             tracks=videos.unsupervised,
             numbers=videos.davis_numbers,
+            notes=videos.expression_sets,
         ),
     ),
     "ref-youtube-vos": Protocol(
@@ -241,8 +242,9 @@ def evaluate(
 
     Raises:
         ConfigError: no such protocol, or of another task.
-        InputError: the files cannot be scored.
+        InputError: the files cannot be scored, or the weights do not exist.
     """
+    check_weights(weights)
     if task not in (None, find_protocol(name).task):
         fitting = [n for n, p in PROTOCOLS.items() if p.task == task]
         raise ConfigError(f"no protocol {name!r} of task {task}: choose from {', '.join(fitting)}")

@@ -155,10 +155,13 @@ def read_split(path: Path | None, exclude: Path | None) -> Split:
 
 
 def read_names(path: Path) -> list[str]:
-    """Names of a text file, one per line, or of the "videos" of a JSON file."""
-    if path.suffix == ".json":
-        return list(read_json(path, "a JSON object with videos", keys=("videos",))["videos"])
-    return read_lines(path, "a list with one name per line")
+    """Names of a text file, one per line, or of the "videos" of a JSON file; each once."""
+    if path.suffix != ".json":
+        return list(dict.fromkeys(read_lines(path, "a list with one name per line")))
+    names = list(read_json(path, "a JSON object with videos", keys=("videos",))["videos"])
+    if not all(isinstance(name, str) for name in names):
+        raise InputError(f"{path} has videos without names: expected an object, name -> video")
+    return list(dict.fromkeys(names))
 
 
 def some_of(values: Sequence[int]) -> str:

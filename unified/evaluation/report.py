@@ -214,16 +214,16 @@ class Report:
         write_csv(folder / "per_sequence.csv", self.scores.per_group(), self.card.protocol)
 
 
+def check_weights(weights: Path | None) -> None:
+    """Raises InputError if a file is given that does not exist; before hours of scoring."""
+    if weights is not None and not weights.is_file():
+        raise InputError(f"weights {weights} do not exist: give the file that made the masks")
+
+
 def make_card(
     scores: Scores, *, benchmark: str, protocol: str, rule: str, split: Split, weights: Path | None
 ) -> Card:
-    """Fills the card of a run that ends now.
-
-    Raises:
-        InputError: the weights file does not exist.
-    """
-    if weights is not None and not weights.is_file():
-        raise InputError(f"weights {weights} do not exist: give the file that made the masks")
+    """Fills the card of a run that ends now."""
     return Card(
         benchmark=benchmark,
         split=split.note,

@@ -237,7 +237,16 @@ def box_truth(boxes: Mapping[str, Sequence[Sequence[float]]]) -> dict[str, Any]:
 
 
 def _results_file(request: Request) -> Path:
-    """The JSON file itself, or ``results.json`` inside a folder."""
+    """The JSON file itself, or ``results.json`` inside a folder.
+
+    Raises:
+        InputError: it is missing, or a split is given, which nothing here would heed.
+    """
+    if request.split.names is not None:
+        raise InputError(
+            f"results in JSON are scored against all of {request.truth}: leave out --split, or "
+            "give an annotation file of the split"
+        )
     path = request.prediction
     path = path / "results.json" if path.is_dir() else path
     if not path.is_file():

@@ -13,12 +13,11 @@ import numpy as np
 
 from unified.data.formats.files import encode_mask, write_json
 from unified.data.formats.records import Record
-from unified.errors import ConfigError
 from unified.evaluation import clips, results
 from unified.evaluation.clips import Clip
 from unified.evaluation.detections import youtube_vis_entries
 from unified.evaluation.protocol_evaluator import PREDICTIONS, ProtocolEvaluator, Sample
-from unified.evaluation.protocols import find_protocol
+from unified.evaluation.protocols import PROTOCOLS
 from unified.evaluation.records import RecordTruth, annotated_frames
 from unified.evaluation.report import Problems, Request, Scores
 from unified.evaluation.videos import VideoScoring
@@ -33,6 +32,10 @@ class VideoEvaluator(ProtocolEvaluator):
     Objects that compete for pixels (``merge`` "soft") make one label map per frame, whatever the
     number of sentences; otherwise every sentence has a folder of binary masks.
     """
+
+    known_protocols: ClassVar[tuple[str, ...]] = tuple(
+        name for name, protocol in PROTOCOLS.items() if isinstance(protocol.score, VideoScoring)
+    )
 
     def process(self, inputs: Sequence[Sample], outputs: Sequence[Iterable[FrameResult]]) -> None:
         """``inputs`` are clip records, ``outputs`` the frames of each in order, read once."""
@@ -54,9 +57,8 @@ class VideoEvaluator(ProtocolEvaluator):
 
     def score(self, protocol: str) -> Scores:
         """Scores the files written by all ranks against the records of the dataset."""
-        scoring = find_protocol(protocol).score
-        if not isinstance(scoring, VideoScoring):
-            raise ConfigError(f"protocol {protocol} of dataset {self.dataset} is not for videos")
+        scoring = PROTOCOLS[protocol].score
+        assert isinstance(scoring, VideoScoring)
         made = {self._place(record): record for record in self._records()}
         expected = [self._clip(record, protocol) for record in made.values()]
         request = Request(Path(), self.folder / PREDICTIONS, num_workers=os.cpu_count() or 1)
@@ -93,7 +95,8 @@ class VideoInstanceEvaluator(ProtocolEvaluator):
     ``tools/submit.py``.
     """
 
-    default_protocols: ClassVar[tuple[str, ...]] = ("youtube-vis",)
+    known_protocols: ClassVar[tuple[str, ...]] = ("youtube-vis",)
+    default_protocols: ClassVar[tuple[str, ...]] = known_protocols
 
     def process(self, inputs: Sequence[Sample], outputs: Any) -> None:
         """Takes instances over whole clips.

@@ -23,6 +23,7 @@ from unified.evaluation.report import (
     Request,
     Row,
     Scores,
+    counted,
     percent,
 )
 from unified.metrics import davis, video
@@ -40,16 +41,21 @@ class ScoredClip:
 
 MakeTracks = Callable[[Clip, Iterable[FramePair]], Mapping[int, Track]]
 MakeNumbers = Callable[[Sequence[ScoredClip]], Mapping[str, float]]
+MakeNotes = Callable[[Sequence[ScoredClip]], tuple[str, ...]]
 
 
 @dataclass(frozen=True)
 class VideoScoring:
-    """A protocol over videos: files to clips, clips to tracks, tracks to numbers (fractions)."""
+    """A protocol over videos: files to clips, clips to tracks, tracks to numbers (fractions).
+
+    ``notes`` says what else belongs on the card.
+    """
 
     clips: MakeClips
     tracks: MakeTracks
     numbers: MakeNumbers
     sample: str = "object"
+    notes: MakeNotes | None = None
 
     def __call__(self, request: Request) -> Scores:
         """Scores folders."""
@@ -75,7 +81,7 @@ class VideoScoring:
                 "hold only the masks that are given, their predictions go to a server (submit.py)"
             )
         empty = sum(not result.tracks for result in scored)
-        notes = _absent_half(scored)
+        notes = _absent_half(scored) + (self.notes(scored) if self.notes else ())
         if empty:
             notes = (f"sequences without an object that counts: {empty}", *notes)
         numbers = percent(self.numbers(scored))
@@ -266,6 +272,11 @@ def davis_numbers(scored: Sequence[ScoredClip]) -> Mapping[str, float]:
         sets.setdefault(one.clip.item, []).extend(one.tracks.values())
     each = [davis.summarise(tracks) for tracks in sets.values()]
     return {key: float(np.mean([numbers[key] for numbers in each])) for key in each[0]}
+
+
+def expression_sets(scored: Sequence[ScoredClip]) -> tuple[str, ...]:
+    """How many sets of Ref-DAVIS were averaged, which are four where the number is comparable."""
+    return (counted(len({one.clip.item for one in scored}), "expression set"),)
 
 
 def mean_numbers(scored: Sequence[ScoredClip]) -> Mapping[str, float]:

@@ -84,17 +84,17 @@ def test_wrong_checkpoints_say_what_to_do(tmp_path: Path) -> None:
 def test_a_neck_may_get_its_top_down_path_after_the_first_stage(
     options: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    first = system("UniRef").build(load_config(CONFIG, options))
+    plain, grown = (["MODEL.UNIREF.NECK", name] for name in ("plain", "top_down"))
+    first = system("UniRef").build(load_config(CONFIG, [*options, *plain]))
     write_weights(tmp_path / "first.pth", first.state_dict())
-    neck = ["MODEL.UNIREF.NECK", "top_down"]
-    cfg = load_config(CONFIG, [*options, *neck, "MODEL.WEIGHTS", str(tmp_path / "first.pth")])
+    cfg = load_config(CONFIG, [*options, *grown, "MODEL.WEIGHTS", str(tmp_path / "first.pth")])
     second = system("UniRef").build(cfg)
     with caplog.at_level(logging.INFO):
         load_initial_weights(second, cfg)
     assert "has no neck.top_down.: these parts start fresh" in caplog.text
     assert torch.equal(second.neck.input_proj[0][0].weight, first.neck.input_proj[0][0].weight)
     write_weights(tmp_path / "second.pth", second.state_dict())
-    cfg = load_config(CONFIG, [*options, "MODEL.WEIGHTS", str(tmp_path / "second.pth")])
+    cfg = load_config(CONFIG, [*options, *plain, "MODEL.WEIGHTS", str(tmp_path / "second.pth")])
     with pytest.raises(CheckpointError, match=r"6 unexpected \(neck\.top_down"):
         load_initial_weights(first, cfg)
 

@@ -177,6 +177,20 @@ def test_splits(tmp_path: Path) -> None:
         read_split(tmp_path / "none.txt", None)
     with pytest.raises(InputError, match="give --split as well"):
         read_split(None, tmp_path / "val.txt")
+    (tmp_path / "val.txt").write_text("bravo\necho\nbravo\n")
+    assert read_split(tmp_path / "val.txt", None).names == ("bravo", "echo")
+    listed = write_json(tmp_path / "instances.json", {"videos": [{"id": 1}]})
+    with pytest.raises(InputError, match=r"instances\.json has videos without names"):
+        read_split(listed, None)
+
+
+@pytest.mark.parametrize("protocol", ["coco-mask", "youtube-vis", "uniref-box", "grefcoco-box"])
+def test_no_card_tells_of_a_split_that_was_not_heeded(tmp_path: Path, protocol: str) -> None:
+    lists = {key: [] for key in ("images", "videos", "annotations", "categories")}
+    truth = write_json(tmp_path / "gt.json", lists)
+    request = Request(truth, write_json(tmp_path / "r.json", []), Split(("a",), "val.txt (1)"))
+    with pytest.raises(InputError, match=r"against all of .*gt\.json: leave out --split"):
+        evaluate(protocol, request)
 
 
 @pytest.mark.parametrize(
@@ -380,7 +394,7 @@ def test_report_files_and_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none\.pth do not exist"):
         evaluate(
             "davis17-semi",
-            Request(tmp_path / "gt", tmp_path / "pred_semi"),
+            Request(tmp_path / "not read", tmp_path / "before that"),
             weights=tmp_path / "none.pth",
         )
 

@@ -242,7 +242,10 @@ def test_ref_davis17_is_the_mean_over_annotators(score: Score, tmp_path: Path) -
     expected = {key: (3 * each[0][key] + each[1][key]) / 4 for key in each[0]}
     assert same(report, expected)
     assert report.card.num_samples == 4 * 12
-    assert same(score("ref-davis17", prediction=tmp_path / "pred" / "anno_3"), dict(each[1]))
+    assert report.card.notes == ("4 expression sets",)
+    alone = score("ref-davis17", prediction=tmp_path / "pred" / "anno_3")
+    assert same(alone, dict(each[1]))
+    assert alone.card.notes == ("1 expression set",)
 
 
 def test_too_many_proposals_name_the_folder(score: Score, tmp_path: Path) -> None:

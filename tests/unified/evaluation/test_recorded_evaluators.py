@@ -205,6 +205,18 @@ def test_a_dataset_must_say_how_it_counts(tmp_path: Path, metadata: Any) -> None
 
 
 @pytest.mark.parametrize(
+    ("kind", "protocol"),
+    [("fss", "lavt"), ("coco", "youtube-vis"), ("sem_seg", "coco-mask"), ("rvos", "hsnet")],
+)
+def test_no_number_gets_the_name_of_another_protocol(
+    tmp_path: Path, metadata: Any, kind: str, protocol: str
+) -> None:
+    metadata.set(evaluator_type=kind, protocols=(protocol,))
+    with pytest.raises(ConfigError, match=f"asks for protocol '{protocol}', its evaluator_type"):
+        build_evaluator(NAME, tmp_path)
+
+
+@pytest.mark.parametrize(
     ("kind", "protocol", "truth"),
     [
         ("coco", "coco-box", {"images": [{"id": 1}], "annotations": [], "categories": []}),

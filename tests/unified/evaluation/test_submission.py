@@ -226,8 +226,13 @@ def resize_all(video: str) -> Callable[[Path], None]:
     return spoil
 
 
+def add_frame(file: str) -> Callable[[Path], None]:
+    return lambda pred: write_mask(pred / file, frame("expressions", 5))
+
+
 F = "bear/00010.png"
 G = "bear/0/00010.png"
+LAST = "bear/0/00020.png"  # without the data set only the other expression tells
 # server, needs the data set, what is done, file named, what is said
 SEEDED: list[tuple[str, bool, Callable[[Path], None], str, str]] = [
     ("mose", False, lambda p: (p / F).unlink(), F, "frame is missing"),
@@ -258,14 +263,14 @@ SEEDED: list[tuple[str, bool, Callable[[Path], None], str, str]] = [
         "mode I;16",
     ),
     ("mose", True, move(F, "bear/0010.png"), "bear/0010.png", "not in the data set"),
-    ("davis17-testdev", True, copy_folder("bear", "Annotations"), "Annotations", "not in the data"),
+    ("sav", True, copy_folder("bear/001", "bear/002"), "bear/002", "object is not in the data set"),
     ("mevis", False, set_pixels(G, 3), G, "holds 2 values besides 0"),
     ("mevis", True, remove_folder("bear/1"), "bear/1", "expression is missing"),
     ("ref-youtube-vos", True, copy_folder("bear/1", "bear/2"), "bear/2", "not in the data set"),
-    ("ref-youtube-vos", False, lambda p: (p / G).unlink(), G, "frame is missing"),
+    ("ref-youtube-vos", False, lambda p: (p / LAST).unlink(), LAST, "frame is missing"),
     ("sav", False, move("bear/001", "bear/1"), "bear/1", "three digits"),
     ("sav", True, remove_folder("cat/001"), "cat/001", "object is missing"),
-    ("mevis", False, move(G, F), F, "lies too high"),
+    ("mevis", True, add_frame("bear/0/00025.png"), "bear/0/00025.png", "frame is not in the data"),
 ]
 
 
@@ -278,8 +283,9 @@ def test_the_doctor_finds_every_seeded_fault(seed: int, tmp_path: Path) -> None:
     assert any(fault.path == path and message in fault.message for fault in found), found
 
 
-def test_thirty_faults_are_seeded_on_every_server() -> None:
-    assert len(SEEDED) == 30
+def test_thirty_different_faults_are_seeded_on_every_server() -> None:
+    different = {(SERVERS[server].content, data, *said) for server, data, _, *said in SEEDED}
+    assert len(SEEDED) == len(different) == 30
     assert {server for server, *_ in SEEDED} == set(MASK_SERVERS)
 
 
@@ -356,6 +362,9 @@ def entry(**changes: Any) -> dict[str, Any]:
         ([entry(segmentations=None)], "must be a list"),
         ([entry(segmentations=[[1, 2, 3, 4], None, None])], "neither null nor"),
         ([entry(segmentations=[{**CODE, "size": [9, 9]}, None, None])], "not 32x24 pixels"),
+        ([entry(segmentations=[{"counts": "PPYo0"}, None, None])], "neither null nor"),
+        ([entry(segmentations=[{**CODE, "size": 9}, None, None])], "neither null nor"),
+        ([entry(video_id=[1])], r"video_id [1] is not"),
     ],
 )
 def test_results_files(tmp_path: Path, content: object, message: str) -> None:
