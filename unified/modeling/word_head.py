@@ -23,7 +23,7 @@ class WordHead(nn.Module):
     Here all objects of a picture are told apart at once by products of features with words, which
     is what a fusion layer starts from. Inference does not need it. Not part of UniRef++.
 
-    Source of the products: GroupViT (arXiv:2202.11094), equation 9, over cells instead of groups.
+    Source of the products: LSeg (arXiv:2201.03546), word-pixel correlation.
     """
 
     def __init__(self, dim: int) -> None:
