@@ -19,7 +19,12 @@ from unified.evaluation.report import (
 )
 from unified.metrics.davis import present_ids
 
-ANNOTATION_ROOTS = ("Annotations/480p", "Annotations_unsupervised/480p", "Annotations")
+ANNOTATION_ROOTS = (
+    "Annotations/480p",
+    "Annotations_unsupervised/480p",
+    "Annotations",
+    "Annotations_6fps",
+)
 
 
 def read_ids(path: Path) -> NDArray[np.uint8]:
