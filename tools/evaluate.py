@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from unified.errors import UnifiedError
+from unified.errors import InputError, UnifiedError
 from unified.evaluation.protocols import PROTOCOLS, TASKS, default_protocol, evaluate
 from unified.evaluation.reading import read_split
 from unified.evaluation.report import Request
@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
     add("--allow-missing", action="store_true", help="count faults of the files, do not stop")
     add("--out", type=Path, help="write summary.json, per_sequence.csv and per_item.csv here")
     add("--plots", type=Path, help="write bar chart, histogram and worst cases here")
-    add("--images", type=Path, help="frames to draw the worst cases on")
+    add("--images", type=Path, help="folder to draw the worst cases on, named like the masks")
     add("--workers", type=int, default=_cores(), help="clips scored at the same time")
     return parser
 
@@ -65,6 +65,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> int:
     """Scores and writes what was asked for."""
+    if options.images is not None and not (options.plots and options.images.is_dir()):
+        raise InputError(f"--images {options.images} needs --plots, and must be a folder")
     request = Request(
         truth=options.gt,
         prediction=options.pred,
