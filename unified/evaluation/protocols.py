@@ -32,11 +32,16 @@ class Protocol:
 
 
 def _lvos(task: videos.LvosTask, *, skip_ends: bool) -> VideoScoring:
-    own_ids = task == "semi-supervised"
+    make: dict[videos.LvosTask, clips.MakeClips] = {
+        "semi-supervised": clips.sequences,
+        "unsupervised_multiple": clips.proposals,
+        "unsupervised_single": partial(clips.sequences, check_ids=False),
+    }
     return VideoScoring(
-        clips=partial(clips.spanned_sequences, skip_ends=skip_ends, check_ids=own_ids),
+        clips=partial(clips.spanned_sequences, skip_ends=skip_ends, make=make[task]),
         tracks=partial(videos.spanned, task=task, skip_ends=skip_ends),
         numbers=videos.lvos_numbers,
+        notes=videos.absent_half,
     )
 
 
@@ -68,7 +73,7 @@ PROTOCOLS: dict[str, Protocol] = {
         "DAVIS 2017 unsupervised",
         "all frames, void ignored, up to 20 proposals assigned by mean J&F, extra ones free",
         VideoScoring(
-            clips=partial(clips.sequences, check_ids=False),
+            clips=clips.proposals,
             tracks=videos.unsupervised,
             numbers=videos.davis_numbers,
         ),
@@ -101,6 +106,7 @@ PROTOCOLS: dict[str, Protocol] = {
             clips=clips.classed_sequences,
             tracks=partial(videos.visible, skip_ends=False, skip_prompt=True),
             numbers=videos.youtube_vos_numbers,
+            notes=videos.absent_half,
         ),
     ),
     "lvos": Protocol(
@@ -135,6 +141,7 @@ PROTOCOLS: dict[str, Protocol] = {
             clips=clips.annotator_sets,
             tracks=videos.unsupervised,
             numbers=videos.davis_numbers,
+            notes=videos.expression_sets,
         ),
     ),
     "ref-youtube-vos": Protocol(

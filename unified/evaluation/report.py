@@ -26,6 +26,7 @@ Result = TypeVar("Result")
 MISSING_SEQUENCE, EXTRA_SEQUENCE = "missing sequence", "extra sequence"
 MISSING_MASK, UNUSABLE_MASK, STRAY_ID = "missing mask", "unusable mask", "stray id"
 EXTRA_MASK, MISSING_RESULT = "extra mask", "missing result"
+MISSING_SET = "missing expression set"
 MAX_EXAMPLES = 5
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unified.errors import InputError
-from unified.evaluation.clips import Clip, MakeClips
+from unified.evaluation.clips import EXPRESSION_SETS, Clip, MakeClips
 from unified.evaluation.reading import check_size, read_binary, read_ids, some_of
 from unified.evaluation.report import (
     EXTRA_MASK,
@@ -40,15 +40,20 @@ class ScoredClip:
 
 MakeTracks = Callable[[Clip, Iterable[FramePair]], Mapping[int, Track]]
 MakeNumbers = Callable[[Sequence[ScoredClip]], Mapping[str, float]]
+MakeNotes = Callable[[Sequence[ScoredClip]], tuple[str, ...]]
 
 
 @dataclass(frozen=True)
 class VideoScoring:
-    """A protocol over videos: files to clips, clips to tracks, tracks to numbers (fractions)."""
+    """A protocol over videos: files to clips, clips to tracks, tracks to numbers (fractions).
+
+    ``notes`` says on the card what is missing in what the numbers are a mean of.
+    """
 
     clips: MakeClips
     tracks: MakeTracks
     numbers: MakeNumbers
+    notes: MakeNotes = lambda scored: ()
     sample: str = "object"
 
     def __call__(self, request: Request) -> Scores:
@@ -75,7 +80,7 @@ class VideoScoring:
                 "hold only the masks that are given, their predictions go to a server (submit.py)"
             )
         empty = sum(not result.tracks for result in scored)
-        notes = _absent_half(scored)
+        notes = self.notes(scored)
         if empty:
             notes = (f"sequences without an object that counts: {empty}", *notes)
         numbers = percent(self.numbers(scored))
@@ -158,6 +163,11 @@ def _read_prediction(
     try:
         mask = read_binary(path) if clip.binary else read_ids(path)
         check_size(path, mask, empty.shape)
+        if (largest := int(mask.max())) > clip.max_proposals:
+            raise InputError(
+                f"{path} holds id {largest}, expected at most {clip.max_proposals} proposals: keep "
+                "the best and number them from 1, or was the mask smoothed or saved as JPEG?"
+            )
     except InputError as error:
         problems.found(UNUSABLE_MASK, str(error))
         return empty
@@ -286,7 +296,7 @@ def youtube_vos_numbers(scored: Sequence[ScoredClip]) -> Mapping[str, float]:
         key.replace("-Mean", ""): value for key, value in means.items() if not key.startswith("V")
     }
     overall = (parts.pop("J") + parts.pop("F")) / 2
-    return {"G": float("nan") if _absent_half(scored) else overall, **parts}
+    return {"G": float("nan") if absent_half(scored) else overall, **parts}
 
 
 def lvos_numbers(scored: Sequence[ScoredClip]) -> Mapping[str, float]:
@@ -311,7 +321,13 @@ def _are_unseen(scored: Sequence[ScoredClip]) -> list[bool]:
     return [i in (one.clip.unseen_ids or ()) for one in scored for i in one.tracks]
 
 
-def _absent_half(scored: Sequence[ScoredClip]) -> tuple[str, ...]:
+def expression_sets(scored: Sequence[ScoredClip]) -> tuple[str, ...]:
+    """A note of how many expression sets of Ref-DAVIS there are, if not all."""
+    number, every = len({one.clip.item for one in scored}), len(EXPRESSION_SETS)
+    return () if number == every else (f"{number} of {every} expression sets",)
+
+
+def absent_half(scored: Sequence[ScoredClip]) -> tuple[str, ...]:
     """A note that one of the two halves of a benchmark has no object, if it is so."""
     flags = set(_are_unseen(scored))
     if len(flags) > 1 or all(one.clip.unseen_ids is None for one in scored):
