@@ -195,7 +195,7 @@ def test_splits(tmp_path: Path) -> None:
             "grefcoco-box",
             {"images": [{"id": 1}], "annotations": [], "categories": []},
             [1],
-            "no scores and boxes_xyxy for image 1",
+            "is no object of image id",
         ),
     ],
 )
@@ -224,6 +224,8 @@ COCO_RESULT = {"image_id": 1, "category_id": 1, "bbox": [1, 1, 4, 4], "score": 0
         ("pred", {"score": None}, r"pred\.json, entry 0: score is None, expected a number"),
         ("pred", {"score": float("nan")}, r"entry 0: score is nan, expected a number"),
         ("pred", {"bbox": [1, 2]}, r"entry 0: bbox is \[1, 2\], expected 4 numbers"),
+        ("pred", {"bbox": [5, 5, -4, 4]}, r"entry 0: bbox is \[5, 5, -4, 4\], expected 4 .* width"),
+        ("pred", {"image_id": "1"}, "a result has image_id '1', which the ground truth does not"),
         ("pred", {"image_id": [1]}, r"entry 0: image_id is \[1\], expected a number or text"),
         ("pred", {"image_id": 7}, r"pred\.json against .*gt\.json: a result has image_id 7"),
         ("pred", {"category_id": 7}, r"entry 0 has category_id 7, which .*gt\.json does not"),
@@ -246,6 +248,32 @@ def test_values_that_cannot_be_scored(
         evaluate("coco-box", request)
 
 
+def test_images_without_a_result_are_on_the_card(tmp_path: Path) -> None:
+    """Finding nothing is no fault, unless the results are not all there."""
+    images = [{"id": i, "height": 8, "width": 9} for i in (1, 2, 3)]
+    truth = write_json(tmp_path / "gt.json", {**COCO_TRUTH, "images": images})
+    request = Request(truth, tmp_path / "pred.json")
+    notes = []
+    for results in ([], [COCO_RESULT], [{**COCO_RESULT, "image_id": i} for i in (1, 2, 3)]):
+        write_json(request.prediction, results)
+        notes.append(evaluate("coco-box", request).card.notes)
+    assert notes == [("3 images without a result",), ("2 images without a result",), ()]
+
+
+def test_boxes_of_an_image_that_is_not_there(tmp_path: Path) -> None:
+    request = Request(tmp_path / "gt.json", tmp_path / "pred.json", allow_missing=True)
+    write_json(request.truth, COCO_TRUTH)
+    write_json(request.prediction, [COCO_RESULT, {**COCO_RESULT, "image_id": 8}])
+    with pytest.raises(InputError, match=r"pred\.json has image 8, which the ground truth"):
+        evaluate("uniref-box", request)
+
+
+def test_a_folder_is_no_annotation_file(tmp_path: Path) -> None:
+    write_json(tmp_path / "pred.json", [COCO_RESULT])
+    with pytest.raises(InputError, match="is a folder, not a JSON file: expected COCO instances"):
+        evaluate("coco-box", Request(tmp_path, tmp_path / "pred.json"))
+
+
 def test_masks_of_another_size(tmp_path: Path) -> None:
     content = recorded("youtubevis")
     code = next(c for c in content["results"][0]["segmentations"] if c)
@@ -258,12 +286,23 @@ def test_masks_of_another_size(tmp_path: Path) -> None:
 
 def test_boxes_that_have_no_score(tmp_path: Path) -> None:
     truth = {**COCO_TRUTH, "images": [{"id": 1}]}
-    found = {"1": {"scores": [0.9], "boxes_xyxy": [[1, 1, 5, 5], [1, 1, 2, 2]]}}
+    boxes = [[1, 1, 5, 5], [1, 1, 2, 2]]
+    found = {"1": {"scores": [0.9], "boxes_xyxy": boxes}}
     request = Request(
         write_json(tmp_path / "gt.json", truth), write_json(tmp_path / "pred.json", found)
     )
     with pytest.raises(InputError, match=r"pred\.json, image 1, entry 1: score is None"):
         evaluate("grefcoco-box", request)
+    write_json(request.prediction, {"1": {"scores": [0.9, 0.8, 0.7], "boxes_xyxy": boxes}})
+    with pytest.raises(InputError, match=r"entry 2: box_xyxy is None, .* x and y of two corners"):
+        evaluate("grefcoco-box", request)
+    write_json(request.prediction, {"1": {"scores": [], "boxes_xyxy": []}, "2": {}})
+    with pytest.raises(InputError, match=r"pred\.json has image '2', which the ground truth"):
+        evaluate("grefcoco-box", request)
+    write_json(request.prediction, [])
+    with pytest.raises(InputError, match=r"pred\.json is no object of image id"):
+        evaluate("grefcoco-box", request)
+    write_json(request.prediction, {})
     write_json(request.truth, {**truth, "images": []})
     with pytest.raises(InputError, match=r"gt\.json, annotation 0 is of image 1, which is not"):
         evaluate("grefcoco-box", request)
