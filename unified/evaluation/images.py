@@ -185,10 +185,14 @@ def _iou_values(intersection: float, union: float) -> dict[str, float]:
 def score_generalized(request: Request) -> Scores:
     """gIoU, cIoU, N-acc, T-acc and Pr@X; refusals from ``no_target.json`` or empty masks."""
     problems = Problems(request.allow_missing)
+    path = request.prediction / REFUSALS
+    flags = read_refusals(path) if path.is_file() else None
     samples = _overlaps(request, problems)
-    flags = request.prediction / REFUSALS
-    said = read_refusals(flags, [s.name for s in samples]) if flags.is_file() else None
-    return generalized_scores(samples, said, problems)
+    if flags is None:
+        return generalized_scores(samples, None, problems)
+    if missing := [s.name for s in samples if s.name not in flags]:
+        raise InputError(f"{path} lacks sample {missing[0]}: give true or false for every sample")
+    return generalized_scores(samples, [flags[s.name] for s in samples], problems)
 
 
 def generalized_scores(
@@ -208,23 +212,23 @@ def generalized_scores(
         numbers[key] *= 100
     rows = []
     ious = generalized.sample_ious(counted)
-    for sample, says, none, ratio in zip(samples, said, no_target, ious, strict=True):
-        values = {"IoU": 100 * float(ratio), "I": sample.intersection, "U": sample.union}
+    areas = zip(*generalized.counted_areas(counted), strict=True)
+    for sample, says, none, ratio, (inter, union) in zip(
+        samples, said, no_target, ious, areas, strict=True
+    ):
+        values = {"IoU": 100 * float(ratio), "I": float(inter), "U": float(union)}
         values |= {"refused": float(says), "no_target": float(none)}
         rows.append(Row(sample.name, "", values, sample.picture, sample.sentence))
     note = "a refusal is an empty mask" if refused is None else f"refusals from {REFUSALS}"
     return Scores(numbers, rows, problems, "expression", (note,))
 
 
-def read_refusals(path: Path, names: Sequence[str]) -> list[bool]:
-    """Which samples the model says have no target: JSON object, sample name -> bool."""
+def read_refusals(path: Path) -> dict[str, bool]:
+    """Sample name -> whether the model says that it has no target."""
     flags = read_json(path, "an object of sample names and booleans")
     if not isinstance(flags, dict) or any(not isinstance(v, bool) for v in flags.values()):
         raise InputError(f"{path} must be an object of sample names and booleans")
-    missing = [name for name in names if name not in flags]
-    if missing:
-        raise InputError(f"{path} lacks sample {missing[0]}: give true or false for every sample")
-    return [flags[name] for name in names]
+    return flags
 
 
 def score_few_shot(request: Request) -> Scores:

@@ -435,6 +435,8 @@ def test_grefcoco(score: Score, tmp_path: Path) -> None:
     assert report.card.notes == ("refusals from no_target.json",)
     ious = [row.values["IoU"] for row in report.scores.rows]
     assert np.mean(ious) == pytest.approx(expected["gIoU"], abs=1e-9)
+    inter, union = (sum(row.values[key] for row in report.scores.rows) for key in "IU")
+    assert 100 * inter / union == pytest.approx(expected["cIoU"], abs=1e-9)
     (tmp_path / "pred" / "no_target.json").unlink()
     report = score("grefcoco")
     assert report.card.notes == ("a refusal is an empty mask",)
