@@ -31,11 +31,12 @@ def parser() -> argparse.ArgumentParser:
     add("--protocol", help="name from --list; default: the first of the task")
     add("--gt", type=Path, help="ground truth: folder of masks, or annotation JSON")
     add("--pred", type=Path, help="predictions: folder of masks, or results JSON")
-    add("--split", type=Path, help="list of sequences or classes that count: text, or JSON videos")
+    add("--split", type=Path, help="list of sequences, classes or samples: text, or JSON videos")
     add("--exclude", type=Path, help="list of those that do not, taken out of --split")
     add("--meta", type=Path, help="meta.json, valid_meta.json or meta_expressions.json")
     add("--unseen", type=Path, help="unseen videos or classes, or train meta.json (seen classes)")
     add("--classes", type=int, help="number of classes (semantic)")
+    add("--ignore", type=int, help="label that does not count (semantic); default: 255")
     add("--weights", type=Path, help="checkpoint that made the masks; its sha256 is on the card")
     add("--allow-missing", action="store_true", help="count faults of the files, do not stop")
     add("--out", type=Path, help="write summary.json, per_sequence.csv and per_item.csv here")
@@ -74,6 +75,7 @@ def run(options: argparse.Namespace) -> int:
         meta=options.meta,
         unseen=options.unseen,
         num_classes=options.classes,
+        ignore=options.ignore,
         allow_missing=options.allow_missing,
         num_workers=max(options.workers, 1),
         progress=True,

@@ -49,6 +49,7 @@ class Request:
         meta: annotation file that the protocol needs beside the masks.
         unseen: list of unseen videos or classes, or training meta file with the seen classes.
         num_classes: for semantic segmentation.
+        ignore: label of the ground truth that does not count there, if not 255.
         allow_missing: count problems instead of stopping at the first.
         num_workers: sequences scored at the same time.
         progress: show a progress bar.
@@ -60,6 +61,7 @@ class Request:
     meta: Path | None = None
     unseen: Path | None = None
     num_classes: int | None = None
+    ignore: int | None = None
     allow_missing: bool = False
     num_workers: int = 1
     progress: bool = False
@@ -218,13 +220,8 @@ class Report:
 def make_card(
     scores: Scores, *, benchmark: str, protocol: str, rule: str, split: Split, weights: Path | None
 ) -> Card:
-    """Fills the card of a run that ends now.
-
-    Raises:
-        InputError: the weights file does not exist.
-    """
-    if weights is not None and not weights.is_file():
-        raise InputError(f"weights {weights} do not exist: give the file that made the masks")
+    """Fills the card of a run that ends now."""
+    check_weights(weights)
     return Card(
         benchmark=benchmark,
         split=split.note,
@@ -238,6 +235,12 @@ def make_card(
         notes=scores.notes,
         warnings=dict(scores.problems.counts),
     )
+
+
+def check_weights(weights: Path | None) -> None:
+    """Raises an ``InputError`` if the weights file does not exist."""
+    if weights is not None and not weights.is_file():
+        raise InputError(f"weights {weights} do not exist: give the file that made the masks")
 
 
 def per_sequence(rows: Iterable[Row]) -> list[Row]:

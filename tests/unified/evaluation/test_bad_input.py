@@ -8,7 +8,9 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from unified.data.formats.files import segmentation_mask
-from unified.errors import InputError
+from unified.errors import ConfigError, InputError
 from unified.evaluation.protocols import evaluate
 from unified.evaluation.reading import read_split
 from unified.evaluation.report import Report, Request, Split
@@ -157,6 +159,55 @@ def test_folders_that_hold_nothing_to_score(tmp_path: Path) -> None:
             "davis17-semi",
             Request(tmp_path / "gt", tmp_path / "pred_semi" / "davis", allow_missing=True),
         )
+
+
+@pytest.mark.parametrize(
+    ("protocol", "option", "given"),
+    [
+        ("coco-mask", "split", {"split": Split(("1",), "val.txt")}),
+        ("uniref-box", "split", {"split": Split(("1",), "val.txt")}),
+        ("youtube-vis", "split", {"split": Split(("1",), "val.txt")}),
+        ("grefcoco-box", "split", {"split": Split(("1",), "val.txt")}),
+        ("davis17-semi", "meta", {"meta": Path("meta.json")}),
+        ("mevis", "unseen", {"unseen": Path("unseen.txt")}),
+        ("hsnet", "classes", {"num_classes": 20}),
+        ("lavt", "ignore", {"ignore": 0}),
+    ],
+)
+def test_an_option_that_is_not_read_is_an_error(
+    protocol: str, option: str, given: dict[str, Any]
+) -> None:
+    """The card would name a split that nobody looked at."""
+    with pytest.raises(ConfigError, match=f"{protocol} does not read --{option}"):
+        evaluate(protocol, Request(Path("gt"), Path("pred"), **given))
+
+
+def test_wrong_weights_are_found_before_anything_is_scored(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"none\.pth do not exist"):
+        evaluate("lavt", Request(tmp_path, tmp_path), weights=tmp_path / "none.pth")
+
+
+@pytest.mark.parametrize(
+    ("protocol", "what"),
+    [("sav", "object"), ("mevis", "expression"), ("ref-youtube-vos", "expression")],
+)
+def test_folders_inside_a_sequence_that_are_extra(tmp_path: Path, protocol: str, what: str) -> None:
+    for side in ("gt", "pred"):
+        write_clip(tmp_path / side / "a" / "0", np.ones((3, 8, 9)))
+    request = Request(tmp_path / "gt", tmp_path / "pred")
+    if protocol == "mevis":
+        sentences = {"0": {"exp": "it", "anno_id": [1]}}
+        video = {"frames": ["00000", "00001", "00002"], "expressions": sentences}
+        write_json(tmp_path / "gt" / "meta_expressions.json", {"videos": {"a": video}})
+        code = {"size": [8, 9], "counts": [0, 72]}
+        write_json(tmp_path / "gt" / "mask_dict.json", {"1": [code] * 3})
+    assert evaluate(protocol, request).scores.numbers["J"] == 100
+    write_clip(tmp_path / "pred" / "a" / "7", np.ones((3, 8, 9)))
+    with pytest.raises(InputError, match=f"pred/a/7 is no {what} of the ground truth: remove"):
+        evaluate(protocol, request)
+    report = evaluate(protocol, replace(request, allow_missing=True))
+    assert report.card.warnings == {f"extra {what}": 1}
+    assert report.scores.numbers["J"] == 100
 
 
 def test_splits(tmp_path: Path) -> None:
@@ -315,9 +366,11 @@ def test_meta_of_another_benchmark(tmp_path: Path) -> None:
     files = {"meta": tmp_path / "meta.json", "unseen": tmp_path / "unseen.txt"}
     request = Request(tmp_path / "gt", tmp_path / "pred", **files)
     meta = write_json(tmp_path / "meta.json", {"images": []})
-    for protocol in ("youtube-vos", "lvos", "ref-youtube-vos"):
+    for protocol in ("youtube-vos", "lvos"):
         with pytest.raises(InputError, match=r"meta\.json has no 'videos'"):
             evaluate(protocol, request)
+    with pytest.raises(InputError, match=r"meta\.json has no 'videos'"):
+        evaluate("ref-youtube-vos", replace(request, unseen=None))
     write_json(meta, {"videos": {"a": {"expressions": {}}}})
     with pytest.raises(InputError, match=r"meta\.json has no objects of video a"):
         evaluate("lvos", request)
@@ -385,12 +438,18 @@ def test_images(tmp_path: Path) -> None:
     write_mask(tmp_path / "pred" / "1.png", np.zeros((60, 80)))
     with pytest.raises(InputError, match=r"pred/2\.png holds 8 values besides 0"):
         evaluate("lavt", request)
-    with pytest.raises(InputError, match="the split names no class or mask of"):
-        evaluate("lavt", Request(tmp_path / "gt", tmp_path / "pred", Split(("x",), "list")))
+    for names in (("x",), ("0", "x")):
+        with pytest.raises(InputError, match=r"the split has x, which is no class or mask of"):
+            evaluate("lavt", Request(tmp_path / "gt", tmp_path / "pred", Split(names, "list")))
     with pytest.raises(InputError, match="lies in no class folder"):
         evaluate("hsnet", request)
-    with pytest.raises(InputError, match=r"pred/2\.png holds label 3"):
+    with pytest.raises(InputError, match=r"pred/2\.png holds label 3, .* --classes .* JPEG"):
         evaluate("mmseg", Request(tmp_path / "gt", tmp_path / "pred", num_classes=3))
+    with pytest.raises(InputError, match=r"--classes is 0, expected 1 to 256"):
+        evaluate("mmseg", Request(tmp_path / "gt", tmp_path / "pred", num_classes=0))
+    write_mask(tmp_path / "gt" / "2.png", np.full((60, 80), 9))
+    with pytest.raises(InputError, match=r"gt/2\.png: ground truth holds label 9"):
+        evaluate("mmseg", Request(tmp_path / "gt", tmp_path / "pred", num_classes=9))
     write_json(tmp_path / "pred" / "no_target.json", {"0": True})
     with pytest.raises(InputError, match=r"no_target\.json lacks sample 1"):
         evaluate("grefcoco", allowed)

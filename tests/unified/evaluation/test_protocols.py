@@ -559,6 +559,16 @@ def test_semantic(score: Score, tmp_path: Path, protocol: str, block: str) -> No
         score(protocol)
 
 
+def test_another_label_than_255_can_be_ignored(score: Score, tmp_path: Path) -> None:
+    truth = np.array([[0, 0, 1, 1, 2, 2]] * 3)
+    write_mask(tmp_path / "gt" / "a.png", truth)
+    write_mask(tmp_path / "pred" / "a.png", np.where(truth == 2, 1, truth))
+    assert same(score("mmseg", num_classes=3), {"mIoU": 50, "aAcc": 200 / 3})
+    report = score("mmseg", num_classes=3, ignore=2)
+    assert same(report, {"mIoU": 100, "aAcc": 100})
+    assert report.card.notes == ("label 2 ignored, not 255",)
+
+
 def test_every_task_has_a_default_and_names_are_checked(score: Score) -> None:
     assert default_protocol("ris") == "lavt"
     assert {default_protocol(p.task) for p in PROTOCOLS.values()} <= set(PROTOCOLS)
