@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from unified.errors import UnifiedError
+from unified.errors import InputError, UnifiedError
 from unified.evaluation.protocols import PROTOCOLS, TASKS, default_protocol, evaluate
 from unified.evaluation.reading import read_split
 from unified.evaluation.report import Request
@@ -31,16 +31,17 @@ def parser() -> argparse.ArgumentParser:
     add("--protocol", help="name from --list; default: the first of the task")
     add("--gt", type=Path, help="ground truth: folder of masks, or annotation JSON")
     add("--pred", type=Path, help="predictions: folder of masks, or results JSON")
-    add("--split", type=Path, help="list of sequences or classes that count: text, or JSON videos")
+    add("--split", type=Path, help="list of sequences, classes or samples: text, or JSON videos")
     add("--exclude", type=Path, help="list of those that do not, taken out of --split")
     add("--meta", type=Path, help="meta.json, valid_meta.json or meta_expressions.json")
     add("--unseen", type=Path, help="unseen videos or classes, or train meta.json (seen classes)")
     add("--classes", type=int, help="number of classes (semantic)")
+    add("--ignore", type=int, help="label that does not count (semantic); default: 255")
     add("--weights", type=Path, help="checkpoint that made the masks; its sha256 is on the card")
     add("--allow-missing", action="store_true", help="count faults of the files, do not stop")
     add("--out", type=Path, help="write summary.json, per_sequence.csv and per_item.csv here")
     add("--plots", type=Path, help="write bar chart, histogram and worst cases here")
-    add("--images", type=Path, help="frames to draw the worst cases on")
+    add("--images", type=Path, help="folder to draw the worst cases on, named like the masks")
     add("--workers", type=int, default=_cores(), help="clips scored at the same time")
     return parser
 
@@ -65,6 +66,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> int:
     """Scores and writes what was asked for."""
+    if options.images is not None and not (options.plots and options.images.is_dir()):
+        raise InputError(f"--images {options.images} needs --plots, and must be a folder")
     request = Request(
         truth=options.gt,
         prediction=options.pred,
@@ -72,6 +75,7 @@ def run(options: argparse.Namespace) -> int:
         meta=options.meta,
         unseen=options.unseen,
         num_classes=options.classes,
+        ignore=options.ignore,
         allow_missing=options.allow_missing,
         num_workers=max(options.workers, 1),
         progress=True,

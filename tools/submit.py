@@ -96,7 +96,8 @@ def show(faults: list[Fault], files: Files) -> None:
         print(f"fault: {fault}")
     if len(faults) > MAX_SHOWN:
         print(f"... and {len(faults) - MAX_SHOWN} more")
-    print(f"{files.root}: {counted(len(faults), 'fault')}, no zip was written", file=sys.stderr)
+    end = ", no zip was written" if files.archive is None else ""
+    print(f"{files.root}: {counted(len(faults), 'fault')}{end}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -75,6 +75,15 @@ def test_faults_are_errors_or_counted(
     assert "warnings: 1 missing mask" in out
 
 
+def test_images_are_a_folder_for_the_plots(
+    folders: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plots = ["--plots", str(tmp_path / "plots")]
+    for more in (["--images", str(tmp_path)], [*plots, "--images", str(tmp_path / "none")]):
+        assert main(["--task", "vos", *folders, *more]) == 2
+        assert "needs --plots, and must be a folder" in capsys.readouterr().err
+
+
 def test_a_place_that_cannot_be_written_is_an_error(
     folders: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -36,6 +36,8 @@ def test_writes_a_zip_that_passes_its_own_check(
     assert capsys.readouterr().out == f"{out}: 4 files, no fault found\n"
     assert zipfile.ZipFile(out).namelist()[0] == "Annotations/a/00000.png"
     assert main(["youtube-vos", "--check", str(out), *data]) == 0
+    assert main(["mose", "--check", str(out), *data]) == 1
+    assert capsys.readouterr().err.endswith(" faults\n")
 
 
 def test_names_every_fault_and_writes_nothing(

@@ -21,12 +21,12 @@ from unified.evaluation.reading import (
     read_names,
     subfolders,
 )
-from unified.evaluation.report import Problems, Request
-from unified.metrics.davis import VOID, present_ids
+from unified.evaluation.report import MISSING_SET, Problems, Request
+from unified.metrics.davis import MAX_PROPOSALS, VOID, present_ids
 from unified.metrics.video import Span
 
 LVOS_STEP = 5  # every fifth frame is annotated, file names count from 1
-ANNOTATORS = "anno_"  # folders of the Ref-DAVIS expression sets
+EXPRESSION_SETS = tuple(f"anno_{k}" for k in range(4))  # of Ref-DAVIS, a folder each
 
 
 class LoadTruth(Protocol):
@@ -83,6 +83,7 @@ class Clip:
         prediction: folder with ``<frame>.png``.
         binary: the prediction is the mask of one object, not a label map.
         check_ids: predicted ids must be those of the ground truth.
+        max_proposals: largest id of a prediction, where proposals are assigned to objects.
         unscored: frames whose prediction does not matter and is not read.
         spans: LVOS, object id -> its frames.
         unseen_ids: objects that count as unseen, where a benchmark tells them apart.
@@ -96,6 +97,7 @@ class Clip:
     prediction: Path
     binary: bool = False
     check_ids: bool = True
+    max_proposals: int = VOID
     unscored: frozenset[str] = frozenset()
     spans: Mapping[int, Span] | None = None
     unseen_ids: frozenset[int] | None = None
@@ -106,7 +108,12 @@ MakeClips = Callable[[Request, Problems], list[Clip]]
 
 
 def sequences(
-    request: Request, problems: Problems, *, skip_ends: bool = False, check_ids: bool = True
+    request: Request,
+    problems: Problems,
+    *,
+    skip_ends: bool = False,
+    check_ids: bool = True,
+    max_proposals: int = VOID,
 ) -> list[Clip]:
     """``<sequence>/<frame>.png`` on both sides: label maps, or masks of 0 and 255."""
     truth, prediction = annotation_root(request.truth), annotation_root(request.prediction)
@@ -116,8 +123,8 @@ def sequences(
         unscored = frozenset((frames[0], frames[-1])) if skip_ends else frozenset()
         binary = _is_black_and_white(truth / name, frames)
         load: LoadTruth = BinaryMasks(truth / name) if binary else LabelMaps(truth / name)
-        clip = Clip(name, "", frames, load, prediction / name, binary, check_ids, unscored)
-        clips.append(clip)
+        clip = Clip(name, "", frames, load, prediction / name, binary, check_ids, max_proposals)
+        clips.append(replace(clip, unscored=unscored))
     return clips
 
 
@@ -142,6 +149,7 @@ def object_folders(request: Request, problems: Problems) -> list[Clip]:
         objects = subfolders(truth / name)
         if not objects:
             raise InputError(f"{truth / name} has no object folder such as 000: is this SA-V?")
+        _check_items(prediction / name, objects, "object", problems)
         for item in objects:
             folder = truth / name / item
             frames = tuple(frame_names(folder))
@@ -153,12 +161,27 @@ def object_folders(request: Request, problems: Problems) -> list[Clip]:
 
 def annotator_sets(request: Request, problems: Problems) -> list[Clip]:
     """Ref-DAVIS: ``anno_<k>/<sequence>/<frame>.png``, or one set without the outer folder."""
-    sets = [name for name in _folders(request.prediction) if name.startswith(ANNOTATORS)]
+    folder = request.prediction
+    found = _folders(folder)
+    if not any(name.startswith("anno_") for name in found):
+        return proposals(request, problems)
+    for name in (name for name in EXPRESSION_SETS if name not in found):
+        problems.found(
+            MISSING_SET,
+            f"{folder / name} is missing: predict all of {', '.join(EXPRESSION_SETS)}, or give the "
+            "folder of one of them as --pred",
+        )
+    _check_items(folder, EXPRESSION_SETS, "expression set", problems)
     clips = []
-    for item in sets or [""]:
-        inner = replace(request, prediction=request.prediction / item)
-        clips += [replace(clip, item=item) for clip in sequences(inner, problems, check_ids=False)]
+    for item in (name for name in EXPRESSION_SETS if name in found):
+        inner = replace(request, prediction=folder / item)
+        clips += [replace(clip, item=item) for clip in proposals(inner, problems)]
     return clips
+
+
+def proposals(request: Request, problems: Problems) -> list[Clip]:
+    """As ``sequences``, for up to 20 proposals whose ids are their own."""
+    return sequences(request, problems, check_ids=False, max_proposals=MAX_PROPOSALS)
 
 
 def classed_sequences(request: Request, problems: Problems) -> list[Clip]:
@@ -189,13 +212,13 @@ def _check_annotated(clip: Clip, entries: Iterable[Mapping[str, Any]], request: 
 
 
 def spanned_sequences(
-    request: Request, problems: Problems, *, skip_ends: bool, check_ids: bool
+    request: Request, problems: Problems, *, skip_ends: bool, make: MakeClips
 ) -> list[Clip]:
     """LVOS: label maps, and the meta file with the frames in which every object counts."""
     videos = _meta(request, "valid_meta.json of LVOS")
     is_unseen = _seen_or_unseen(request, "unseen_videos.txt of LVOS")
     clips = []
-    for clip in sequences(request, problems, check_ids=check_ids):
+    for clip in make(request, problems):
         ranges = _of_objects(videos, clip.sequence, "frame_range", request.meta)
         unseen = frozenset(ranges) if is_unseen(clip.sequence) else frozenset()
         clips.append(replace(with_spans(clip, ranges, skip_ends), unseen_ids=unseen))
@@ -248,6 +271,7 @@ def expressions(request: Request, problems: Problems) -> list[Clip]:
                 f"{truth / name} holds label maps: give --meta with the meta_expressions.json "
                 "that names the obj_id of every expression"
             )
+        _check_items(prediction / name, [*entries, *folders], "expression", problems)
         for item in entries or folders:
             folder = truth / name / item if folders else truth / name
             load: LoadTruth = BinaryMasks(folder)
@@ -264,13 +288,15 @@ def mevis_expressions(request: Request, problems: Problems) -> list[Clip]:
     folder = request.truth
     meta = read_json(folder / "meta_expressions.json", "the expressions of MeViS", ("videos",))
     codes = read_json(folder / "mask_dict.json", "the masks of MeViS by annotation id")
-    videos = meta["videos"]
+    videos, prediction = meta["videos"], annotation_root(request.prediction)
     clips = []
-    for name in _wanted(request, list(videos), annotation_root(request.prediction), problems):
+    for name in _wanted(request, list(videos), prediction, problems):
         frames = tuple(videos[name]["frames"])
         index = {frame: i for i, frame in enumerate(frames)}
-        shape = _mask_size(videos[name]["expressions"], codes, name)
-        for item, expression in videos[name]["expressions"].items():
+        sentences = videos[name]["expressions"]
+        shape = _mask_size(sentences, codes, name)
+        _check_items(prediction / name, sentences, "expression", problems)
+        for item, expression in sentences.items():
             if any(str(i) not in codes for i in expression.get("anno_id", [None])):
                 raise InputError(
                     f"{folder / 'mask_dict.json'} lacks an annotation of video {name}, expression "
@@ -278,9 +304,8 @@ def mevis_expressions(request: Request, problems: Problems) -> list[Clip]:
                 )
             objects = [codes[str(i)] for i in expression["anno_id"]]
             load = MaskCodes(objects, index, shape)
-            target = annotation_root(request.prediction) / name / item
-            sentence = expression.get("exp", "")
-            clips.append(Clip(name, item, frames, load, target, binary=True, sentence=sentence))
+            clip = Clip(name, item, frames, load, prediction / name / item, binary=True)
+            clips.append(replace(clip, sentence=expression.get("exp", "")))
     return clips
 
 
@@ -307,8 +332,18 @@ def _wanted(
             f"the split has {unknown[0]}, which the ground truth {request.truth} does not: "
             "use the list of this data set"
         )
+    if not wanted:
+        raise InputError(f"{request.truth} holds no sequence: expected a folder for each in it")
     check_sequences(prediction, wanted, known, problems)
     return list(wanted)
+
+
+def _check_items(folder: Path, known: Iterable[str], what: str, problems: Problems) -> None:
+    """Folders inside a predicted sequence that the ground truth does not have."""
+    for name in sorted(set(_folders(folder)) - set(known)):
+        problems.found(
+            f"extra {what}", f"{folder / name} is no {what} of the ground truth: remove the folder"
+        )
 
 
 def _folders(folder: Path) -> list[str]:

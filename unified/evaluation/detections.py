@@ -44,7 +44,11 @@ def is_mask(value: Any) -> bool:
 _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "score": (_is_number, "a number"),
     "area": (_is_number, "a number"),
-    "bbox": (lambda value: _is_numbers(value, 4), "4 numbers: x, y, width, height"),
+    "bbox": (
+        lambda value: _is_numbers(value, 4) and min(value[2:]) >= 0,
+        "4 numbers: x, y, width, height",
+    ),
+    "box_xyxy": (lambda value: _is_numbers(value, 4), "4 numbers: x and y of two corners"),
     "segmentation": (is_mask, "a run-length code or polygons"),
     "segmentations": (
         lambda value: isinstance(value, list) and all(v is None or is_mask(v) for v in value),
@@ -191,7 +195,7 @@ def _grouped(
     for entry in results:
         if entry[key] not in known:
             raise InputError(
-                f"a result has {key} {entry[key]}, which the ground truth does not: "
+                f"a result has {key} {entry[key]!r}, which the ground truth does not: "
                 "were the results made for another split?"
             )
     pairs: dict[tuple[int, int], tuple[list[Any], list[Any]]] = {}

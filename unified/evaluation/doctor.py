@@ -240,7 +240,7 @@ def _set_faults(
     for name in sorted(wanted - found):
         yield Fault(f"{prefix}{name}", f"{what} is missing")
     for name in sorted(found - wanted):
-        yield Fault(f"{prefix}{name}", f"{what} is not in the data set: remove it")
+        yield Fault(f"{prefix}{name}", f"{what} is not among those to submit: remove it")
 
 
 def _video_faults(

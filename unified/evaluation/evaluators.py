@@ -22,7 +22,7 @@ from unified.data.formats.files import encode_mask, write_json
 from unified.errors import ConfigError, InputError
 from unified.evaluation import images, results
 from unified.evaluation.detections import coco_entries
-from unified.evaluation.images import Episode, Overlap, measure
+from unified.evaluation.images import MAX_CLASSES, Episode, Overlap, measure
 from unified.evaluation.protocol_evaluator import (
     GROUND_TRUTH,
     PREDICTIONS,
@@ -37,8 +37,6 @@ from unified.evaluation.video_evaluators import VideoEvaluator, VideoInstanceEva
 from unified.label_maps import write_label_map, write_mask
 from unified.metrics import detection, few_shot, iou, semantic
 from unified.metrics.davis import VOID
-
-MAX_CLASSES = 256
 
 
 @dataclass(frozen=True)
@@ -220,10 +218,7 @@ class SemanticEvaluator(ProtocolEvaluator):
         """mIoU, aAcc and mDice."""
         each = [areas[protocol] for areas in self.samples]
         classes = self.metadata.stuff_classes
-        scores = images.semantic_scores(each, Problems(allowed=False), classes)
-        if self._ignored == semantic.IGNORE:
-            return scores
-        return replace(scores, notes=(f"label {self._ignored} ignored, not {semantic.IGNORE}",))
+        return images.semantic_scores(each, Problems(allowed=False), classes, self._ignored)
 
 
 class DetectionEvaluator(ProtocolEvaluator):

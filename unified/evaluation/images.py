@@ -32,6 +32,7 @@ from unified.metrics.iou import ReferringRule
 REFUSALS = "no_target.json"
 SENTENCES = "expressions.json"
 SHOTS = "shot_"
+MAX_CLASSES = 256  # that label maps of 8 bits hold
 
 
 @dataclass(frozen=True)
@@ -46,28 +47,42 @@ class MaskPair:
 ReadMask = Callable[[Path], NDArray[np.uint8]]
 
 
-def find_pairs(request: Request, problems: Problems) -> list[MaskPair]:
+def find_pairs(
+    request: Request, problems: Problems, *, empty_classes: bool = False
+) -> list[MaskPair]:
     """Masks of the same name on both sides, in sub-folders too.
 
-    With a split, only samples whose first folder (the class) is in it count.
+    With a split, only samples in it count, or those whose first folder (the class) is.
+
+    Args:
+        request: which folders.
+        problems: takes masks that are extra.
+        empty_classes: the split may name classes that have no sample.
 
     Raises:
-        InputError: a folder holds no mask, or a mask is missing or extra and that is not allowed.
+        InputError: a folder holds no mask, the split is of another data set, or a mask is extra
+            and that is not allowed.
     """
     truths, predictions = (_masks_in(folder) for folder in (request.truth, request.prediction))
     names = list(truths)
     if request.split.names is not None:
         kept = set(request.split.names)
+        unknown = sorted(kept - {name.split("/")[0] for name in names} - set(names))
         names = [name for name in names if name.split("/")[0] in kept or name in kept]
-    if not names:
-        raise InputError(f"the split names no class or mask of {request.truth}: check the list")
+        if not names or (unknown and not empty_classes):
+            raise InputError(
+                f"the split has {unknown[0]}, which is no class or mask of {request.truth}: use "
+                "the list of this data set"
+            )
     if not set(names) & set(predictions):
         raise InputError(
             f"{request.prediction} has none of the {len(names)} masks of the ground truth, such as "
             f"{names[0]}.png: is it of another benchmark, or a folder too high or too low?"
         )
     for name in sorted(set(predictions) - set(truths)):
-        problems.found(EXTRA_MASK, f"{predictions[name]} is no sample of the ground truth")
+        problems.found(
+            EXTRA_MASK, f"{predictions[name]} is no sample of the ground truth: remove the file"
+        )
     return [MaskPair(name, truths[name], request.prediction / f"{name}.png") for name in names]
 
 
@@ -185,10 +200,14 @@ def _iou_values(intersection: float, union: float) -> dict[str, float]:
 def score_generalized(request: Request) -> Scores:
     """gIoU, cIoU, N-acc, T-acc and Pr@X; refusals from ``no_target.json`` or empty masks."""
     problems = Problems(request.allow_missing)
+    path = request.prediction / REFUSALS
+    flags = read_refusals(path) if path.is_file() else None
     samples = _overlaps(request, problems)
-    flags = request.prediction / REFUSALS
-    said = read_refusals(flags, [s.name for s in samples]) if flags.is_file() else None
-    return generalized_scores(samples, said, problems)
+    if flags is None:
+        return generalized_scores(samples, None, problems)
+    if missing := [s.name for s in samples if s.name not in flags]:
+        raise InputError(f"{path} lacks sample {missing[0]}: give true or false for every sample")
+    return generalized_scores(samples, [flags[s.name] for s in samples], problems)
 
 
 def generalized_scores(
@@ -208,23 +227,23 @@ def generalized_scores(
         numbers[key] *= 100
     rows = []
     ious = generalized.sample_ious(counted)
-    for sample, says, none, ratio in zip(samples, said, no_target, ious, strict=True):
-        values = {"IoU": 100 * float(ratio), "I": sample.intersection, "U": sample.union}
+    areas = zip(*generalized.counted_areas(counted), strict=True)
+    for sample, says, none, ratio, (inter, union) in zip(
+        samples, said, no_target, ious, areas, strict=True
+    ):
+        values = {"IoU": 100 * float(ratio), "I": float(inter), "U": float(union)}
         values |= {"refused": float(says), "no_target": float(none)}
         rows.append(Row(sample.name, "", values, sample.picture, sample.sentence))
     note = "a refusal is an empty mask" if refused is None else f"refusals from {REFUSALS}"
     return Scores(numbers, rows, problems, "expression", (note,))
 
 
-def read_refusals(path: Path, names: Sequence[str]) -> list[bool]:
-    """Which samples the model says have no target: JSON object, sample name -> bool."""
+def read_refusals(path: Path) -> dict[str, bool]:
+    """Sample name -> whether the model says that it has no target."""
     flags = read_json(path, "an object of sample names and booleans")
     if not isinstance(flags, dict) or any(not isinstance(v, bool) for v in flags.values()):
         raise InputError(f"{path} must be an object of sample names and booleans")
-    missing = [name for name in names if name not in flags]
-    if missing:
-        raise InputError(f"{path} lacks sample {missing[0]}: give true or false for every sample")
-    return [flags[name] for name in names]
+    return flags
 
 
 def score_few_shot(request: Request) -> Scores:
@@ -235,7 +254,7 @@ def score_few_shot(request: Request) -> Scores:
     problems = Problems(request.allow_missing)
     folder = request.prediction
     shots = sorted(folder.glob(f"{SHOTS}[0-9]*")) or [folder]
-    pairs = find_pairs(replace(request, prediction=shots[0]), problems)
+    pairs = find_pairs(replace(request, prediction=shots[0]), problems, empty_classes=True)
     outside = [pair.truth for pair in pairs if "/" not in pair.name]
     if outside:
         raise InputError(f"{outside[0]} lies in no class folder: expected <class>/<episode>.png")
@@ -306,28 +325,37 @@ def score_semantic(request: Request, *, reduce_zero_label: bool) -> Scores:
     num_classes = request.num_classes
     if num_classes is None:
         raise InputError("semantic segmentation needs the number of classes: give --classes")
+    if not 0 < num_classes <= MAX_CLASSES:
+        raise InputError(f"--classes is {num_classes}, expected 1 to {MAX_CLASSES}")
     problems = Problems(request.allow_missing)
+    ignore = semantic.IGNORE if request.ignore is None else request.ignore
 
     def measure(pair: MaskPair) -> tuple[semantic.ClassAreas, Problems]:
         found = Problems(request.allow_missing)
         truth = read_ids(pair.truth)
         prediction = read_prediction(pair, truth.shape, found, partial(_read_labels, num_classes))
-        areas = semantic.class_areas(
-            truth, prediction, num_classes, reduce_zero_label=reduce_zero_label
-        )
+        try:
+            areas = semantic.class_areas(
+                truth, prediction, num_classes, reduce_zero_label=reduce_zero_label, ignore=ignore
+            )
+        except InputError as error:
+            raise InputError(f"{pair.truth}: {error}") from error
         return areas, found
 
     results = request.run(measure, find_pairs(request, problems), "image")
     for _, found in results:
         problems.merge(found)
     names = [str(number) for number in range(num_classes)]
-    return semantic_scores([areas for areas, _ in results], problems, names)
+    return semantic_scores([areas for areas, _ in results], problems, names, ignore)
 
 
 def semantic_scores(
-    each: Sequence[semantic.ClassAreas], problems: Problems, classes: Sequence[str]
+    each: Sequence[semantic.ClassAreas],
+    problems: Problems,
+    classes: Sequence[str],
+    ignore: int = semantic.IGNORE,
 ) -> Scores:
-    """mIoU, aAcc and mDice of counted images; per-class rows."""
+    """mIoU, aAcc and mDice of counted images; per-class rows, and a note of the ignored label."""
     if not each:
         raise InputError("there is no image to score: expected at least one")
     total = sum(each[1:], start=each[0])
@@ -341,12 +369,17 @@ def semantic_scores(
         Row(name, "", percent({key: np.asarray(summary[key])[c] for key in columns}))
         for c, name in enumerate(classes)
     ]
-    return Scores(percent(numbers), rows, problems, "image", row="class", num_samples=len(each))
+    notes = () if ignore == semantic.IGNORE else (f"label {ignore} ignored, not {semantic.IGNORE}",)
+    number = len(each)
+    return Scores(percent(numbers), rows, problems, "image", notes, "class", num_samples=number)
 
 
 def _read_labels(num_classes: int, path: Path) -> NDArray[np.uint8]:
     labels = read_ids(path)
     stray = [value for value in present_ids(labels) if value >= num_classes]
     if stray:
-        raise InputError(f"{path} holds label {stray[0]}, expected labels below {num_classes}")
+        raise InputError(
+            f"{path} holds label {stray[0]}, expected labels below {num_classes}: is --classes "
+            "right, or was the mask smoothed or saved as JPEG?"
+        )
     return labels

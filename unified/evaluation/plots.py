@@ -30,7 +30,8 @@ def write_plots(report: Report, folder: Path, images: Path | None = None) -> lis
     Args:
         report: what was scored.
         folder: where the files go.
-        images: folder with ``<sequence>/<frame>.jpg``; without it masks are shown on grey.
+        images: folder with ``<sequence>/<frame>.jpg`` or ``<sample>.jpg``; without it masks are
+            shown on grey.
     """
     rows = _finite(report.scores.rows)
     if not rows:
@@ -116,8 +117,8 @@ def _empty_figure(width: float, height: float) -> Any:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _save(figure: Any, report: Report, path: Path) -> Path:
-    figure.supxlabel(footer(report.card), size=7)
+def _save(figure: Any, report: Report, path: Path, note: str = "") -> Path:
+    figure.supxlabel("\n".join(filter(None, (note, footer(report.card)))), size=7)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=120)
     return path
@@ -147,19 +148,30 @@ def _sheet(
     grid = figure.subplots(num_rows, columns, squeeze=False).flat
     for axes in grid:
         axes.set_axis_off()
-    for axes, (row, picture) in zip(figure.axes, worst, strict=False):
-        axes.imshow(_panel(picture, images))
+    backgrounds = [background(picture, images) for _, picture in worst]
+    for axes, (row, picture), image in zip(figure.axes, worst, backgrounds, strict=False):
+        axes.imshow(_panel(picture, image))
         axes.set_title(caption(report, row, picture), fontsize=8)
     labels = zip(COLOURS, ("hit", "missed", "false"), strict=True)
     for (red, green, blue), label in labels:
         figure.axes[0].plot([], [], "s", color=(red / 255, green / 255, blue / 255), label=label)
     figure.legend(loc="outside upper center", ncols=3, fontsize=9, frameon=False)
-    return _save(figure, report, path)
+    return _save(figure, report, path, not_found(backgrounds, images))
 
 
-def _panel(picture: Picture, images: Path | None) -> NDArray[np.uint8]:
+def not_found(backgrounds: Sequence[NDArray | None], images: Path | None) -> str:
+    """Says for how many cases the image folder, if there is one, has no picture of their size."""
+    absent = sum(image is None for image in backgrounds)
+    if images is None or not absent:
+        return ""
+    return f"{images} has no picture of their size for {absent} of {len(backgrounds)}"
+
+
+def _panel(picture: Picture, image: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
     """The frame without its colours, so that none is taken for one of ours, and the masks."""
-    grey = _background(picture, images).mean(axis=2, keepdims=True)
+    grey = np.full((*picture.truth.shape, 1), 90.0)
+    if image is not None:
+        grey = image.mean(axis=2, keepdims=True)
     panel = np.repeat(40 + 0.6 * grey, 3, axis=2)
     truth, prediction = picture.truth > 0, picture.prediction > 0
     regions = (truth & prediction, truth & ~prediction, prediction & ~truth)
@@ -186,13 +198,12 @@ def _shorten(name: str) -> str:
     return name if len(name) <= MAX_NAME else f"...{name[3 - MAX_NAME :]}"
 
 
-def _background(picture: Picture, images: Path | None) -> NDArray[np.uint8]:
-    """The image of a picture, if it is there and of its size, else grey."""
-    grey = np.full((*picture.truth.shape, 3), 90, np.uint8)
+def background(picture: Picture, images: Path | None) -> NDArray[np.uint8] | None:
+    """The image of a picture, if it is there and of its size."""
     for suffix in IMAGE_SUFFIXES if images is not None else ():
         assert images is not None
         path = images / f"{picture.name}{suffix}"
         if path.is_file():
             image = read_image(path)
-            return image if image.shape == grey.shape else grey
-    return grey
+            return image if image.shape[:2] == picture.truth.shape else None
+    return None

@@ -23,20 +23,27 @@ class Protocol:
         benchmark: printed on the card.
         rule: the choices that change the number, printed on the card.
         score: counts.
+        options: those that it reads, of split, meta, unseen, classes and ignore.
     """
 
     task: str
     benchmark: str
     rule: str
     score: Callable[[Request], Scores]
+    options: tuple[str, ...] = ("split",)
 
 
 def _lvos(task: videos.LvosTask, *, skip_ends: bool) -> VideoScoring:
-    own_ids = task == "semi-supervised"
+    make: dict[videos.LvosTask, clips.MakeClips] = {
+        "semi-supervised": clips.sequences,
+        "unsupervised_multiple": clips.proposals,
+        "unsupervised_single": partial(clips.sequences, check_ids=False),
+    }
     return VideoScoring(
-        clips=partial(clips.spanned_sequences, skip_ends=skip_ends, check_ids=own_ids),
+        clips=partial(clips.spanned_sequences, skip_ends=skip_ends, make=make[task]),
         tracks=partial(videos.spanned, task=task, skip_ends=skip_ends),
         numbers=videos.lvos_numbers,
+        notes=videos.absent_half,
     )
 
 
@@ -51,6 +58,10 @@ def _visible(*, skip_ends: bool) -> VideoScoring:
         numbers=videos.mean_numbers,
     )
 
+
+HALVES = ("split", "meta", "unseen")  # of benchmarks with seen and unseen objects
+LABELS = ("split", "classes", "ignore")
+WHOLE_FILE: tuple[str, ...] = ()  # annotation files are scored as they are
 
 PROTOCOLS: dict[str, Protocol] = {
     "davis17-semi": Protocol(
@@ -68,7 +79,7 @@ PROTOCOLS: dict[str, Protocol] = {
         "DAVIS 2017 unsupervised",
         "all frames, void ignored, up to 20 proposals assigned by mean J&F, extra ones free",
         VideoScoring(
-            clips=partial(clips.sequences, check_ids=False),
+            clips=clips.proposals,
             tracks=videos.unsupervised,
             numbers=videos.davis_numbers,
         ),
@@ -101,31 +112,37 @@ PROTOCOLS: dict[str, Protocol] = {
             clips=clips.classed_sequences,
             tracks=partial(videos.visible, skip_ends=False, skip_prompt=True),
             numbers=videos.youtube_vos_numbers,
+            notes=videos.absent_half,
         ),
+        HALVES,
     ),
     "lvos": Protocol(
         "vos",
         "LVOS",
         "mean of seen and unseen videos, first and last frame of each object's span skipped",
         _lvos("semi-supervised", skip_ends=True),
+        HALVES,
     ),
     "lvos-bundled": Protocol(
         "vos",
         "LVOS",
         "the older evaluator bundled with UniRef: mean of seen and unseen videos, no frame skipped",
         _lvos("semi-supervised", skip_ends=False),
+        HALVES,
     ),
     "lvos-unsup-multiple": Protocol(
         "vos",
         "LVOS unsupervised",
         "mean of seen and unseen videos, no frame skipped, proposals assigned by mean J&F",
         _lvos("unsupervised_multiple", skip_ends=False),
+        HALVES,
     ),
     "lvos-unsup-single": Protocol(
         "vos",
         "LVOS unsupervised",
         "mean of seen and unseen videos, no frame skipped, every object against all foreground",
         _lvos("unsupervised_single", skip_ends=False),
+        HALVES,
     ),
     "ref-davis17": Protocol(
         "rvos",
@@ -143,6 +160,7 @@ PROTOCOLS: dict[str, Protocol] = {
         "Ref-YouTube-VOS",
         "J&F per expression over all annotated frames, mean over expressions",
         _expressions(clips.expressions, videos.expression),
+        ("split", "meta"),
     ),
     "mevis": Protocol(
         "rvos",
@@ -173,6 +191,7 @@ PROTOCOLS: dict[str, Protocol] = {
         "RefCOCO/+/g boxes",
         "box P@X counts IoU > X of the best scored box",
         results.score_referring_boxes,
+        WHOLE_FILE,
     ),
     "grefcoco": Protocol(
         "ris",
@@ -185,6 +204,7 @@ PROTOCOLS: dict[str, Protocol] = {
         "gRefCOCO boxes",
         "Pr@(F1=1), score >= 0.7, greedy matching by generalized IoU >= 0.5",
         results.score_generalized_boxes,
+        WHOLE_FILE,
     ),
     "hsnet": Protocol(
         "fss",
@@ -199,25 +219,35 @@ PROTOCOLS: dict[str, Protocol] = {
         partial(images.score_referring, rule=iou.UNIREF, sample="image"),
     ),
     "youtube-vis": Protocol(
-        "detection", "YouTube-VIS, OVIS", "AP of mask tubes", results.score_youtube_vis
+        "detection", "YouTube-VIS, OVIS", "AP of mask tubes", results.score_youtube_vis, WHOLE_FILE
     ),
     "coco-mask": Protocol(
-        "detection", "COCO", "AP of masks, 100 detections", partial(results.score_coco, boxes=False)
+        "detection",
+        "COCO",
+        "AP of masks, 100 detections",
+        partial(results.score_coco, boxes=False),
+        WHOLE_FILE,
     ),
     "coco-box": Protocol(
-        "detection", "COCO", "AP of boxes, 100 detections", partial(results.score_coco, boxes=True)
+        "detection",
+        "COCO",
+        "AP of boxes, 100 detections",
+        partial(results.score_coco, boxes=True),
+        WHOLE_FILE,
     ),
     "mmseg": Protocol(
         "semantic",
         "semantic segmentation",
         "areas summed over images, 255 ignored, classes that nobody drew left out",
         partial(images.score_semantic, reduce_zero_label=False),
+        LABELS,
     ),
     "mmseg-reduce-zero": Protocol(
         "semantic",
         "ADE20K",
         "as mmseg, label 0 of the ground truth ignored and the others lowered by one",
         partial(images.score_semantic, reduce_zero_label=True),
+        LABELS,
     ),
 }
 
@@ -241,17 +271,35 @@ def evaluate(
         weights: checkpoint that made the predictions, for its sha256 on the card.
 
     Raises:
-        ConfigError: no such protocol, or of another task.
+        ConfigError: no such protocol, or of another task, or an option that it does not read.
         InputError: the files cannot be scored, or the weights do not exist.
     """
     check_weights(weights)
     if task not in (None, find_protocol(name).task):
         fitting = [n for n, p in PROTOCOLS.items() if p.task == task]
         raise ConfigError(f"no protocol {name!r} of task {task}: choose from {', '.join(fitting)}")
+    protocol = find_protocol(name)
+    _check_options(name, protocol, request)
     split = request.split
     if split == Split():
         split = Split(note=f"all of {request.truth}")
-    return make_report(name, find_protocol(name).score(request), split, weights)
+    return make_report(name, protocol.score(request), split, weights)
+
+
+def _check_options(name: str, protocol: Protocol, request: Request) -> None:
+    """Raises a ``ConfigError`` for an option that changes nothing; the card would say it did."""
+    given = {
+        "split": request.split.names,
+        "meta": request.meta,
+        "unseen": request.unseen,
+        "classes": request.num_classes,
+        "ignore": request.ignore,
+    }
+    for option, value in given.items():
+        if value is not None and option not in protocol.options:
+            raise ConfigError(
+                f"{name} does not read --{option}, which would change nothing: leave it out"
+            )
 
 
 def find_protocol(name: str) -> Protocol:

@@ -19,7 +19,12 @@ from unified.evaluation.report import (
 )
 from unified.metrics.davis import present_ids
 
-ANNOTATION_ROOTS = ("Annotations/480p", "Annotations_unsupervised/480p", "Annotations")
+ANNOTATION_ROOTS = (
+    "Annotations/480p",
+    "Annotations_unsupervised/480p",
+    "Annotations",
+    "Annotations_6fps",
+)
 
 
 def read_ids(path: Path) -> NDArray[np.uint8]:
@@ -43,7 +48,9 @@ def read_ids(path: Path) -> NDArray[np.uint8]:
     except FileNotFoundError:
         raise InputError(f"{path} is missing") from None
     except (OSError, SyntaxError) as error:
-        raise InputError(f"{path} cannot be read as an image: {error}") from error
+        raise InputError(
+            f"{path} cannot be read as an image: {error}. Write the file again"
+        ) from error
 
 
 def read_binary(path: Path) -> NDArray[np.uint8]:
@@ -111,8 +118,6 @@ def check_sequences(
     """
     if not any(prediction.iterdir()):
         raise InputError(f"{prediction} is empty: expected predictions in it")
-    if not wanted:
-        raise InputError("there is no sequence to score: check the ground truth and the split")
     found = set(subfolders(prediction))
     if not found & set(wanted):
         raise InputError(

@@ -26,6 +26,7 @@ Result = TypeVar("Result")
 MISSING_SEQUENCE, EXTRA_SEQUENCE = "missing sequence", "extra sequence"
 MISSING_MASK, UNUSABLE_MASK, STRAY_ID = "missing mask", "unusable mask", "stray id"
 EXTRA_MASK, MISSING_RESULT = "extra mask", "missing result"
+MISSING_SET = "missing expression set"
 MAX_EXAMPLES = 5
 
 
@@ -48,6 +49,7 @@ class Request:
         meta: annotation file that the protocol needs beside the masks.
         unseen: list of unseen videos or classes, or training meta file with the seen classes.
         num_classes: for semantic segmentation.
+        ignore: label of the ground truth that does not count there, if not 255.
         allow_missing: count problems instead of stopping at the first.
         num_workers: sequences scored at the same time.
         progress: show a progress bar.
@@ -59,6 +61,7 @@ class Request:
     meta: Path | None = None
     unseen: Path | None = None
     num_classes: int | None = None
+    ignore: int | None = None
     allow_missing: bool = False
     num_workers: int = 1
     progress: bool = False

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,15 @@ from unified.evaluation.detections import (
     youtube_vis_entries,
 )
 from unified.evaluation.images import Overlap
-from unified.evaluation.report import MISSING_RESULT, Problems, Request, Row, Scores, percent
+from unified.evaluation.report import (
+    MISSING_RESULT,
+    Problems,
+    Request,
+    Row,
+    Scores,
+    counted,
+    percent,
+)
 from unified.metrics import detection, generalized, iou
 from unified.metrics.detection import Scored
 
@@ -44,7 +52,8 @@ def score_coco(request: Request, *, boxes: bool) -> Scores:
     results = _read(request, truth, ("image_id", "category_id", "score", shape))
     with _naming(request):
         entries = coco_entries(truth, results, boxes=boxes)
-    return detection_scores(truth, entries, detection.COCO_AREAS)
+    scores = detection_scores(truth, entries, detection.COCO_AREAS)
+    return replace(scores, notes=_without_result(scores, results, "image_id"))
 
 
 def read_coco(path: Path, shape: str) -> Mapping[str, list[dict[str, Any]]]:
@@ -67,7 +76,16 @@ def score_youtube_vis(request: Request) -> Scores:
     results = _read(request, truth, ("video_id", "category_id", "score", "segmentations"))
     with _naming(request):
         entries = youtube_vis_entries(truth, results)
-    return detection_scores(truth, entries, detection.YOUTUBE_VIS_AREAS)
+    scores = detection_scores(truth, entries, detection.YOUTUBE_VIS_AREAS)
+    return replace(scores, notes=_without_result(scores, results, "video_id"))
+
+
+def _without_result(
+    scores: Scores, results: Sequence[Mapping[str, Any]], key: str
+) -> tuple[str, ...]:
+    """A note of how many images or videos nothing was found in, which is no fault by itself."""
+    number = (scores.num_samples or 0) - len({entry[key] for entry in results})
+    return (f"{counted(number, scores.sample)} without a result",) if number else ()
 
 
 def read_youtube_vis(path: Path) -> Mapping[str, list[dict[str, Any]]]:
@@ -138,8 +156,10 @@ def detection_scores(
 def score_referring_boxes(request: Request) -> Scores:
     """Box P@X: the best scored box of every expression, one annotation per image entry."""
     truth = read_truth(request.truth, "one box per expression, COCO style", EXPRESSION_KEYS)
-    results = read_results(_results_file(request), ("image_id", "bbox", "score"))
+    path = _results_file(request)
+    results = read_results(path, ("image_id", "bbox", "score"))
     problems = Problems(request.allow_missing)
+    _check_images(path, [r["image_id"] for r in results], [i["id"] for i in truth["images"]])
     best: dict[int, Any] = {}
     for entry in results:
         held = best.get(entry["image_id"])
@@ -150,12 +170,19 @@ def score_referring_boxes(request: Request) -> Scores:
         image = annotation["image_id"]
         found = best.get(image, {"bbox": NO_BOX})
         if found["bbox"] is NO_BOX:
-            problems.found(
-                MISSING_RESULT,
-                f"{_results_file(request)} has no box for image entry {image}: give one each",
-            )
+            problems.found(MISSING_RESULT, f"{path} has no box for image entry {image}: give one")
         samples.append(measure_boxes(str(image), annotation["bbox"], found["bbox"]))
     return images.referring_scores(samples, iou.UNIREF, problems)
+
+
+def _check_images(path: Path, found: Iterable[Any], known: Sequence[Any]) -> None:
+    """Raises an ``InputError`` if there are results of images that the ground truth lacks."""
+    ids = set(known)
+    if unknown := [image for image in found if image not in ids]:
+        raise InputError(
+            f"{path} has image {unknown[0]!r}, which the ground truth does not: were the results "
+            "made for another split?"
+        )
 
 
 def measure_boxes(name: str, truth: Sequence[float], prediction: Sequence[float]) -> Overlap:
@@ -180,7 +207,11 @@ def score_generalized_boxes(request: Request) -> Scores:
     """GREC: Pr@(F1=1), T-acc, N-acc; results are image id -> scores and boxes_xyxy."""
     truth = read_truth(request.truth, "gRefCOCO boxes, COCO style", EXPRESSION_KEYS)
     path = _results_file(request)
-    found = read_json(path, "an object: image id -> scores, boxes_xyxy")
+    what = "object of image id -> scores, boxes_xyxy"
+    found = read_json(path, f"an {what}")
+    if not isinstance(found, dict):
+        raise InputError(f"{path} is no {what}: was it written for another benchmark?")
+    _check_images(path, found, [str(image["id"]) for image in truth["images"]])
     problems = Problems(request.allow_missing)
     boxes: dict[Any, list[Any]] = {image["id"]: [] for image in truth["images"]}
     for index, annotation in enumerate(truth["annotations"]):
@@ -194,7 +225,7 @@ def score_generalized_boxes(request: Request) -> Scores:
             boxes[image].append(annotation["bbox"])
     samples = []
     for name, true in boxes.items():
-        entry: Any = found.get(str(name)) if isinstance(found, dict) else None
+        entry: Any = found.get(str(name))
         lists = entry if isinstance(entry, dict) else {}
         if not all(isinstance(lists.get(key), list) for key in ("scores", "boxes_xyxy")):
             problems.found(
@@ -203,9 +234,9 @@ def score_generalized_boxes(request: Request) -> Scores:
             )
             entry = {"scores": [], "boxes_xyxy": []}
         scored = zip_longest(entry["boxes_xyxy"], entry["scores"])
-        pairs = [{"bbox": box, "score": score} for box, score in scored]
-        check_entries(f"{path}, image {name}", pairs, ("bbox", "score"))
-        corners = np.array([pair["bbox"] for pair in pairs], float).reshape(-1, 4)
+        pairs = [{"box_xyxy": box, "score": score} for box, score in scored]
+        check_entries(f"{path}, image {name}", pairs, ("box_xyxy", "score"))
+        corners = np.array([pair["box_xyxy"] for pair in pairs], float).reshape(-1, 4)
         samples.append(BoxSample(str(name), true, corners, np.array(entry["scores"], float)))
     return generalized_box_scores(samples, problems)
 
@@ -240,13 +271,8 @@ def _results_file(request: Request) -> Path:
     """The JSON file itself, or ``results.json`` inside a folder.
 
     Raises:
-        InputError: it is missing, or a split is given, which nothing here would heed.
+        InputError: it is missing.
     """
-    if request.split.names is not None:
-        raise InputError(
-            f"results in JSON are scored against all of {request.truth}: leave out --split, or "
-            "give an annotation file of the split"
-        )
     path = request.prediction
     path = path / "results.json" if path.is_dir() else path
     if not path.is_file():

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unified.errors import InputError
-from unified.evaluation.clips import Clip, MakeClips
+from unified.evaluation.clips import EXPRESSION_SETS, Clip, MakeClips
 from unified.evaluation.reading import check_size, read_binary, read_ids, some_of
 from unified.evaluation.report import (
     EXTRA_MASK,
@@ -23,7 +23,6 @@ from unified.evaluation.report import (
     Request,
     Row,
     Scores,
-    counted,
     percent,
 )
 from unified.metrics import davis, video
@@ -48,14 +47,14 @@ MakeNotes = Callable[[Sequence[ScoredClip]], tuple[str, ...]]
 class VideoScoring:
     """A protocol over videos: files to clips, clips to tracks, tracks to numbers (fractions).
 
-    ``notes`` says what else belongs on the card.
+    ``notes`` says on the card what is missing in what the numbers are a mean of.
     """
 
     clips: MakeClips
     tracks: MakeTracks
     numbers: MakeNumbers
+    notes: MakeNotes = lambda scored: ()
     sample: str = "object"
-    notes: MakeNotes | None = None
 
     def __call__(self, request: Request) -> Scores:
         """Scores folders."""
@@ -81,7 +80,7 @@ class VideoScoring:
                 "hold only the masks that are given, their predictions go to a server (submit.py)"
             )
         empty = sum(not result.tracks for result in scored)
-        notes = _absent_half(scored) + (self.notes(scored) if self.notes else ())
+        notes = self.notes(scored)
         if empty:
             notes = (f"sequences without an object that counts: {empty}", *notes)
         numbers = percent(self.numbers(scored))
@@ -164,6 +163,11 @@ def _read_prediction(
     try:
         mask = read_binary(path) if clip.binary else read_ids(path)
         check_size(path, mask, empty.shape)
+        if (largest := int(mask.max())) > clip.max_proposals:
+            raise InputError(
+                f"{path} holds id {largest}, expected at most {clip.max_proposals} proposals: keep "
+                "the best and number them from 1, or was the mask smoothed or saved as JPEG?"
+            )
     except InputError as error:
         problems.found(UNUSABLE_MASK, str(error))
         return empty
@@ -274,11 +278,6 @@ def davis_numbers(scored: Sequence[ScoredClip]) -> Mapping[str, float]:
     return {key: float(np.mean([numbers[key] for numbers in each])) for key in each[0]}
 
 
-def expression_sets(scored: Sequence[ScoredClip]) -> tuple[str, ...]:
-    """How many sets of Ref-DAVIS were averaged, which are four where the number is comparable."""
-    return (counted(len({one.clip.item for one in scored}), "expression set"),)
-
-
 def mean_numbers(scored: Sequence[ScoredClip]) -> Mapping[str, float]:
     """J&F, J and F, every object or expression once."""
     tracks = [track for one in scored for track in one.tracks.values()]
@@ -297,7 +296,7 @@ def youtube_vos_numbers(scored: Sequence[ScoredClip]) -> Mapping[str, float]:
         key.replace("-Mean", ""): value for key, value in means.items() if not key.startswith("V")
     }
     overall = (parts.pop("J") + parts.pop("F")) / 2
-    return {"G": float("nan") if _absent_half(scored) else overall, **parts}
+    return {"G": float("nan") if absent_half(scored) else overall, **parts}
 
 
 def lvos_numbers(scored: Sequence[ScoredClip]) -> Mapping[str, float]:
@@ -322,7 +321,13 @@ def _are_unseen(scored: Sequence[ScoredClip]) -> list[bool]:
     return [i in (one.clip.unseen_ids or ()) for one in scored for i in one.tracks]
 
 
-def _absent_half(scored: Sequence[ScoredClip]) -> tuple[str, ...]:
+def expression_sets(scored: Sequence[ScoredClip]) -> tuple[str, ...]:
+    """A note of how many expression sets of Ref-DAVIS there are, if not all."""
+    number, every = len({one.clip.item for one in scored}), len(EXPRESSION_SETS)
+    return () if number == every else (f"{number} of {every} expression sets",)
+
+
+def absent_half(scored: Sequence[ScoredClip]) -> tuple[str, ...]:
     """A note that one of the two halves of a benchmark has no object, if it is so."""
     flags = set(_are_unseen(scored))
     if len(flags) > 1 or all(one.clip.unseen_ids is None for one in scored):

@@ -45,7 +45,7 @@ def generalized_summary(samples: GeneralizedSamples) -> dict[str, float]:
         raise InputError("there is no sample to score: expected at least one mask pair")
     no_target = np.asarray(samples.no_target, dtype=bool)
     refused = np.asarray(samples.refused, dtype=bool)
-    intersections, unions = _counted_areas(samples)
+    intersections, unions = counted_areas(samples)
     ious = sample_ious(samples)
     targets = ~no_target
     has_none = bool(no_target.any())
@@ -62,11 +62,11 @@ def generalized_summary(samples: GeneralizedSamples) -> dict[str, float]:
 def sample_ious(samples: GeneralizedSamples) -> NDArray[np.float64]:
     """Returns the (N,) fractions that gIoU is the mean of: 1 for a right refusal, 0 for a wrong."""
     right_refusal = np.asarray(samples.no_target, dtype=bool) & np.asarray(samples.refused, bool)
-    return np.where(right_refusal, 1.0, overlap_ratio(*_counted_areas(samples)))
+    return np.where(right_refusal, 1.0, overlap_ratio(*counted_areas(samples)))
 
 
-def _counted_areas(samples: GeneralizedSamples) -> tuple[NDArray, NDArray]:
-    """(N,) intersections and unions as they count: refusals intersect nothing."""
+def counted_areas(samples: GeneralizedSamples) -> tuple[NDArray, NDArray]:
+    """Returns (N,) intersections and unions as cIoU sums them: refusals intersect nothing."""
     no_target = np.asarray(samples.no_target, dtype=bool)
     refused = np.asarray(samples.refused, dtype=bool)
     intersections = np.where(no_target | refused, 0, samples.intersections)

@@ -8,7 +8,9 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from unified.data.formats.files import segmentation_mask
-from unified.errors import InputError
+from unified.errors import ConfigError, InputError
 from unified.evaluation.protocols import evaluate
 from unified.evaluation.reading import read_split
 from unified.evaluation.report import Report, Request, Split
@@ -159,6 +161,55 @@ def test_folders_that_hold_nothing_to_score(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.parametrize(
+    ("protocol", "option", "given"),
+    [
+        ("coco-mask", "split", {"split": Split(("1",), "val.txt")}),
+        ("uniref-box", "split", {"split": Split(("1",), "val.txt")}),
+        ("youtube-vis", "split", {"split": Split(("1",), "val.txt")}),
+        ("grefcoco-box", "split", {"split": Split(("1",), "val.txt")}),
+        ("davis17-semi", "meta", {"meta": Path("meta.json")}),
+        ("mevis", "unseen", {"unseen": Path("unseen.txt")}),
+        ("hsnet", "classes", {"num_classes": 20}),
+        ("lavt", "ignore", {"ignore": 0}),
+    ],
+)
+def test_an_option_that_is_not_read_is_an_error(
+    protocol: str, option: str, given: dict[str, Any]
+) -> None:
+    """The card would name a split that nobody looked at."""
+    with pytest.raises(ConfigError, match=f"{protocol} does not read --{option}"):
+        evaluate(protocol, Request(Path("gt"), Path("pred"), **given))
+
+
+def test_wrong_weights_are_found_before_anything_is_scored(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"none\.pth do not exist"):
+        evaluate("lavt", Request(tmp_path, tmp_path), weights=tmp_path / "none.pth")
+
+
+@pytest.mark.parametrize(
+    ("protocol", "what"),
+    [("sav", "object"), ("mevis", "expression"), ("ref-youtube-vos", "expression")],
+)
+def test_folders_inside_a_sequence_that_are_extra(tmp_path: Path, protocol: str, what: str) -> None:
+    for side in ("gt", "pred"):
+        write_clip(tmp_path / side / "a" / "0", np.ones((3, 8, 9)))
+    request = Request(tmp_path / "gt", tmp_path / "pred")
+    if protocol == "mevis":
+        sentences = {"0": {"exp": "it", "anno_id": [1]}}
+        video = {"frames": ["00000", "00001", "00002"], "expressions": sentences}
+        write_json(tmp_path / "gt" / "meta_expressions.json", {"videos": {"a": video}})
+        code = {"size": [8, 9], "counts": [0, 72]}
+        write_json(tmp_path / "gt" / "mask_dict.json", {"1": [code] * 3})
+    assert evaluate(protocol, request).scores.numbers["J"] == 100
+    write_clip(tmp_path / "pred" / "a" / "7", np.ones((3, 8, 9)))
+    with pytest.raises(InputError, match=f"pred/a/7 is no {what} of the ground truth: remove"):
+        evaluate(protocol, request)
+    report = evaluate(protocol, replace(request, allow_missing=True))
+    assert report.card.warnings == {f"extra {what}": 1}
+    assert report.scores.numbers["J"] == 100
+
+
 def test_splits(tmp_path: Path) -> None:
     write_davis(tmp_path)
     shutil.rmtree(tmp_path / "pred_semi" / "alpha")
@@ -189,7 +240,7 @@ def test_no_card_tells_of_a_split_that_was_not_heeded(tmp_path: Path, protocol: 
     lists = {key: [] for key in ("images", "videos", "annotations", "categories")}
     truth = write_json(tmp_path / "gt.json", lists)
     request = Request(truth, write_json(tmp_path / "r.json", []), Split(("a",), "val.txt (1)"))
-    with pytest.raises(InputError, match=r"against all of .*gt\.json: leave out --split"):
+    with pytest.raises(ConfigError, match=f"{protocol} does not read --split"):
         evaluate(protocol, request)
 
 
@@ -209,7 +260,7 @@ def test_no_card_tells_of_a_split_that_was_not_heeded(tmp_path: Path, protocol: 
             "grefcoco-box",
             {"images": [{"id": 1}], "annotations": [], "categories": []},
             [1],
-            "no scores and boxes_xyxy for image 1",
+            "is no object of image id",
         ),
     ],
 )
@@ -238,6 +289,8 @@ COCO_RESULT = {"image_id": 1, "category_id": 1, "bbox": [1, 1, 4, 4], "score": 0
         ("pred", {"score": None}, r"pred\.json, entry 0: score is None, expected a number"),
         ("pred", {"score": float("nan")}, r"entry 0: score is nan, expected a number"),
         ("pred", {"bbox": [1, 2]}, r"entry 0: bbox is \[1, 2\], expected 4 numbers"),
+        ("pred", {"bbox": [5, 5, -4, 4]}, r"entry 0: bbox is \[5, 5, -4, 4\], expected 4 .* width"),
+        ("pred", {"image_id": "1"}, "a result has image_id '1', which the ground truth does not"),
         ("pred", {"image_id": [1]}, r"entry 0: image_id is \[1\], expected a number or text"),
         ("pred", {"image_id": 7}, r"pred\.json against .*gt\.json: a result has image_id 7"),
         ("pred", {"category_id": 7}, r"entry 0 has category_id 7, which .*gt\.json does not"),
@@ -260,6 +313,32 @@ def test_values_that_cannot_be_scored(
         evaluate("coco-box", request)
 
 
+def test_images_without_a_result_are_on_the_card(tmp_path: Path) -> None:
+    """Finding nothing is no fault, unless the results are not all there."""
+    images = [{"id": i, "height": 8, "width": 9} for i in (1, 2, 3)]
+    truth = write_json(tmp_path / "gt.json", {**COCO_TRUTH, "images": images})
+    request = Request(truth, tmp_path / "pred.json")
+    notes = []
+    for results in ([], [COCO_RESULT], [{**COCO_RESULT, "image_id": i} for i in (1, 2, 3)]):
+        write_json(request.prediction, results)
+        notes.append(evaluate("coco-box", request).card.notes)
+    assert notes == [("3 images without a result",), ("2 images without a result",), ()]
+
+
+def test_boxes_of_an_image_that_is_not_there(tmp_path: Path) -> None:
+    request = Request(tmp_path / "gt.json", tmp_path / "pred.json", allow_missing=True)
+    write_json(request.truth, COCO_TRUTH)
+    write_json(request.prediction, [COCO_RESULT, {**COCO_RESULT, "image_id": 8}])
+    with pytest.raises(InputError, match=r"pred\.json has image 8, which the ground truth"):
+        evaluate("uniref-box", request)
+
+
+def test_a_folder_is_no_annotation_file(tmp_path: Path) -> None:
+    write_json(tmp_path / "pred.json", [COCO_RESULT])
+    with pytest.raises(InputError, match="is a folder, not a JSON file: expected COCO instances"):
+        evaluate("coco-box", Request(tmp_path, tmp_path / "pred.json"))
+
+
 def test_masks_of_another_size(tmp_path: Path) -> None:
     content = recorded("youtubevis")
     code = next(c for c in content["results"][0]["segmentations"] if c)
@@ -272,12 +351,23 @@ def test_masks_of_another_size(tmp_path: Path) -> None:
 
 def test_boxes_that_have_no_score(tmp_path: Path) -> None:
     truth = {**COCO_TRUTH, "images": [{"id": 1}]}
-    found = {"1": {"scores": [0.9], "boxes_xyxy": [[1, 1, 5, 5], [1, 1, 2, 2]]}}
+    boxes = [[1, 1, 5, 5], [1, 1, 2, 2]]
+    found = {"1": {"scores": [0.9], "boxes_xyxy": boxes}}
     request = Request(
         write_json(tmp_path / "gt.json", truth), write_json(tmp_path / "pred.json", found)
     )
     with pytest.raises(InputError, match=r"pred\.json, image 1, entry 1: score is None"):
         evaluate("grefcoco-box", request)
+    write_json(request.prediction, {"1": {"scores": [0.9, 0.8, 0.7], "boxes_xyxy": boxes}})
+    with pytest.raises(InputError, match=r"entry 2: box_xyxy is None, .* x and y of two corners"):
+        evaluate("grefcoco-box", request)
+    write_json(request.prediction, {"1": {"scores": [], "boxes_xyxy": []}, "2": {}})
+    with pytest.raises(InputError, match=r"pred\.json has image '2', which the ground truth"):
+        evaluate("grefcoco-box", request)
+    write_json(request.prediction, [])
+    with pytest.raises(InputError, match=r"pred\.json is no object of image id"):
+        evaluate("grefcoco-box", request)
+    write_json(request.prediction, {})
     write_json(request.truth, {**truth, "images": []})
     with pytest.raises(InputError, match=r"gt\.json, annotation 0 is of image 1, which is not"):
         evaluate("grefcoco-box", request)
@@ -290,9 +380,11 @@ def test_meta_of_another_benchmark(tmp_path: Path) -> None:
     files = {"meta": tmp_path / "meta.json", "unseen": tmp_path / "unseen.txt"}
     request = Request(tmp_path / "gt", tmp_path / "pred", **files)
     meta = write_json(tmp_path / "meta.json", {"images": []})
-    for protocol in ("youtube-vos", "lvos", "ref-youtube-vos"):
+    for protocol in ("youtube-vos", "lvos"):
         with pytest.raises(InputError, match=r"meta\.json has no 'videos'"):
             evaluate(protocol, request)
+    with pytest.raises(InputError, match=r"meta\.json has no 'videos'"):
+        evaluate("ref-youtube-vos", replace(request, unseen=None))
     write_json(meta, {"videos": {"a": {"expressions": {}}}})
     with pytest.raises(InputError, match=r"meta\.json has no objects of video a"):
         evaluate("lvos", request)
@@ -360,12 +452,18 @@ def test_images(tmp_path: Path) -> None:
     write_mask(tmp_path / "pred" / "1.png", np.zeros((60, 80)))
     with pytest.raises(InputError, match=r"pred/2\.png holds 8 values besides 0"):
         evaluate("lavt", request)
-    with pytest.raises(InputError, match="the split names no class or mask of"):
-        evaluate("lavt", Request(tmp_path / "gt", tmp_path / "pred", Split(("x",), "list")))
+    for names in (("x",), ("0", "x")):
+        with pytest.raises(InputError, match=r"the split has x, which is no class or mask of"):
+            evaluate("lavt", Request(tmp_path / "gt", tmp_path / "pred", Split(names, "list")))
     with pytest.raises(InputError, match="lies in no class folder"):
         evaluate("hsnet", request)
-    with pytest.raises(InputError, match=r"pred/2\.png holds label 3"):
+    with pytest.raises(InputError, match=r"pred/2\.png holds label 3, .* --classes .* JPEG"):
         evaluate("mmseg", Request(tmp_path / "gt", tmp_path / "pred", num_classes=3))
+    with pytest.raises(InputError, match=r"--classes is 0, expected 1 to 256"):
+        evaluate("mmseg", Request(tmp_path / "gt", tmp_path / "pred", num_classes=0))
+    write_mask(tmp_path / "gt" / "2.png", np.full((60, 80), 9))
+    with pytest.raises(InputError, match=r"gt/2\.png: ground truth holds label 9"):
+        evaluate("mmseg", Request(tmp_path / "gt", tmp_path / "pred", num_classes=9))
     write_json(tmp_path / "pred" / "no_target.json", {"0": True})
     with pytest.raises(InputError, match=r"no_target\.json lacks sample 1"):
         evaluate("grefcoco", allowed)

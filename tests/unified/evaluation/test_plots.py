@@ -8,7 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unified.evaluation.plots import bars_title, caption, footer, worst_pictures
+from unified.evaluation.plots import (
+    background,
+    bars_title,
+    caption,
+    footer,
+    not_found,
+    worst_pictures,
+)
 from unified.evaluation.protocols import evaluate
 from unified.evaluation.report import Report, Request
 
@@ -34,7 +41,8 @@ def test_bars_name_their_unit(tmp_path: Path, protocol: str, unit: str) -> None:
     for side in ("gt", "pred"):
         for name in ("a/0", "a/1", "b/0"):
             write_mask(tmp_path / side / f"{name}.png", np.eye(8))
-    report = score(tmp_path, protocol, num_classes=2)
+    changes = {"num_classes": 2} if protocol == "mmseg" else {}
+    report = score(tmp_path, protocol, **changes)
     assert bars_title(report.scores, 0) == f"{unit}, worst first"
     assert bars_title(report.scores, 3).endswith(", 3 better ones not shown")
 
@@ -105,6 +113,19 @@ def test_objects_of_one_frame_are_tiles_of_their_own(tmp_path: Path) -> None:
     swapped(tmp_path)
     report = score(tmp_path, "davis17-unsup")
     assert len(worst_pictures(report.scores, report.scores.rows)) == 2
+
+
+def test_a_sheet_says_how_many_frames_it_did_not_find(tmp_path: Path) -> None:
+    swapped(tmp_path)
+    report = score(tmp_path, "davis17-unsup")
+    pictures = [picture for _, picture in worst_pictures(report.scores, report.scores.rows)]
+    assert [p.name for p in pictures] == ["a/00001", "a/00000"]
+    write_mask(tmp_path / "images" / "a" / "00001.png", np.full((8, 16), 200))
+    write_mask(tmp_path / "images" / "a" / "00000.png", np.full((4, 8), 200))
+    found = [background(picture, tmp_path / "images") for picture in pictures]
+    assert found[0] is not None and found[1] is None
+    assert "no picture of their size for 1 of 2" in not_found(found, tmp_path / "images")
+    assert not_found(found[:1], tmp_path / "images") == not_found([None], None) == ""
 
 
 def test_the_footer_says_what_was_scored(tmp_path: Path) -> None:

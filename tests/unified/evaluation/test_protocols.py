@@ -5,6 +5,7 @@ docs/protocols.md names these tests line by line.
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -242,17 +243,39 @@ def test_ref_davis17_is_the_mean_over_annotators(score: Score, tmp_path: Path) -
     expected = {key: (3 * each[0][key] + each[1][key]) / 4 for key in each[0]}
     assert same(report, expected)
     assert report.card.num_samples == 4 * 12
-    assert report.card.notes == ("4 expression sets",)
     alone = score("ref-davis17", prediction=tmp_path / "pred" / "anno_3")
     assert same(alone, dict(each[1]))
-    assert alone.card.notes == ("1 expression set",)
 
 
-def test_too_many_proposals_name_the_folder(score: Score, tmp_path: Path) -> None:
-    write_clip(tmp_path / "gt" / "a", squares([[1]]))
-    write_clip(tmp_path / "pred" / "a", squares([[21]]))
-    with pytest.raises(InputError, match=r"pred/a: expected at most 20 proposals .* id 21"):
-        score("davis17-unsup")
+def test_sets_that_are_missing_are_on_the_card(score: Score, tmp_path: Path) -> None:
+    """The number is a mean of four expression sets, and nobody should take three for it."""
+    for k in range(4):
+        write_davis(tmp_path)
+        shutil.move(tmp_path / "pred_semi", tmp_path / "pred" / f"anno_{k}")
+    assert score("ref-davis17").card.notes == ()
+    one = score("ref-davis17", prediction=tmp_path / "pred" / "anno_3")
+    assert one.card.notes == ("1 of 4 expression sets",)
+    shutil.move(tmp_path / "pred" / "anno_3", tmp_path / "pred" / "anno_4")
+    with pytest.raises(InputError, match=r"pred/anno_3 is missing: predict all of anno_0, "):
+        score("ref-davis17")
+    three = score("ref-davis17", allow_missing=True).card
+    assert three.notes == ("3 of 4 expression sets",)
+    assert three.warnings == {"missing expression set": 1, "extra expression set": 1}
+
+
+@pytest.mark.parametrize("protocol", ["davis17-unsup", "ref-davis17", "lvos-unsup-multiple"])
+def test_too_many_proposals_name_the_file(score: Score, tmp_path: Path, protocol: str) -> None:
+    write_clip(tmp_path / "gt" / "a", squares([[1], [1]]), "{:08d}", 5)
+    write_clip(tmp_path / "pred" / "a", squares([[20], [21]]), "{:08d}", 5)
+    files: dict[str, Path] = {}
+    if protocol.startswith("lvos"):
+        span = {"frame_range": {"start": 1, "end": 11, "frame_nums": 2}}
+        meta = {"videos": {"a": {"objects": {"1": span}}}}
+        (tmp_path / "unseen.txt").write_text("a\n")
+        files = {"meta": write_json(tmp_path / "m.json", meta), "unseen": tmp_path / "unseen.txt"}
+    with pytest.raises(InputError, match=r"a/00000006\.png holds id 21, expected at most 20"):
+        score(protocol, **files)
+    assert score(protocol, allow_missing=True, **files).card.warnings == {"unusable mask": 1}
 
 
 def test_ref_youtube_vos(score: Score, tmp_path: Path) -> None:
@@ -413,6 +436,8 @@ def test_grefcoco(score: Score, tmp_path: Path) -> None:
     assert report.card.notes == ("refusals from no_target.json",)
     ious = [row.values["IoU"] for row in report.scores.rows]
     assert np.mean(ious) == pytest.approx(expected["gIoU"], abs=1e-9)
+    inter, union = (sum(row.values[key] for row in report.scores.rows) for key in "IU")
+    assert 100 * inter / union == pytest.approx(expected["cIoU"], abs=1e-9)
     (tmp_path / "pred" / "no_target.json").unlink()
     report = score("grefcoco")
     assert report.card.notes == ("a refusal is an empty mask",)
@@ -533,6 +558,16 @@ def test_semantic(score: Score, tmp_path: Path, protocol: str, block: str) -> No
         )
     with pytest.raises(InputError, match="--classes"):
         score(protocol)
+
+
+def test_another_label_than_255_can_be_ignored(score: Score, tmp_path: Path) -> None:
+    truth = np.array([[0, 0, 1, 1, 2, 2]] * 3)
+    write_mask(tmp_path / "gt" / "a.png", truth)
+    write_mask(tmp_path / "pred" / "a.png", np.where(truth == 2, 1, truth))
+    assert same(score("mmseg", num_classes=3), {"mIoU": 50, "aAcc": 200 / 3})
+    report = score("mmseg", num_classes=3, ignore=2)
+    assert same(report, {"mIoU": 100, "aAcc": 100})
+    assert report.card.notes == ("label 2 ignored, not 255",)
 
 
 def test_every_task_has_a_default_and_names_are_checked(score: Score) -> None:

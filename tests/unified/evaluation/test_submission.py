@@ -100,6 +100,16 @@ def test_clean_submissions_have_no_fault_before_and_after_zipping(
     assert case.faults(source=path) == []
 
 
+def test_the_released_tree_of_sav(tmp_path: Path) -> None:
+    """It has frame rates in the names of its folders, and objects are looked up there too."""
+    case = make("sav", tmp_path)
+    for name, rate in (("JPEGImages", 24), ("Annotations", 6)):
+        (tmp_path / "data" / name).rename(tmp_path / "data" / f"{name}_{rate}fps")
+    assert case.faults() == []
+    remove_folder("cat/001")(case.pred)
+    assert [fault.path for fault in case.faults()] == ["cat/001"]
+
+
 def test_test_dev_is_looked_up_in_the_folder_of_all_davis(tmp_path: Path) -> None:
     """Its videos lie beside those to train on, and a list names them."""
     case = make("davis17-testdev", tmp_path)
@@ -245,7 +255,7 @@ SEEDED: list[tuple[str, bool, Callable[[Path], None], str, str]] = [
     ("youtube-vos", True, set_pixels(F, 7), F, "holds id 7, the video has 1, 2"),
     ("youtube-vos", False, set_pixels(F, 255), F, "255 (void)"),
     ("lvos", False, noise(F), F, "smoothed"),
-    ("lvos", True, copy_folder("bear", "extra"), "extra", "not in the data set"),
+    ("lvos", True, copy_folder("bear", "extra"), "extra", "not among those to submit"),
     ("lvos", True, remove_folder("dog"), "dog", "video is missing"),
     ("mose", False, write_jpeg(F, F), F, "JPEG file named .png"),
     ("mose", False, write_jpeg(F, "bear/00010.jpg"), "bear/00010.jpg", "is no PNG"),
@@ -262,15 +272,15 @@ SEEDED: list[tuple[str, bool, Callable[[Path], None], str, str]] = [
         F,
         "mode I;16",
     ),
-    ("mose", True, move(F, "bear/0010.png"), "bear/0010.png", "not in the data set"),
-    ("sav", True, copy_folder("bear/001", "bear/002"), "bear/002", "object is not in the data set"),
+    ("mose", True, move(F, "bear/0010.png"), "bear/0010.png", "not among those to submit"),
+    ("sav", True, copy_folder("bear/001", "bear/002"), "bear/002", "is not among those to submit"),
     ("mevis", False, set_pixels(G, 3), G, "holds 2 values besides 0"),
     ("mevis", True, remove_folder("bear/1"), "bear/1", "expression is missing"),
-    ("ref-youtube-vos", True, copy_folder("bear/1", "bear/2"), "bear/2", "not in the data set"),
+    ("ref-youtube-vos", True, copy_folder("bear/1", "bear/2"), "bear/2", "not among those to"),
     ("ref-youtube-vos", False, lambda p: (p / LAST).unlink(), LAST, "frame is missing"),
     ("sav", False, move("bear/001", "bear/1"), "bear/1", "three digits"),
     ("sav", True, remove_folder("cat/001"), "cat/001", "object is missing"),
-    ("mevis", True, add_frame("bear/0/00025.png"), "bear/0/00025.png", "frame is not in the data"),
+    ("mevis", True, add_frame("bear/0/00025.png"), "bear/0/00025.png", "is not among those"),
 ]
 
 

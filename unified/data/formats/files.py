@@ -37,7 +37,8 @@ def read_json(path: Path, what: str, keys: Iterable[str] = ()) -> Any:
     Raises:
         InputError: the file is missing, is not JSON, or lacks a key.
     """
-    require(path, what)
+    if require(path, what).is_dir():
+        raise InputError(f"{path} is a folder, not a JSON file: expected {what}")
     try:
         content = json.loads(path.read_bytes())
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
