@@ -76,7 +76,12 @@ def run(options: argparse.Namespace) -> None:
     model = cli.load_model(options)
     settings = model.info.inference
     size = cli.input_size(options, settings["image_short_side"], settings["max_size"])
-    predictor = ImagePredictor(model, precision=settings["precision"], **size)
+    predictor = ImagePredictor(
+        model,
+        precision=settings["precision"],
+        support_margin=settings["support_margin"],
+        **size,
+    )
     header = {
         "tool": "infer_image",
         "input": options.input,

@@ -49,6 +49,24 @@ def mask_box(mask: np.ndarray) -> tuple[float, float, float, float] | None:
     return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
 
 
+def object_window(mask: np.ndarray, margin: float) -> tuple[slice, slice]:
+    """Rows and columns of the box around a mask (H, W), widened within the picture.
+
+    That of an empty mask is the whole picture.
+
+    Args:
+        margin: added on every side, as a share of the box's height or width; infinite is the whole
+            picture.
+    """
+    height, width = mask.shape
+    x0, y0, x1, y1 = mask_box(mask) or (0, 0, width, height)
+    spans = []
+    for low, high, size in ((y0, y1, height), (x0, x1, width)):
+        more = margin * (high - low)
+        spans.append(slice(round(max(low - more, 0)), round(min(high + more, size))))
+    return spans[0], spans[1]
+
+
 @lru_cache(maxsize=1)
 def davis_palette() -> np.ndarray:
     """(256, 3) uint8 RGB colours of the DAVIS and PASCAL VOC label maps.

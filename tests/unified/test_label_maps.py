@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from unified.label_maps import (
     draw_overlay,
     mask_box,
     merge_by_score,
+    object_window,
     read_label_map,
     split_label_map,
     write_label_map,
@@ -34,6 +36,24 @@ def test_box_edges_are_exclusive_and_none_when_empty() -> None:
     assert mask_box(mask) is None
     mask[1:3, 2:6] = True
     assert mask_box(mask) == (2.0, 1.0, 6.0, 3.0)
+
+
+@pytest.mark.parametrize(
+    ("margin", "rows", "columns"),
+    [
+        (0.0, (4, 8), (10, 20)),
+        (0.25, (3, 9), (8, 22)),  # 2.5 columns more: rounded to even
+        (1.0, (0, 12), (0, 24)),
+        (math.inf, (0, 16), (0, 24)),
+    ],
+)
+def test_window_around_an_object_ends_with_the_picture(
+    margin: float, rows: tuple[int, int], columns: tuple[int, int]
+) -> None:
+    mask = np.zeros((16, 24), bool)
+    mask[4:8, 10:20] = True
+    assert object_window(mask, margin) == (slice(*rows), slice(*columns))
+    assert object_window(np.zeros((16, 24), bool), margin) == (slice(0, 16), slice(0, 24))
 
 
 def test_palette_is_that_of_davis() -> None:

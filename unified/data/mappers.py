@@ -12,6 +12,7 @@ the same two keys.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,6 +32,7 @@ from unified.data.formats.records import (
 )
 from unified.errors import InputError
 from unified.expressions import has_ordinal, swap_left_right
+from unified.label_maps import object_window
 from unified.structures import resized_size
 from unified.tasks import TASKS, Task
 
@@ -219,10 +221,22 @@ class TestMapper:
 
     __test__ = False  # not a test class of pytest
 
-    def __init__(self, *, short_side: int, max_size: int, num_supports: int = 1) -> None:
+    def __init__(
+        self,
+        *,
+        short_side: int,
+        max_size: int,
+        num_supports: int = 1,
+        support_margin: float = math.inf,
+    ) -> None:
+        """
+        Args:
+            support_margin: supports are cropped around their object, see ``object_window``.
+        """
         self.short_side = short_side
         self.max_size = max_size
         self.num_supports = num_supports
+        self.support_margin = support_margin
 
     def __call__(self, record: Record) -> Sample:
         """The sample, or the record of a clip.
@@ -252,9 +266,12 @@ class TestMapper:
             raise InputError(
                 f"{sample_name(record)} has {len(supports)} supports: {self.num_supports} expected"
             )
-        return add_references(
-            sample, [self._resized(read_view(support)[0]) for support in supports]
-        )
+        return add_references(sample, [self._support(support) for support in supports])
+
+    def _support(self, record: Record) -> View:
+        view, _ = read_view(record)
+        rows, columns = object_window(view.masks[0], self.support_margin)
+        return self._resized(View(view.image[rows, columns], view.masks[:, rows, columns]))
 
     def _resized(self, view: View) -> View:
         return resize(view, resized_size(view.size, self.short_side, self.max_size))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -39,6 +40,8 @@ def default_config() -> CfgNode:
     cfg.INFERENCE.IMAGE_SHORT_SIDE = 800
     cfg.INFERENCE.VIDEO_SHORT_SIDE = 480
     cfg.INFERENCE.MAX_SIZE = 1333
+    # Example images are cropped around their object, with this share of its box on every side.
+    cfg.INFERENCE.SUPPORT_MARGIN = math.inf
     _add_data(cfg)
     _add_solver(cfg)
     for name in SYSTEMS:

@@ -72,6 +72,7 @@ def _predict_images(
         short_side=input_option(cfg, name, "MIN_SIZE_TEST", cfg.INFERENCE.IMAGE_SHORT_SIDE),
         max_size=input_option(cfg, name, "MAX_SIZE_TEST", cfg.INFERENCE.MAX_SIZE),
         num_supports=cfg.TASK.FSS.NSHOT,
+        support_margin=cfg.INFERENCE.SUPPORT_MARGIN,
     )
     loader = build_test_loader(
         name,

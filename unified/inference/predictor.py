@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 
 from unified.errors import ConfigError, InputError
 from unified.inference.memory import VideoMemory
-from unified.label_maps import MAX_OBJECT_ID, mask_box
+from unified.label_maps import MAX_OBJECT_ID, mask_box, object_window
 from unified.masks import MASK_THRESHOLD, binary_masks, mask_probabilities, merge
 from unified.segmenter import Segmenter
 from unified.structures import (
@@ -53,19 +54,26 @@ class FrameEncoder:
         short_side: the shorter image side is resized to this many pixels.
         max_size: the longer side is never larger than this.
         precision: "float32", or "bfloat16"/"float16" autocast.
+        support_margin: example images are cropped around their object, see ``object_window``.
 
     Raises:
         ConfigError: the precision is none of these.
     """
 
     def __init__(
-        self, model: Segmenter, *, short_side: int, max_size: int, precision: str = "float32"
+        self,
+        model: Segmenter,
+        *,
+        short_side: int,
+        max_size: int,
+        precision: str = "float32",
+        support_margin: float = math.inf,
     ) -> None:
         if precision not in PRECISIONS:
             raise ConfigError(f"precision {precision!r} is unknown: choose one of {PRECISIONS}")
         self.model = model
         self.short_side, self.max_size = short_side, max_size
-        self.precision = precision
+        self.precision, self.support_margin = precision, support_margin
         # The same prompts on the next image or after a reset cost nothing.
         self.text = lru_cache(maxsize=64)(self._text)
         self.support = lru_cache(maxsize=16)(self._support)
@@ -122,8 +130,10 @@ class FrameEncoder:
 
     def _support(self, support: Support) -> References:
         """References of one example image with its mask."""
+        check_image(support.image)
         check_mask(support.mask, support.image.shape[:2])
-        return self.masks(self.image(support.image), [support.mask])[0]
+        window = object_window(support.mask, self.support_margin)
+        return self.masks(self.image(support.image[window]), [support.mask[window]])[0]
 
     def _require(self, kind: str) -> None:
         if kind not in self.model.reference_kinds:
@@ -147,10 +157,15 @@ class ImagePredictor:
         short_side: int = 800,
         max_size: int = 1333,
         precision: str = "float32",
+        support_margin: float = math.inf,
     ) -> None:
-        """The sizes are those of ``FrameEncoder``; the defaults are the reference's."""
+        """The options are those of ``FrameEncoder``; the defaults are the reference's."""
         self._encoder = FrameEncoder(
-            model, short_side=short_side, max_size=max_size, precision=precision
+            model,
+            short_side=short_side,
+            max_size=max_size,
+            precision=precision,
+            support_margin=support_margin,
         )
         self._frame: EncodedFrame | None = None
         self._size: Size = (0, 0)

@@ -170,6 +170,11 @@ def test_k_supports(data_root: Path) -> None:
     test = TestMapper(short_side=64, max_size=100, num_supports=5)
     sample = test(load_records("fss-1000-val")[0])
     assert len(sample["reference_masks"]) == 5
+    close = TestMapper(short_side=64, max_size=100, num_supports=5, support_margin=0.1)
+    closer = close(load_records("fss-1000-val")[0])
+    assert np.array_equal(closer["image"], sample["image"])
+    for whole, cropped in zip(sample["reference_masks"], closer["reference_masks"], strict=True):
+        assert cropped.float().mean() > 1.5 * whole.float().mean()
     varied = TrainMapper(augmentation=AUGMENTATION, num_supports=[1, 3])
     batches = [
         {len(_sample(varied, record, i, b)["reference_masks"]) for i in range(3)} for b in range(8)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -682,6 +683,24 @@ def test_masks_given_as_numbers_are_the_same_as_booleans(uniref: UniRef) -> None
     expected = encoder.masks(frame, [MASKS[0]])[0][0].values
     for mask in (MASKS[0].astype(np.uint8) * 255, MASKS[0].astype(np.float32)):
         assert torch.equal(encoder.masks(frame, [mask])[0][0].values, expected)
+
+
+def test_an_example_may_be_cropped_around_its_object(uniref: UniRef) -> None:
+    image, example = frames(2)
+    mask = np.zeros(example.shape[:2], bool)
+    mask[20:40, 30:60] = True
+    window = np.s_[15:45, 22:68]  # a quarter of 20 rows and of 30 columns more on every side
+    results = []
+    for support, margin in (
+        (Support(example, mask), 0.25),
+        (Support(example[window], mask[window]), math.inf),
+        (Support(example, mask), math.inf),
+    ):
+        predictor = ImagePredictor(uniref, short_side=SHORT, max_size=LONG, support_margin=margin)
+        predictor.set_image(image)
+        results.append(predictor.predict_prob(Prompt(supports=(support,)))[0])
+    assert np.array_equal(results[0], results[1])
+    assert not np.array_equal(results[0], results[2])
 
 
 def test_prompts_are_encoded_once_for_a_folder_of_images(uniref: UniRef) -> None:
