@@ -3,7 +3,8 @@
     python tools/demo.py output/demo
 
 Clips and photos come with packages of the index. Besides the results of the inference tools the
-folder receives clips.png, frames of the overlays of the clip, and photos.png, those of the photos.
+folder receives clips.png, frames of the overlays of the clip, photos.png, those of the photos, and
+demo.jpg, a row of both.
 """
 
 from __future__ import annotations
@@ -87,8 +88,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         shown = segment_clip(folder / "mask", "--mask", str(mask))
         both = segment_clip(folder / "both", "--mask", str(mask), "--text", f"1={PERSON}")
         photos = [segment_photo(folder / name, name, texts) for name, texts in PHOTOS.items()]
-        write_image(folder / "clips.png", sheet(clip_rows([told, shown, both])))
-        write_image(folder / "photos.png", sheet([[read_image(path) for path in photos]]))
+        clips, stills = clip_rows([told, shown, both]), [read_image(path) for path in photos]
+        write_image(folder / "clips.png", sheet(clips))
+        write_image(folder / "photos.png", sheet([stills]))
+        write_image(folder / "demo.jpg", sheet([[*clips[0][::2], *stills]]))
     except UnifiedError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

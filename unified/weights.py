@@ -84,7 +84,7 @@ WEIGHTS: dict[str, WeightsEntry] = {
     "uniref_lite": WeightsEntry(
         licence="Apache-2.0",  # see projects/uniref/MODEL_CARD.md for that of the training data
         bundled="projects/uniref/weights/uniref_lite.safetensors",
-        sha256="6d93b68a41b43ea726e979270a36e3d4f52a752ed633b1aa8fa26472de2757d3",
+        sha256="22f98712917434a31f19bb93685b0f63324527e85da2bd3c401a0481fe96dd86",
     ),
     "minilm": WeightsEntry(
         licence="Apache-2.0",
