@@ -95,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UnifiedError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"look at {folder}/clips.png and photos.png, and at the overlays beside them")
+    print(f"look at {folder}/demo.jpg, clips.png and photos.png, and at the overlays beside them")
     return 0
 
 

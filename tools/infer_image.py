@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -76,11 +77,9 @@ def run(options: argparse.Namespace) -> None:
     model = cli.load_model(options)
     settings = model.info.inference
     size = cli.input_size(options, settings["image_short_side"], settings["max_size"])
+    margin = settings["support_margin"]
     predictor = ImagePredictor(
-        model,
-        precision=settings["precision"],
-        support_margin=settings["support_margin"],
-        **size,
+        model, precision=settings["precision"], support_margin=margin, **size
     )
     header = {
         "tool": "infer_image",
@@ -89,6 +88,7 @@ def run(options: argparse.Namespace) -> None:
         "merge_rule": "separate" if options.separate else "score",
         "thresholds": {"mask": MASK_THRESHOLD, "score": settings["image_score_threshold"]},
         "model_input": size,
+        "support_margin": margin if math.isfinite(margin) else None,
         **cli.describe_model(model),
     }
     captions = {entry["id"]: entry["text"] or "like the examples" for entry in objects}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from unified.errors import InputError
+from unified.errors import ConfigError, InputError
 from unified.files import atomic_path
 
 if TYPE_CHECKING:
@@ -55,16 +55,22 @@ def object_window(mask: np.ndarray, margin: float) -> tuple[slice, slice]:
     That of an empty mask is the whole picture.
 
     Args:
-        margin: added on every side, as a share of the box's height or width; infinite is the whole
-            picture.
+        margin: added on every side, as a share of the box's longer one, so that the window of a
+            thin object is not thin; infinite is the whole picture.
+
+    Raises:
+        ConfigError: the margin is negative or no number.
     """
+    if not margin >= 0:
+        raise ConfigError(f"the margin of supports is {margin}: expected 0 or more")
     height, width = mask.shape
     x0, y0, x1, y1 = mask_box(mask) or (0, 0, width, height)
-    spans = []
-    for low, high, size in ((y0, y1, height), (x0, x1, width)):
-        more = margin * (high - low)
-        spans.append(slice(round(max(low - more, 0)), round(min(high + more, size))))
-    return spans[0], spans[1]
+    more = margin * max(y1 - y0, x1 - x0)
+    rows, columns = (
+        slice(round(max(low - more, 0)), round(min(high + more, size)))
+        for low, high, size in ((y0, y1, height), (x0, x1, width))
+    )
+    return rows, columns
 
 
 @lru_cache(maxsize=1)

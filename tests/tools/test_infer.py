@@ -170,6 +170,14 @@ def test_images_with_examples(photos: Path, tmp_path: Path) -> None:
     content = results(out)
     assert [len(entry["supports"]) for entry in content["objects"]] == [2, 1]
     assert [entry["id"] for entry in content["images"][0]["objects"]] == [1, 2]
+    assert content["support_margin"] == 0.15
+    whole = ["--input", f"{photos}/b.*", "--output", f"{out}2", "--support", pair, *TINY]
+    assert infer_image([*whole, "INFERENCE.SUPPORT_MARGIN", "1e999"]) == 0
+    wider = results(tmp_path / "out2")
+    assert wider["support_margin"] is None
+    scores = [entry["images"][0]["objects"][-1]["score"] for entry in (content, wider)]
+    assert scores[0] != scores[1]
+    assert infer_image([*whole[:3], f"{out}3", *whole[4:], "INFERENCE.SUPPORT_MARGIN", "-0.1"]) == 2
 
 
 def test_a_damaged_image_is_named_and_the_finished_ones_stay(

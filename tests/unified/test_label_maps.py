@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unified.errors import InputError
+from unified.errors import ConfigError, InputError
 from unified.label_maps import (
     contour,
     davis_palette,
@@ -42,8 +42,9 @@ def test_box_edges_are_exclusive_and_none_when_empty() -> None:
     ("margin", "rows", "columns"),
     [
         (0.0, (4, 8), (10, 20)),
-        (0.25, (3, 9), (8, 22)),  # 2.5 columns more: rounded to even
-        (1.0, (0, 12), (0, 24)),
+        (0.2, (2, 10), (8, 22)),
+        (0.25, (2, 10), (8, 22)),  # 2.5 pixels more: rounded to even
+        (0.6, (0, 14), (4, 24)),
         (math.inf, (0, 16), (0, 24)),
     ],
 )
@@ -54,6 +55,12 @@ def test_window_around_an_object_ends_with_the_picture(
     mask[4:8, 10:20] = True
     assert object_window(mask, margin) == (slice(*rows), slice(*columns))
     assert object_window(np.zeros((16, 24), bool), margin) == (slice(0, 16), slice(0, 24))
+
+
+@pytest.mark.parametrize("margin", [-0.1, math.nan])
+def test_a_margin_that_is_no_share_is_an_error(margin: float) -> None:
+    with pytest.raises(ConfigError, match=f"is {margin}: expected 0 or more"):
+        object_window(np.ones((2, 2), bool), margin)
 
 
 def test_palette_is_that_of_davis() -> None:

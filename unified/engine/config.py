@@ -40,7 +40,7 @@ def default_config() -> CfgNode:
     cfg.INFERENCE.IMAGE_SHORT_SIDE = 800
     cfg.INFERENCE.VIDEO_SHORT_SIDE = 480
     cfg.INFERENCE.MAX_SIZE = 1333
-    # Example images are cropped around their object, with this share of its box on every side.
+    # Example images are cropped around their object, see ``object_window``.
     cfg.INFERENCE.SUPPORT_MARGIN = math.inf
     _add_data(cfg)
     _add_solver(cfg)

@@ -228,6 +228,7 @@ class VideoPredictor:
         mask_stride: stride of mask logits, 4, or 1 as the reference does for masks alone.
         objects_per_pass: largest number of objects batched.
         keep_probabilities: return (H, W) float probabilities of every object.
+        support_margin: example images are cropped around their object, see ``object_window``.
     """
 
     def __init__(
@@ -243,9 +244,14 @@ class VideoPredictor:
         precision: str = "float32",
         objects_per_pass: int = 8,
         keep_probabilities: bool = False,
+        support_margin: float = math.inf,
     ) -> None:
         self.encoder = FrameEncoder(
-            model, short_side=short_side, max_size=max_size, precision=precision
+            model,
+            short_side=short_side,
+            max_size=max_size,
+            precision=precision,
+            support_margin=support_margin,
         )
         self.score_threshold, self.merge_rule = score_threshold, merge_rule
         self.use_memory, self.mask_stride = use_memory, mask_stride
