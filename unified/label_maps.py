@@ -57,12 +57,7 @@ def object_window(mask: np.ndarray, margin: float) -> tuple[slice, slice]:
     Args:
         margin: added on every side, as a share of the box's longer one, so that the window of a
             thin object is not thin; infinite is the whole picture.
-
-    Raises:
-        ConfigError: the margin is negative or no number.
     """
-    if not margin >= 0:
-        raise ConfigError(f"the margin of supports is {margin}: expected 0 or more")
     height, width = mask.shape
     x0, y0, x1, y1 = mask_box(mask) or (0, 0, width, height)
     more = margin * max(y1 - y0, x1 - x0)
@@ -71,6 +66,14 @@ def object_window(mask: np.ndarray, margin: float) -> tuple[slice, slice]:
         for low, high, size in ((y0, y1, height), (x0, x1, width))
     )
     return rows, columns
+
+
+def check_margin(margin: float) -> None:
+    """Raises ConfigError unless the margin of ``object_window`` is 0 or more."""
+    if not margin >= 0:  # no number is refused too
+        raise ConfigError(
+            f"the margin of supports is {margin}: expected 0 or more, infinite for whole pictures"
+        )
 
 
 @lru_cache(maxsize=1)

@@ -11,6 +11,7 @@ from PIL import Image
 
 from unified.errors import ConfigError, InputError
 from unified.label_maps import (
+    check_margin,
     contour,
     davis_palette,
     draw_overlay,
@@ -60,7 +61,7 @@ def test_window_around_an_object_ends_with_the_picture(
 @pytest.mark.parametrize("margin", [-0.1, math.nan])
 def test_a_margin_that_is_no_share_is_an_error(margin: float) -> None:
     with pytest.raises(ConfigError, match=f"is {margin}: expected 0 or more"):
-        object_window(np.ones((2, 2), bool), margin)
+        check_margin(margin)
 
 
 def test_palette_is_that_of_davis() -> None:

@@ -32,7 +32,7 @@ from unified.data.formats.records import (
 )
 from unified.errors import InputError
 from unified.expressions import has_ordinal, swap_left_right
-from unified.label_maps import object_window
+from unified.label_maps import check_margin, object_window
 from unified.structures import resized_size
 from unified.tasks import TASKS, Task
 
@@ -232,7 +232,11 @@ class TestMapper:
         """
         Args:
             support_margin: supports are cropped around their object, see ``object_window``.
+
+        Raises:
+            ConfigError: the margin is negative or no number.
         """
+        check_margin(support_margin)
         self.short_side = short_side
         self.max_size = max_size
         self.num_supports = num_supports

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from unified.errors import ConfigError, InputError
 from unified.inference.memory import VideoMemory
-from unified.label_maps import MAX_OBJECT_ID, mask_box, object_window
+from unified.label_maps import MAX_OBJECT_ID, check_margin, mask_box, object_window
 from unified.masks import MASK_THRESHOLD, binary_masks, mask_probabilities, merge
 from unified.segmenter import Segmenter
 from unified.structures import (
@@ -57,7 +57,7 @@ class FrameEncoder:
         support_margin: example images are cropped around their object, see ``object_window``.
 
     Raises:
-        ConfigError: the precision is none of these.
+        ConfigError: the precision is none of these, or the margin is negative or no number.
     """
 
     def __init__(
@@ -71,6 +71,7 @@ class FrameEncoder:
     ) -> None:
         if precision not in PRECISIONS:
             raise ConfigError(f"precision {precision!r} is unknown: choose one of {PRECISIONS}")
+        check_margin(support_margin)
         self.model = model
         self.short_side, self.max_size = short_side, max_size
         self.precision, self.support_margin = precision, support_margin
