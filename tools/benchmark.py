@@ -72,7 +72,10 @@ def run(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     model = cli.load_model(options)
     if model.info.weights is None:
         load_recorded_weights(model, {"in/controller_last_bias": 0.8})
-    report: dict[str, Any] = {key: getattr(options, key) for key in ("mode", "size", "objects")}
+    alone = options.mode == "image" and not options.baseline  # the reference has no mirror image
+    options.mirror = alone and model.info.inference["mirror"]
+    kept = ("mode", "size", "objects", "mirror")
+    report: dict[str, Any] = {key: getattr(options, key) for key in kept}
     report |= {"model": model.info.name, "attention": options.attention or "float32"}
     report["environment"] = profiling.environment(next(model.parameters()).device)
     start = partial(outcomes, options, scratch)
@@ -112,7 +115,7 @@ def outcomes(
     work["short_side"] = min(settings[f"{options.mode}_short_side"], *options.size)
     work["max_size"] = options.max_size or settings["max_size"]
     if options.mode == "image":
-        return benchmark.segment_images(model, folder, **work)
+        return benchmark.segment_images(model, folder, mirror=options.mirror, **work)
     alone = isinstance(model, ReferenceAlgorithm)
     work["objects_per_pass"] = 1 if alone else settings["objects_per_pass"]
     return benchmark.segment_clip(model, folder, **work)

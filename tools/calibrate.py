@@ -55,7 +55,10 @@ def calibrate(options: argparse.Namespace) -> None:
     model: Any = unified.load(options.config_file, weights=options.weights, device=options.device)
     settings = model.info.inference
     predictor = ImagePredictor(
-        model, short_side=settings["image_short_side"], max_size=settings["max_size"]
+        model,
+        short_side=settings["image_short_side"],
+        max_size=settings["max_size"],
+        mirror=settings["mirror"],
     )
     true, absent = logits(predictor, options.true), logits(predictor, options.absent)
     wanted = float(np.log(options.threshold / (1 - options.threshold)))

@@ -20,8 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from unified.errors import UnifiedError
+from unified.inference.frames import resize_image
 from unified.inference.image_io import read_image, write_image
-from unified.inference.predictor import resize_image
 from unified.inference.video_io import FrameReader
 from unified.samples import sample_path
 

@@ -77,9 +77,9 @@ def run(options: argparse.Namespace) -> None:
     model = cli.load_model(options)
     settings = model.info.inference
     size = cli.input_size(options, settings["image_short_side"], settings["max_size"])
-    margin = settings["support_margin"]
+    margin, mirror = settings["support_margin"], settings["mirror"]
     predictor = ImagePredictor(
-        model, precision=settings["precision"], support_margin=margin, **size
+        model, precision=settings["precision"], support_margin=margin, mirror=mirror, **size
     )
     header = {
         "tool": "infer_image",
@@ -89,6 +89,7 @@ def run(options: argparse.Namespace) -> None:
         "thresholds": {"mask": MASK_THRESHOLD, "score": settings["image_score_threshold"]},
         "model_input": size,
         "support_margin": margin if math.isfinite(margin) else None,
+        "mirror": mirror,
         **cli.describe_model(model),
     }
     captions = {entry["id"]: entry["text"] or "like the examples" for entry in objects}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 from unified.structures import Size
 
 MASK_THRESHOLD = 0.5
+SAME_OBJECT_IOU = 0.5
 
 
 def mask_probabilities(
@@ -62,6 +64,44 @@ def _resize(masks: Tensor, size: Size, *, mode: str) -> Tensor:
         return masks
     align_corners = False if mode == "bilinear" else None
     return F.interpolate(masks[None], size=size, mode=mode, align_corners=align_corners)[0]
+
+
+@dataclass(frozen=True)
+class Joint:
+    """One answer made of those about a picture and its mirror image.
+
+    Attributes:
+        probability: (H, W) in [0, 1].
+        score: (), the sigmoid of the mean of both logits: shifting both logits shifts it alike.
+        weights: (2,) of the answers, with sum 1.
+    """
+
+    probability: Tensor
+    score: Tensor
+    weights: Tensor
+
+
+def join_mirrored(probabilities: Tensor, scores: Tensor) -> Joint:
+    """The average of both masks if they show the same object, else that with the higher score.
+
+    They do if their IoU is above 0.5, or both are empty.
+
+    Args:
+        probabilities: (2, H, W) in [0, 1], the second one of the mirror image.
+        scores: (2,) in (0, 1).
+    """
+    maps = torch.stack((probabilities[0], probabilities[1].flip(-1)))
+    first, second = maps > MASK_THRESHOLD
+    shared, covered = (first & second).sum(), (first | second).sum()
+    if shared > SAME_OBJECT_IOU * covered or not covered:
+        weights = maps.new_full((2,), 0.5)
+    else:
+        weights = F.one_hot(scores.argmax(), 2).to(maps)
+    return Joint(
+        probability=(weights[:, None, None] * maps).sum(dim=0),
+        score=scores.float().logit(eps=1e-6).mean().sigmoid(),
+        weights=weights,
+    )
 
 
 def soft_aggregate(probabilities: Tensor) -> Tensor:

@@ -113,8 +113,8 @@ class Reference:
     padding_mask: Tensor
     summary: Tensor
 
-    def __getitem__(self, images: slice) -> Reference:
-        """The reference of a slice of the batch."""
+    def __getitem__(self, images: slice | Sequence[int]) -> Reference:
+        """The reference of some images of the batch."""
         return Reference(
             keys=self.keys[images],
             values=self.values[images],

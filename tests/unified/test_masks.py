@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
-from unified.masks import binary_masks, mask_probabilities, merge, soft_aggregate
+from unified.masks import (
+    binary_masks,
+    join_mirrored,
+    mask_probabilities,
+    merge,
+    soft_aggregate,
+)
 
 
 def logits(value: float) -> float:
@@ -56,3 +63,31 @@ def test_probabilities_are_resized_bilinearly_binary_masks_by_nearest() -> None:
     three = {"stride": 1, "image_size": (1, 2), "original_size": (1, 3)}
     # In between bilinear gives 0.55, above the threshold; nearest takes the left neighbour's.
     assert binary_masks(pair.flip(-1), **three).tolist() == [[[False, False, True]]]
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        ((8, 8), [0.5, 0.5]),
+        ((8, 5), [0.5, 0.5]),  # IoU 5/8
+        ((8, 4), [0.0, 1.0]),  # IoU 1/2
+        ((0, 4), [0.0, 1.0]),
+        ((0, 0), [0.5, 0.5]),
+    ],
+)
+def test_answers_are_averaged_where_they_show_the_same_object(
+    columns: tuple[int, int], expected: list[float]
+) -> None:
+    maps = torch.full((2, 3, 10), 0.5)
+    for answer, width in zip(maps, columns, strict=True):
+        answer[:, :width] = 0.6
+    maps[1] = maps[1].flip(-1)
+    scores = torch.tensor([0.2, 0.3])
+    joint = join_mirrored(maps, scores)
+    assert joint.weights.tolist() == expected
+    both = expected[0] * maps[0] + expected[1] * maps[1].flip(-1)
+    torch.testing.assert_close(joint.probability, both)
+    assert join_mirrored(maps, scores.flip(0)).weights.tolist() == expected[::-1]
+    # What tools/calibrate.py relies on: a shift of both logits is the shift of the joint one.
+    shifted = join_mirrored(maps, (scores.logit() + 1.5).sigmoid())
+    assert float(shifted.score.logit()) == pytest.approx(float(joint.score.logit()) + 1.5, abs=1e-5)

@@ -21,8 +21,9 @@ from torch.utils.data import Dataset as TorchDataset
 
 from unified.data.catalog import load_records
 from unified.data.formats.records import Record
-from unified.data.mappers import Sample, TestMapper, TrainMapper, sample_name
+from unified.data.mappers import TestMapper, TrainMapper
 from unified.data.packing import pack, unpack
+from unified.data.samples import Sample, sample_name
 from unified.errors import ConfigError, InputError
 from unified.tasks import Task
 

@@ -1,50 +1,33 @@
-"""From a record to a sample: what a model trains on, or is asked at test time.
-
-Sample dictionary: ``image`` (3, h, w) uint8 RGB; ``instances`` with ``gt_boxes`` (xyxy pixels),
-``gt_classes`` and ``gt_masks`` (M, h, w), which are filled boxes where only boxes are known;
-``class_names`` of the instances in detection, where they are known;
-``height`` and ``width`` of the file; ``task``; ``dataset``; ``name`` for messages; and one key per
-reference that is present: ``expression``, or ``reference_images`` K x (3, h', w') uint8 with
-``reference_masks`` K x (h', w') bool. Supports of few-shot samples and the first frame of clips are
-the same two keys.
-"""
+"""From a record to a sample, with random choices in training and without any at test time."""
 
 from __future__ import annotations
 
 import copy
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-import torch
-from detectron2.structures import BitMasks, Boxes, Instances
-from torch import Tensor
 
 from unified.data.augmentation import Augmentation, Draw, View, resize
 from unified.data.formats.files import read_image
-from unified.data.formats.records import (
-    Record,
-    annotation_mask,
-    annotation_void,
-    frame_masks,
-    target_masks,
+from unified.data.formats.records import Record, annotation_void, frame_masks, target_masks
+from unified.data.samples import (
+    Sample,
+    add_class_names,
+    add_references,
+    around_object,
+    make_sample,
+    merged_view,
+    read_view,
+    sample_name,
 )
 from unified.errors import InputError
 from unified.expressions import has_ordinal, swap_left_right
-from unified.label_maps import check_margin, object_window
+from unified.label_maps import check_margin
 from unified.structures import resized_size
 from unified.tasks import TASKS, Task
 
-Sample = dict[str, Any]
 FRAME_ATTEMPTS = 10
-
-
-def sample_name(record: Record) -> str:
-    """What a record is called in messages: dataset, and file or clip with its sentence number."""
-    where = record["file_name"] if "file_name" in record else f"clip {record['clip_id']}"
-    number = record.get("expression_id")
-    return f"{record['dataset']}: {where}" + ("" if number is None else f", sentence {number}")
 
 
 class TrainMapper:
@@ -55,16 +38,19 @@ class TrainMapper:
         *,
         augmentation: Augmentation,
         num_supports: Sequence[int] = (1,),
+        support_margins: Sequence[float] = (math.inf,),
         frame_range: int = 10,
     ) -> None:
         """
         Args:
             num_supports: of a few-shot sample; one is drawn for every batch.
+            support_margins: supports are cropped around their object, see ``object_window``; one is
+                drawn for every support.
             frame_range: largest distance between the two frames of a clip, counted in frames that
                 have masks.
         """
         self.augmentation = augmentation
-        self.num_supports = num_supports
+        self.num_supports, self.support_margins = num_supports, support_margins
         self.frame_range = frame_range
 
     def __call__(
@@ -126,10 +112,10 @@ class TrainMapper:
         sample = self._target(read_view(record)[0], self.augmentation.draw(rng), rng)
         pool, num = record["supports"], int(batch_rng.choice(self.num_supports))
         chosen = rng.choice(len(pool), size=num, replace=len(pool) < num)
-        supports = [
-            self._reference(read_view(pool[index])[0], self.augmentation.draw(rng), rng)
-            for index in chosen
-        ]
+        supports = []
+        for index in chosen:
+            view = around_object(read_view(pool[index])[0], float(rng.choice(self.support_margins)))
+            supports.append(self._reference(view, self.augmentation.draw(rng), rng))
         return add_references(sample, supports)
 
     def _clip(
@@ -273,57 +259,10 @@ class TestMapper:
         return add_references(sample, [self._support(support) for support in supports])
 
     def _support(self, record: Record) -> View:
-        view, _ = read_view(record)
-        rows, columns = object_window(view.masks[0], self.support_margin)
-        return self._resized(View(view.image[rows, columns], view.masks[:, rows, columns]))
+        return self._resized(around_object(read_view(record)[0], self.support_margin))
 
     def _resized(self, view: View) -> View:
         return resize(view, resized_size(view.size, self.short_side, self.max_size))
-
-
-def read_view(record: Record) -> tuple[View, np.ndarray]:
-    """The picture of an image record with its objects, crowds left out, and their classes (M,).
-
-    Raises:
-        InputError: the file is missing, damaged, or of another size than the annotations say.
-    """
-    image = read_image(record["file_name"])
-    size = image.shape[0], image.shape[1]
-    if size != (record["height"], record["width"]):
-        raise InputError(
-            f"{record['file_name']} is {size} (h, w): expected "
-            f"{(record['height'], record['width'])}, as the annotations say"
-        )
-    entries = [entry for entry in record["annotations"] if not entry.get("iscrowd")]
-    masks = [annotation_mask(entry, *size) for entry in entries]
-    classes = [entry["category_id"] for entry in entries]
-    boxes = None
-    if entries and all(mask is None for mask in masks):
-        corners = [_xyxy(entry["bbox"]) for entry in entries]
-        boxes = np.array(corners, dtype=np.float32)
-        masks = [_filled(box, size) for box in boxes]
-    stacked = np.stack(masks) if masks else np.zeros((0, *size), dtype=bool)  # type: ignore[arg-type]
-    return View(image, stacked, boxes), np.array(classes, dtype=np.int64)
-
-
-def _xyxy(box: Sequence[float]) -> tuple[float, float, float, float]:
-    x, y, w, h = box
-    return x, y, x + w, y + h
-
-
-def _filled(box: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(H, W) bool: the pixels from the truncated corners of a box, the last ones included."""
-    left, top, right, bottom = (int(value) for value in box)
-    mask = np.zeros(size, dtype=bool)
-    mask[top : bottom + 1, left : right + 1] = True
-    return mask
-
-
-def merged_view(view: View) -> View:
-    """All objects of a view as one, or none."""
-    if len(view.masks) < 2:
-        return View(view.image, view.masks)
-    return View(view.image, np.any(view.masks, axis=0, keepdims=True))
 
 
 def frames_with_masks(record: Record) -> list[int]:
@@ -331,44 +270,3 @@ def frames_with_masks(record: Record) -> list[int]:
     if "tracks" in record:
         return list(range(len(record["file_names"])))
     return [frame for frame, path in enumerate(record["mask_files"]) if path is not None]
-
-
-def make_sample(view: View, classes: np.ndarray) -> Sample:
-    """``image`` and ``instances`` of a view; objects that a crop removed are dropped."""
-    visible = view.masks.any(axis=(1, 2))
-    boxes = view.boxes
-    if boxes is not None:
-        visible &= (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-        pixels = [_filled(box, view.size) for box in boxes[visible]]
-        kept = np.stack(pixels) if pixels else np.zeros((0, *view.size), dtype=bool)
-    else:
-        kept = np.ascontiguousarray(view.masks[visible])
-    masks = BitMasks(torch.from_numpy(kept))
-    instances = Instances(view.size)
-    if boxes is None:
-        instances.gt_boxes = masks.get_bounding_boxes()
-    else:
-        instances.gt_boxes = Boxes(torch.from_numpy(boxes[visible]))
-    instances.gt_classes = torch.from_numpy(classes[visible])
-    instances.gt_masks = masks
-    return {"image": to_tensor(view.image), "instances": instances}
-
-
-def add_class_names(sample: Sample, record: Record) -> Sample:
-    """The sample with ``class_names`` of its instances, if all classes of the record have one."""
-    names = {entry["category_id"]: entry.get("category_name") for entry in record["annotations"]}
-    if all(names.values()):
-        sample["class_names"] = tuple(names[c] for c in sample["instances"].gt_classes.tolist())
-    return sample
-
-
-def add_references(sample: Sample, views: Sequence[View]) -> Sample:
-    """The sample with pictures and their first object as mask references."""
-    sample["reference_images"] = [to_tensor(view.image) for view in views]
-    sample["reference_masks"] = [torch.from_numpy(view.masks[0].copy()) for view in views]
-    return sample
-
-
-def to_tensor(image: np.ndarray) -> Tensor:
-    """(H, W, 3) -> (3, H, W), same values and type."""
-    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))

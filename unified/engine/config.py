@@ -42,6 +42,7 @@ def default_config() -> CfgNode:
     cfg.INFERENCE.MAX_SIZE = 1333
     # Example images are cropped around their object, see ``object_window``.
     cfg.INFERENCE.SUPPORT_MARGIN = math.inf
+    cfg.INFERENCE.MIRROR = False  # images are asked as their mirror image too
     _add_data(cfg)
     _add_solver(cfg)
     for name in SYSTEMS:
@@ -70,6 +71,7 @@ def _add_data(cfg: CfgNode) -> None:
     cfg.TASK.FSS = CfgNode()
     cfg.TASK.FSS.NSHOT = 1
     cfg.TASK.FSS.NSHOT_TRAIN = ()  # one of these is drawn per batch; () is NSHOT
+    cfg.TASK.FSS.MARGINS_TRAIN = (math.inf,)  # as SUPPORT_MARGIN; one is drawn per support
 
 
 def _add_solver(cfg: CfgNode) -> None:

@@ -20,7 +20,7 @@ from detectron2.utils.events import EventStorage, EventWriter, TensorboardXWrite
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from unified.data.mappers import Sample
+from unified.data.samples import Sample
 from unified.dependencies import require
 from unified.engine.trainer import Trainer
 from unified.files import atomic_path

@@ -10,7 +10,8 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
 
-from unified.masks import binary_masks
+from unified.expressions import swap_left_right
+from unified.masks import MASK_THRESHOLD, binary_masks, join_mirrored, mask_probabilities
 from unified.modeling.box_ops import cxcywh_to_xyxy, xyxy_to_cxcywh
 from unified.modeling.boxinst import box_masks, color_similarity, warm_up
 from unified.segmenter import TrainableSegmenter
@@ -18,6 +19,7 @@ from unified.structures import (
     ImageBatch,
     Reference,
     References,
+    Size,
     Target,
     join_levels,
     stack_padded,
@@ -75,18 +77,58 @@ class SegmenterShell(nn.Module):
             losses = warm_up(losses, get_event_storage().iter * self.decoder_layers)
         return losses
 
+    def predict_mirrored(self, sample: Sample) -> dict[str, Instances]:
+        """What ``forward`` gives for one sample, asked as its mirror image too.
+
+        Left and right are swapped in the mirror's sentence; example images stay. See
+        ``join_mirrored``.
+
+        Returns:
+            ``instances`` of (height, width) with at most one: none if its box is empty.
+        """
+        images = self.model.preprocess([sample["image"], sample["image"].flip(-1)])
+        references: list[References] = []
+        if "expression" in sample:
+            texts = [sample["expression"], swap_left_right(sample["expression"])]
+            references.append(self.model.encode_text(texts))
+        if "reference_masks" in sample:
+            references.append([level[[0, 0]] for level in self._mask_references([sample])])
+        found = self.model.segment(self.model.encode_image(images), references)
+        size = (sample["height"], sample["width"])
+        maps = mask_probabilities(
+            found.mask_logits[:, 0].float(),
+            stride=MASK_STRIDE,
+            image_size=images.image_sizes[0],
+            original_size=size,
+        )
+        joint = join_mirrored(maps, found.scores[:, 0])
+        centre, rest = found.boxes[:, 0].float().split((1, 3), dim=1)  # (2, 1), (2, 3)
+        boxes = torch.cat((torch.stack((centre[0], 1 - centre[1])), rest), dim=1)
+        boxes = _pixel_boxes((joint.weights[:, None] * boxes).sum(dim=0, keepdim=True), size)
+        instances = Instances(
+            size,
+            pred_boxes=boxes,
+            scores=joint.score[None],
+            pred_classes=found.classes[joint.weights.argmax()],
+            pred_masks=joint.probability[None] > MASK_THRESHOLD,
+        )
+        return {"instances": instances[boxes.nonempty()]}
+
     def _references(self, samples: Sequence[Sample]) -> list[References]:
         references: list[References] = []
         if "expression" in samples[0]:
             references.append(self.model.encode_text([sample["expression"] for sample in samples]))
-        if "reference_masks" not in samples[0]:
-            return references
+        if "reference_masks" in samples[0]:
+            references.append(self._mask_references(samples))
+        return references
+
+    def _mask_references(self, samples: Sequence[Sample]) -> References:
+        """All supports of each sample as one reference."""
         supports = zip(
             *(zip(s["reference_images"], s["reference_masks"], strict=True) for s in samples),
             strict=True,
         )
-        references.append(join_levels([self._encode_masks(support) for support in supports]))
-        return references
+        return join_levels([self._encode_masks(support) for support in supports])
 
     def _encode_masks(self, support: Sequence[tuple[Tensor, Tensor]]) -> tuple[Reference, ...]:
         """The k-th (image, mask) of every sample as one batched reference."""
@@ -127,9 +169,7 @@ class SegmenterShell(nn.Module):
     def _instances(self, index: int, sample: Sample, found: Any, images: ImageBatch) -> Instances:
         """Masks and boxes at the original size; empty boxes are left out."""
         size = (sample["height"], sample["width"])
-        boxes = cxcywh_to_xyxy(found.boxes[index])
-        boxes = Boxes(boxes * boxes.new_tensor([size[1], size[0], size[1], size[0]]))
-        boxes.clip(size)
+        boxes = _pixel_boxes(found.boxes[index], size)
         keep = boxes.nonempty()
         instances = Instances(size)
         instances.pred_boxes = boxes[keep]
@@ -142,3 +182,11 @@ class SegmenterShell(nn.Module):
             original_size=size,
         )
         return instances
+
+
+def _pixel_boxes(boxes: Tensor, size: Size) -> Boxes:
+    """(K, 4) cxcywh, relative, as xyxy in pixels of a picture of (H, W), clipped to it."""
+    corners = cxcywh_to_xyxy(boxes)
+    pixels = Boxes(corners * corners.new_tensor([size[1], size[0], size[1], size[0]]))
+    pixels.clip(size)
+    return pixels

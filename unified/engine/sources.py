@@ -52,6 +52,12 @@ def build_source(cfg: CfgNode, name: str) -> Source:
         raise ConfigError(
             f"TASK.FSS asks for {num_supports} support images in training: expected at least 1"
         )
+    margins = tuple(cfg.TASK.FSS.MARGINS_TRAIN)
+    if not margins or not all(isinstance(m, (int, float)) and m >= 0 for m in margins):
+        raise ConfigError(
+            f"TASK.FSS.MARGINS_TRAIN is {margins}: expected at least one number of 0 or more, .inf "
+            "in a file or 1e999 on the command line for whole pictures"
+        )
     mapper = TrainMapper(
         augmentation=Augmentation(
             short_sides=tuple(input_option(cfg, name, "MIN_SIZE_TRAIN")),
@@ -64,6 +70,7 @@ def build_source(cfg: CfgNode, name: str) -> Source:
             per_batch=input_option(cfg, name, "SIZE_PER_BATCH"),
         ),
         num_supports=num_supports,
+        support_margins=margins,
         frame_range=input_option(cfg, name, "FRAME_RANGE"),
     )
     return Source(

@@ -11,7 +11,6 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
-from torch import nn
 
 from unified.data.catalog import find_dataset, load_records, register_datasets
 from unified.data.formats.files import read_image
@@ -66,7 +65,7 @@ def check_test_sets(cfg: CfgNode) -> None:
 
 
 def _predict_images(
-    cfg: CfgNode, shell: nn.Module, name: str, evaluator: ProtocolEvaluator
+    cfg: CfgNode, shell: SegmenterShell, name: str, evaluator: ProtocolEvaluator
 ) -> None:
     mapper = TestMapper(
         short_side=input_option(cfg, name, "MIN_SIZE_TEST", cfg.INFERENCE.IMAGE_SHORT_SIDE),
@@ -84,9 +83,10 @@ def _predict_images(
     device = next(shell.parameters()).device.type
     precision = cfg.INFERENCE.PRECISION
     half = precision != "float32"
+    mirror = cfg.INFERENCE.MIRROR and TASKS[find_dataset(name).task].top_k == 1
     for sample in _progress(loader, len(loader), name):
         with torch.autocast(device, getattr(torch, precision) if half else None, enabled=half):
-            outputs = shell([sample])
+            outputs = [shell.predict_mirrored(sample)] if mirror else shell([sample])
         evaluator.process([sample], outputs)
 
 

@@ -27,7 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from unified.checkpoint import write_weights
 from unified.data.loader import TrainLoader
-from unified.data.mappers import Sample
+from unified.data.samples import Sample
 from unified.devices import pick_device
 from unified.engine.checkpointing import (
     FINAL,

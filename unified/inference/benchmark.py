@@ -122,9 +122,10 @@ def segment_images(
     num_objects: int,
     short_side: int,
     max_size: int,
+    mirror: bool,
 ) -> Iterator[Outcome]:
     """Outcomes of single images; every object is prompted by its mask on the image itself."""
-    predictor = ImagePredictor(model, short_side=short_side, max_size=max_size)
+    predictor = ImagePredictor(model, short_side=short_side, max_size=max_size, mirror=mirror)
     output = folder / "output"
     prepare_folder(output)
     timer = StageTimer()

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -14,138 +12,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unified.errors import ConfigError, InputError
+from unified.errors import InputError
+from unified.expressions import swap_left_right
+from unified.inference.frames import EncodedFrame, FrameEncoder, check_image, check_prompt
 from unified.inference.memory import VideoMemory
-from unified.label_maps import MAX_OBJECT_ID, check_margin, mask_box, object_window
-from unified.masks import MASK_THRESHOLD, binary_masks, mask_probabilities, merge
+from unified.label_maps import MAX_OBJECT_ID, mask_box
+from unified.masks import MASK_THRESHOLD, binary_masks, join_mirrored, mask_probabilities, merge
 from unified.segmenter import Segmenter
-from unified.structures import (
-    FeaturePyramid,
-    FrameResult,
-    ImageBatch,
-    Prompt,
-    Reference,
-    References,
-    Size,
-    Support,
-    join_levels,
-    resized_size,
-)
+from unified.structures import FrameResult, Prompt, References, Size
 
 MASK_STRIDE = 4
 
 MergeRule = Literal["soft", "separate"]
-PRECISIONS = ("float32", "bfloat16", "float16")
-
-
-@dataclass(frozen=True)
-class EncodedFrame:
-    """One frame (B = 1) after the costly step."""
-
-    images: ImageBatch
-    features: FeaturePyramid
-
-
-class FrameEncoder:
-    """Resizes, normalises and encodes frames, masks and sentences for a model.
-
-    Args:
-        model: in eval mode.
-        short_side: the shorter image side is resized to this many pixels.
-        max_size: the longer side is never larger than this.
-        precision: "float32", or "bfloat16"/"float16" autocast.
-        support_margin: example images are cropped around their object, see ``object_window``.
-
-    Raises:
-        ConfigError: the precision is none of these, or the margin is negative or no number.
-    """
-
-    def __init__(
-        self,
-        model: Segmenter,
-        *,
-        short_side: int,
-        max_size: int,
-        precision: str = "float32",
-        support_margin: float = math.inf,
-    ) -> None:
-        if precision not in PRECISIONS:
-            raise ConfigError(f"precision {precision!r} is unknown: choose one of {PRECISIONS}")
-        check_margin(support_margin)
-        self.model = model
-        self.short_side, self.max_size = short_side, max_size
-        self.precision, self.support_margin = precision, support_margin
-        # The same prompts on the next image or after a reset cost nothing.
-        self.text = lru_cache(maxsize=64)(self._text)
-        self.support = lru_cache(maxsize=16)(self._support)
-
-    def autocast(self) -> AbstractContextManager[object]:
-        """Context in which the model runs."""
-        if self.precision == "float32":
-            return nullcontext()
-        device = next(iter(self.model.parameters())).device
-        return torch.autocast(device.type, dtype=getattr(torch, self.precision))
-
-    def image(self, image: np.ndarray) -> EncodedFrame:
-        """(H, W, 3) uint8 RGB -> features at the model's input size.
-
-        Raises:
-            InputError: another shape or dtype.
-        """
-        check_image(image)
-        resized = resize_image(image, resized_size(image.shape[:2], self.short_side, self.max_size))
-        pixels = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
-        with torch.inference_mode(), self.autocast():
-            images = self.model.preprocess([pixels])
-            return EncodedFrame(images, self.model.encode_image(images))
-
-    def _text(self, text: str) -> References:
-        """References of one sentence.
-
-        Raises:
-            InputError: the model does not understand text, or nothing is left of the sentence.
-        """
-        self._require("text")
-        with torch.inference_mode(), self.autocast():
-            return self.model.encode_text([text])
-
-    def masks(self, frame: EncodedFrame, masks: Sequence[np.ndarray]) -> list[References]:
-        """References of O masks (H, W) bool on one frame, at any resolution, each of batch 1."""
-        self._require("mask")
-        size, (height, width) = frame.images.image_sizes[0], frame.images.padded_size
-        resized = torch.zeros(len(masks), height, width, dtype=torch.bool)
-        for index, mask in enumerate(masks):
-            source = torch.from_numpy(np.ascontiguousarray(mask)).float()[None, None]
-            resized[index, : size[0], : size[1]] = F.interpolate(source, size=size)[0, 0] > 0.5
-        num = len(masks)
-        images = ImageBatch(
-            tensor=frame.images.tensor.expand(num, -1, -1, -1),
-            image_sizes=frame.images.image_sizes * num,
-            padding_mask=frame.images.padding_mask.expand(num, -1, -1),
-        )
-        with torch.inference_mode(), self.autocast():
-            levels = self.model.encode_mask(
-                images, frame.features.expand(num), resized.to(images.tensor.device)
-            )
-        return [tuple(_row(level, index) for level in levels) for index in range(num)]
-
-    def _support(self, support: Support) -> References:
-        """References of one example image with its mask."""
-        check_image(support.image)
-        check_mask(support.mask, support.image.shape[:2])
-        window = object_window(support.mask, self.support_margin)
-        return self.masks(self.image(support.image[window]), [support.mask[window]])[0]
-
-    def _require(self, kind: str) -> None:
-        if kind not in self.model.reference_kinds:
-            known = " and ".join(sorted(self.model.reference_kinds)) or "no"
-            raise InputError(f"this model follows {known} references, not {kind}: load another")
-
-
-def _row(reference: Reference, index: int) -> Reference:
-    """One object of a batch, without keeping the values of the others in memory."""
-    row = reference[index : index + 1]
-    return replace(row, values=row.values.clone()) if len(reference.keys) > 1 else row
 
 
 class ImagePredictor:
@@ -159,8 +37,16 @@ class ImagePredictor:
         max_size: int = 1333,
         precision: str = "float32",
         support_margin: float = math.inf,
+        mirror: bool = False,
     ) -> None:
-        """The options are those of ``FrameEncoder``; the defaults are the reference's."""
+        """The defaults are the reference's.
+
+        Args:
+            mirror: ask the mirror image too, with left and right swapped in sentences, and join
+                both answers, see ``join_mirrored``. Takes twice the time.
+
+        The other options are those of ``FrameEncoder``.
+        """
         self._encoder = FrameEncoder(
             model,
             short_side=short_side,
@@ -168,50 +54,76 @@ class ImagePredictor:
             precision=precision,
             support_margin=support_margin,
         )
+        self._mirror = mirror
         self._frame: EncodedFrame | None = None
+        self._mirrored: EncodedFrame | None = None
         self._size: Size = (0, 0)
 
     def set_image(self, image: np.ndarray) -> None:
         """Encodes (H, W, 3) uint8 RGB for the following prompts."""
+        check_image(image)
         self._frame = self._encoder.image(image)
+        self._mirrored = self._encoder.image(image[:, ::-1]) if self._mirror else None
         self._size = (image.shape[0], image.shape[1])
 
     def predict(self, prompt: Prompt) -> tuple[np.ndarray, float]:
         """The mask (H, W) bool at the image's size and its score in [0, 1].
 
-        The binary mask of the model's input is resized, as the reference's evaluation does.
+        The binary mask of the model's input is resized, as the reference's evaluation does; with
+        the mirror image, probabilities are resized and joined before.
 
         Raises:
             InputError: no image is set, or the prompt is empty or does not fit.
         """
-        logits, score, size = self._segment(prompt)
+        if self._mirror:
+            probability, joint_score = self.predict_prob(prompt)
+            return probability > MASK_THRESHOLD, joint_score
+        frame = self._check(prompt)
+        logits, score = self._segment(frame, prompt)
+        size = frame.images.image_sizes[0]
         mask = binary_masks(logits, stride=MASK_STRIDE, image_size=size, original_size=self._size)
-        return mask[0].cpu().numpy(), score
+        return mask[0].cpu().numpy(), float(score)
 
     def predict_prob(self, prompt: Prompt) -> tuple[np.ndarray, float]:
         """As ``predict``, with the probability (H, W) float32 of every pixel."""
-        logits, score, size = self._segment(prompt)
-        probability = mask_probabilities(
-            logits, stride=MASK_STRIDE, image_size=size, original_size=self._size
-        )
-        return probability[0].cpu().numpy(), score
+        frame = self._check(prompt)
+        probability, score = self._probability(frame, prompt)
+        if self._mirrored is not None:
+            other, other_score = self._probability(self._mirrored, _mirrored_prompt(prompt))
+            joint = join_mirrored(
+                torch.stack((probability, other)), torch.stack((score, other_score))
+            )
+            probability, score = joint.probability, joint.score
+        return probability.cpu().numpy(), float(score)
 
-    def _segment(self, prompt: Prompt) -> tuple[Tensor, float, Size]:
+    def _check(self, prompt: Prompt) -> EncodedFrame:
+        """The image as it was set, if there is one that the prompt fits."""
         if self._frame is None:
             raise InputError("no image to segment: call set_image first")
         check_prompt(prompt, self._size)
+        return self._frame
+
+    def _probability(self, frame: EncodedFrame, prompt: Prompt) -> tuple[Tensor, Tensor]:
+        """Probabilities (H, W) at the image's size and score () of the best query."""
+        logits, score = self._segment(frame, prompt)
+        size = frame.images.image_sizes[0]
+        return mask_probabilities(
+            logits, stride=MASK_STRIDE, image_size=size, original_size=self._size
+        )[0], score
+
+    def _segment(self, frame: EncodedFrame, prompt: Prompt) -> tuple[Tensor, Tensor]:
+        """Mask logits (1, h, w) and score () of the best query."""
         references: list[References] = []
         if prompt.text is not None:
             references.append(self._encoder.text(prompt.text))
-        visual = _visual_reference(self._encoder, self._frame, prompt)
+        visual = self._encoder.visual(frame, prompt)
         if visual is not None:
             references.append(visual)
         with torch.inference_mode(), self._encoder.autocast():
             result = self._encoder.model.segment(
-                self._frame.features, references, top_k=1, mask_stride=MASK_STRIDE
+                frame.features, references, top_k=1, mask_stride=MASK_STRIDE
             )
-        size = self._frame.images.image_sizes[0]
-        return result.mask_logits[0].float(), float(result.scores[0, 0]), size
+        return result.mask_logits[0].float(), result.scores[0, 0].float()
 
 
 class VideoPredictor:
@@ -338,7 +250,7 @@ class VideoPredictor:
         encoded = {
             object_id: (
                 None if prompt.text is None else self.encoder.text(prompt.text),
-                _visual_reference(self.encoder, frame, prompt),
+                self.encoder.visual(frame, prompt),
             )
             for object_id, prompt in waiting.items()
         }
@@ -415,54 +327,16 @@ class VideoPredictor:
         )
 
 
-def _visual_reference(
-    encoder: FrameEncoder, frame: EncodedFrame, prompt: Prompt
-) -> References | None:
-    """Supports and the mask on this frame as one reference, or None."""
-    references = [encoder.support(support) for support in prompt.supports]
-    if prompt.mask is not None:
-        references.extend(encoder.masks(frame, [np.asarray(prompt.mask, bool)]))
-    return join_levels(references) if references else None
-
-
 def _check_object(object_id: int, prompt: Prompt) -> None:
     if not 1 <= object_id <= MAX_OBJECT_ID:
         raise InputError(f"object ids go from 1 to {MAX_OBJECT_ID}, got {object_id}")
     check_prompt(prompt)
 
 
-def check_image(image: np.ndarray) -> None:
-    """Raises InputError unless the image is RGB (H, W, 3) uint8 with a pixel in it."""
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
-        raise InputError(
-            f"expected an RGB image (H, W, 3) of uint8, got {image.shape} of {image.dtype}: "
-            "convert grey or RGBA images first"
-        )
-
-
-def check_prompt(prompt: Prompt, size: Size | None = None) -> None:
-    """Raises InputError unless the prompt says something and its mask fits a frame of ``size``."""
-    if prompt.text is None and prompt.mask is None and not prompt.supports:
-        raise InputError("the prompt is empty: give a text, a mask or example images with masks")
-    if prompt.mask is not None and size is not None:
-        check_mask(prompt.mask, size)
-
-
-def check_mask(mask: np.ndarray, size: Sequence[int]) -> None:
-    """Raises InputError unless the mask is a non-empty (H, W) map of the given size."""
-    if mask.shape != tuple(size):
-        raise InputError(
-            f"expected a mask of the image's size {tuple(size)}, got {mask.shape}: resize it with "
-            "nearest-neighbour interpolation"
-        )
-    if not mask.any():
-        raise InputError("the mask is empty: mark at least one pixel of the object")
-
-
-def resize_image(image: np.ndarray, size: Size) -> np.ndarray:
-    """(H, W, 3) uint8 to ``size`` with the antialiased bilinear filter of the training data."""
-    if image.shape[:2] == size:
-        return image
-    from PIL import Image
-
-    return np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR))
+def _mirrored_prompt(prompt: Prompt) -> Prompt:
+    """What the same prompt is on the mirror image; example images stay."""
+    return replace(
+        prompt,
+        text=None if prompt.text is None else swap_left_right(prompt.text),
+        mask=None if prompt.mask is None else np.asarray(prompt.mask, bool)[:, ::-1],
+    )

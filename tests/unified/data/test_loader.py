@@ -15,7 +15,8 @@ import torch
 from unified.data.augmentation import Augmentation
 from unified.data.catalog import load_records
 from unified.data.loader import Source, TrainLoader, build_test_loader, train_records
-from unified.data.mappers import Sample, TestMapper, TrainMapper
+from unified.data.mappers import TestMapper, TrainMapper
+from unified.data.samples import Sample
 from unified.errors import ConfigError, InputError
 
 AUGMENTATION = Augmentation(short_sides=(32, 40), max_size=60, crop_range=(30, 60))

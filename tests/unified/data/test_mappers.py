@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from unified.data.augmentation import Augmentation, View
 from unified.data.catalog import CATALOG, load_records
 from unified.data.formats.files import read_image
 from unified.data.formats.records import annotation_mask, frame_masks
-from unified.data.mappers import Sample, TestMapper, TrainMapper
+from unified.data.mappers import TestMapper, TrainMapper
+from unified.data.samples import Sample
 from unified.errors import InputError
 from unified.tasks import TASKS, Task
 
@@ -184,6 +186,20 @@ def test_k_supports(data_root: Path) -> None:
     few = {**load_records("fss-1000-val")[0], "supports": []}
     with pytest.raises(InputError, match="0 supports: 5 expected"):
         test(few)
+
+
+def test_supports_are_cropped_in_training_too(data_root: Path) -> None:
+    record = load_records("fss-1000-train")[0]
+    shares = []
+    for margins in ((math.inf,), (0.1,), (0.1, math.inf)):
+        mapper = TrainMapper(augmentation=PLAIN, num_supports=[5], support_margins=margins)
+        samples = [_sample(mapper, record, seed) for seed in range(4)]
+        masks = [mask for sample in samples for mask in sample["reference_masks"]]
+        shares.append(np.array([float(mask.float().mean()) for mask in masks]))
+    whole, cropped, mixed = shares
+    assert (cropped > 1.5 * whole).all()
+    from_whole = mixed == whole
+    assert (from_whole | (mixed == cropped)).all() and 0 < from_whole.sum() < len(mixed)
 
 
 def test_detection_keeps_classes_and_boxes(data_root: Path) -> None:

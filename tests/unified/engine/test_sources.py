@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
 from torch import nn
 
-from unified.engine.config import load_config
+from unified.data.synthetic.releases import RELEASES
+from unified.engine.config import load_config, system
 from unified.engine.sources import build_source
 from unified.engine.testing import evaluate
 from unified.errors import ConfigError
@@ -32,6 +34,40 @@ def test_no_support_is_no_sample(options: list[str], given: list[str]) -> None:
     cfg = load_config(CONFIG, [*options, f"TASK.FSS.{given[0]}", given[1]])
     with pytest.raises(ConfigError, match="support images in training: expected at least 1"):
         build_source(cfg, "fss-1000-train")
+
+
+def test_margins_of_supports(options: list[str]) -> None:
+    key = "TASK.FSS.MARGINS_TRAIN"
+    source = build_source(load_config(CONFIG, [*options, key, "(0.1, 1e999)"]), "fss-1000-train")
+    assert source.mapper.support_margins == (0.1, math.inf)
+    for given in ("()", "(-0.1,)", "('inf',)"):
+        with pytest.raises(ConfigError, match=r"MARGINS_TRAIN is .* number of 0 or more"):
+            build_source(load_config(CONFIG, [*options, key, given]), "fss-1000-train")
+
+
+def test_the_mirror_image_is_asked_in_evaluation_but_not_in_detection(
+    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for release in ("fss1000", "objects365"):
+        RELEASES[release](tmp_path, 2, 0)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    calls: dict[str, list[int]] = {}
+    for name in ("fss-1000-test", "objects365_v2_val"):
+        for mirror in ("True", "False"):
+            given = ["DATASETS.TEST", f"('{name}',)", "INFERENCE.MIRROR", mirror]
+            cfg = load_config(CONFIG, [*options, *given])
+            builder = system(cfg.MODEL.META_ARCHITECTURE)
+            shell = builder.build_shell(cfg, builder.build(cfg))
+            sizes = calls.setdefault(name, [])
+            before = len(sizes)
+            hook = shell.model.head.register_forward_pre_hook(
+                lambda _, args, sizes=sizes: sizes.append(len(args[0][0]))
+            )
+            evaluate(cfg, shell)
+            hook.remove()
+            assert len(set(sizes[before:])) == 1
+            sizes[before:] = sizes[-1:]
+    assert calls == {"fss-1000-test": [2, 1], "objects365_v2_val": [1, 1]}
 
 
 def test_the_margin_of_supports_reaches_evaluation(options: list[str]) -> None:

@@ -84,6 +84,11 @@ def test_the_published_chains_are_complete(name: str) -> None:
     ]
 
 
+def test_the_joint_run_on_made_sets_goes_on_in_larger_pictures() -> None:
+    first, second = read_stages(CONFIGS / "stages_joint_tiny.yaml")
+    assert (first.config.name, second.config.name) == ("joint_tiny.yaml", "joint_tiny_high.yaml")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -12,13 +12,9 @@ from torch import nn
 
 from projects.uniref.model import UniRef
 from unified.errors import ConfigError, InputError
-from unified.inference.predictor import (
-    FrameEncoder,
-    ImagePredictor,
-    VideoPredictor,
-    resize_image,
-)
-from unified.masks import binary_masks, mask_probabilities, merge
+from unified.inference.frames import resize_image
+from unified.inference.predictor import ImagePredictor, VideoPredictor
+from unified.masks import binary_masks, join_mirrored, mask_probabilities, merge
 from unified.structures import FrameResult, Prompt, Support, join_levels, resized_size
 
 SIZE = (60, 80)
@@ -648,43 +644,6 @@ def test_a_bad_image_leaves_the_one_before(uniref: UniRef) -> None:
     assert np.array_equal(before[0], after[0]) and before[1] == after[1]
 
 
-# ---------------------------------------------------------------- sizes
-
-
-@pytest.mark.parametrize(
-    ("size", "short", "longest", "expected"),
-    [
-        ((480, 854), 480, 1333, (480, 854)),
-        ((720, 1280), 480, 1333, (480, 853)),
-        ((1280, 720), 480, 1333, (853, 480)),
-        ((100, 1000), 480, 1333, (133, 1333)),
-        ((3, 5000), 480, 1000, (1, 1000)),
-        ((240, 320), 480, 1333, (480, 640)),
-    ],
-)
-def test_resized_size(
-    size: tuple[int, int], short: int, longest: int, expected: tuple[int, int]
-) -> None:
-    assert resized_size(size, short, longest) == expected
-
-
-def test_resize_is_antialiased_and_leaves_a_fitting_image_alone() -> None:
-    frame = frames(1)[0]
-    assert resize_image(frame, SIZE) is frame
-    stripes = np.zeros((64, 64, 3), np.uint8)
-    stripes[:, ::2] = 255
-    small = resize_image(stripes, (16, 16))
-    assert small.shape == (16, 16, 3) and abs(small.astype(int) - 127).max() < 20
-
-
-def test_masks_given_as_numbers_are_the_same_as_booleans(uniref: UniRef) -> None:
-    encoder = FrameEncoder(uniref, short_side=SHORT, max_size=LONG)
-    frame = encoder.image(frames(1)[0])
-    expected = encoder.masks(frame, [MASKS[0]])[0][0].values
-    for mask in (MASKS[0].astype(np.uint8) * 255, MASKS[0].astype(np.float32)):
-        assert torch.equal(encoder.masks(frame, [mask])[0][0].values, expected)
-
-
 def test_an_example_may_be_cropped_around_its_object(uniref: UniRef) -> None:
     image, example = frames(2)
     mask = np.zeros(example.shape[:2], bool)
@@ -701,6 +660,37 @@ def test_an_example_may_be_cropped_around_its_object(uniref: UniRef) -> None:
         results.append(predictor.predict_prob(Prompt(supports=(support,)))[0])
     assert np.array_equal(results[0], results[1])
     assert not np.array_equal(results[0], results[2])
+
+
+def test_the_mirror_image_is_asked_too(uniref: UniRef) -> None:
+    pixels, example = frames(2)
+    mirror = np.ascontiguousarray(pixels[:, ::-1])
+    support = Support(example, MASKS[0])
+    pairs = (
+        (Prompt(text="the left dog"), Prompt(text="the right dog")),
+        (Prompt(text="a cat", mask=MASKS[1]), Prompt(text="a cat", mask=MASKS[1][:, ::-1])),
+        (Prompt(supports=(support,)), Prompt(supports=(support,))),
+    )
+    for prompt, mirrored in pairs:
+        answers = []
+        for view, asked in ((pixels, prompt), (mirror, mirrored)):
+            alone = ImagePredictor(uniref, short_side=SHORT, max_size=LONG)
+            alone.set_image(view)
+            answers.append(alone.predict_prob(asked))
+        (first, score), (second, other) = answers
+        found = join_mirrored(
+            torch.from_numpy(np.stack((first, second))), torch.tensor([score, other])
+        )
+        both = ImagePredictor(uniref, short_side=SHORT, max_size=LONG, mirror=True)
+        both.set_image(pixels)
+        probability, joint = both.predict_prob(prompt)
+        np.testing.assert_allclose(probability, found.probability, atol=1e-6)
+        assert joint == pytest.approx(float(found.score))
+        assert np.array_equal(probability, first) == bool(found.weights[0] == 1)
+        mask, same = both.predict(prompt)
+        assert np.array_equal(mask, probability > 0.5) and same == joint
+        both.set_image(mirror)
+        np.testing.assert_allclose(both.predict_prob(mirrored)[0][:, ::-1], probability, atol=1e-6)
 
 
 def test_prompts_are_encoded_once_for_a_folder_of_images(uniref: UniRef) -> None:
