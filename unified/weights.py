@@ -84,7 +84,7 @@ WEIGHTS: dict[str, WeightsEntry] = {
     "uniref_lite": WeightsEntry(
         licence="Apache-2.0",  # see projects/uniref/MODEL_CARD.md for that of the training data
         bundled="projects/uniref/weights/uniref_lite.safetensors",
-        sha256="22f98712917434a31f19bb93685b0f63324527e85da2bd3c401a0481fe96dd86",
+        sha256="f1670e50daeb5065ee90739d67a71dd2e7616354373044760db547a124079735",
     ),
     "minilm": WeightsEntry(
         licence="Apache-2.0",
