@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,7 +34,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the chain and returns the exit code."""
+    """Runs the chain and returns the exit code: 2 after bad input, 130 when stopped by Ctrl-C."""
     args = parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     passed = []
@@ -48,7 +49,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UnifiedError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped: run the same command to go on", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":
+    # A chain that is ended takes its training with it, or the next one would write beside it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     sys.exit(main())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -124,7 +125,7 @@ def with_options(cfg: CfgNode, options: Sequence[str]) -> CfgNode:
     cfg = cfg.clone()
     cfg.defrost()
     try:
-        cfg.merge_from_list(list(options))
+        cfg.merge_from_list(_whole_floats(cfg, options))
     except (KeyError, ValueError, AssertionError) as error:
         raise ConfigError(f"command line options: {_reason(error)}") from error
     cfg.freeze()
@@ -138,6 +139,18 @@ def check_pairs(options: Sequence[str]) -> None:
         raise ConfigError(f"{flags[0]} follows the keys: flags go before KEY VALUE pairs")
     if len(options) % 2:
         raise ConfigError(f"expected pairs of KEY VALUE, got {' '.join(options)}")
+
+
+def _whole_floats(cfg: CfgNode, options: Sequence[str]) -> list[str]:
+    """The options with 1.0 instead of 1 where the configuration has a float."""
+    values = list(options)
+    for place in range(0, len(values), 2):
+        known: object = cfg
+        for part in values[place].split("."):
+            known = known.get(part) if isinstance(known, CfgNode) else None
+        if isinstance(known, float) and re.fullmatch(r"[+-]?\d+", values[place + 1]):
+            values[place + 1] += ".0"
+    return values
 
 
 def _reason(error: BaseException) -> str:

@@ -205,6 +205,13 @@ def test_bad_options(options: list[str], message: str) -> None:
         load_config(None, options)
 
 
+def test_a_whole_number_is_a_float_where_one_is_expected() -> None:
+    given = ["SOLVER.EMA_DECAY", "0", "INFERENCE.SUPPORT_MARGIN", "-1", "SOLVER.MAX_ITER", "7"]
+    cfg = with_options(default_config(), given)
+    assert (cfg.SOLVER.EMA_DECAY, cfg.INFERENCE.SUPPORT_MARGIN) == (0.0, -1.0)
+    assert isinstance(cfg.SOLVER.EMA_DECAY, float) and isinstance(cfg.SOLVER.MAX_ITER, int)
+
+
 def test_options_win_over_files_and_leave_the_original() -> None:
     cfg = load_config(CONFIGS / "base_r50.yaml", ["MODEL.UNIREF.NUM_QUERIES", "7"])
     assert cfg.MODEL.UNIREF.NUM_QUERIES == 7

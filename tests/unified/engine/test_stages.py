@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -82,6 +87,39 @@ def test_the_published_chains_are_complete(name: str) -> None:
         f"image_joint_{size}.yaml",
         f"video_joint_{size}.yaml",
     ]
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "told"),
+    [
+        (signal.SIGTERM, 143, ""),
+        (signal.SIGINT, 130, "stopped: run the same command to go on"),
+    ],
+)
+def test_a_stopped_chain_stops_its_training(
+    options: list[str], tmp_path: Path, number: int, code: int, told: str
+) -> None:
+    stage = {"NAME": "only", "CONFIG": str(CONFIG), "OPTIONS": {"SOLVER.MAX_ITER": 100000}}
+    chain = tmp_path / "stages.yaml"
+    chain.write_text(yaml.safe_dump({"OUTPUT_DIR": str(tmp_path / "chain"), "STAGES": [stage]}))
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "tools/train_stages.py"), "--stages", str(chain)],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    metrics = tmp_path / "chain/only/metrics.json"
+    while not metrics.exists() and process.poll() is None:
+        time.sleep(0.2)
+    if number == signal.SIGINT:  # a terminal sends it to all
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
+    _, messages = process.communicate(timeout=60)
+    assert process.returncode == code and told in messages
+    written = metrics.stat().st_size
+    time.sleep(2)
+    assert metrics.stat().st_size == written
 
 
 def test_the_joint_run_on_made_sets_goes_on_in_larger_pictures() -> None:
