@@ -107,6 +107,8 @@ def test_a_stopped_chain_stops_its_training(
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # Below a shell that runs in the background, Ctrl-C is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     metrics = tmp_path / "chain/only/metrics.json"
     while not metrics.exists() and process.poll() is None:
