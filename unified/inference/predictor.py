@@ -61,7 +61,6 @@ class ImagePredictor:
 
     def set_image(self, image: np.ndarray) -> None:
         """Encodes (H, W, 3) uint8 RGB for the following prompts."""
-        check_image(image)
         self._frame = self._encoder.image(image)
         self._mirrored = self._encoder.image(image[:, ::-1]) if self._mirror else None
         self._size = (image.shape[0], image.shape[1])
