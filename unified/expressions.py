@@ -28,6 +28,15 @@ _ORDINAL = re.compile(
 )
 
 
+# After one of these a sentence tells of other things, or of how this one is.
+_TURN = re.compile(
+    r"\s(?:with|without|in|on|at|of|to|by|near|next|beside|behind|before|under|below|above|over|"
+    r"between|against|around|from|inside|outside|for|and|that|which|who|whose|is|are|"
+    r"wearing|holding|carrying|riding|standing|sitting|lying|playing|eating|dressed)\s",
+    re.IGNORECASE,
+)
+
+
 def clean_expression(text: str) -> str:
     """The sentence as the text encoder is trained on it.
 
@@ -49,6 +58,14 @@ def swap_left_right(text: str) -> str:
     replaces any occurrence of the letters, so "bright" becomes "bleft" there.
     """
     return _SIDE.sub(_mirrored, text)
+
+
+def opening_phrase(text: str) -> str:
+    """The words before the first preposition, relative pronoun or participle, or all of them.
+
+    "the woman with the umbrella" is about a woman, but as a whole it lies near "umbrella".
+    """
+    return _TURN.split(f" {text} ", maxsplit=1)[0].strip() or text
 
 
 def has_ordinal(text: str) -> bool:

@@ -7,7 +7,7 @@ True on the object. Sizes are (h, w). This module imports torch and nothing of o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -75,6 +75,8 @@ class FeaturePyramid:
         image_sizes: B x (h, w) in input pixels, before padding.
         padded_size: (H, W) of the padded input batch.
         high_res: (B, C', H/4, W/4) un-fused features for fine masks, or None.
+        general: gives res3, res4 and res5 of a backbone that was not fine-tuned; computed on the
+            first call. None if the model has none.
     """
 
     levels: tuple[Tensor, ...]
@@ -82,18 +84,21 @@ class FeaturePyramid:
     image_sizes: tuple[Size, ...]
     padded_size: Size
     high_res: Tensor | None = None
+    general: Callable[[], tuple[Tensor, ...]] | None = None
 
     def __len__(self) -> int:
         return self.levels[0].shape[0]
 
     def expand(self, num: int) -> FeaturePyramid:
         """The features of one image (B = 1) repeated ``num`` times as views, without a copy."""
+        general = self.general
         return FeaturePyramid(
             levels=tuple(level.expand(num, -1, -1, -1) for level in self.levels),
             padding_masks=tuple(mask.expand(num, -1, -1) for mask in self.padding_masks),
             image_sizes=self.image_sizes * num,
             padded_size=self.padded_size,
             high_res=None if self.high_res is None else self.high_res.expand(num, -1, -1, -1),
+            general=general and (lambda: tuple(x.expand(num, -1, -1, -1) for x in general())),
         )
 
 
@@ -106,12 +111,15 @@ class Reference:
         values: (B, N, C) what a matching image token receives.
         padding_mask: (B, N) bool, True on tokens to ignore.
         summary: (B, C) pooled reference that conditions shift, scale and gate.
+        phrase: (B, D) what a sentence is about, in the space of the language model; None for masks
+            and for models that do not ask for it.
     """
 
     keys: Tensor
     values: Tensor
     padding_mask: Tensor
     summary: Tensor
+    phrase: Tensor | None = None
 
     def __getitem__(self, images: slice | Sequence[int]) -> Reference:
         """The reference of some images of the batch."""
@@ -120,6 +128,7 @@ class Reference:
             values=self.values[images],
             padding_mask=self.padding_mask[images],
             summary=self.summary[images],
+            phrase=None if self.phrase is None else self.phrase[images],
         )
 
 
@@ -155,6 +164,7 @@ def stack_levels(references: Sequence[References]) -> tuple[Reference, ...]:
 
 def _stack(references: Sequence[Reference]) -> Reference:
     length = max(reference.keys.shape[1] for reference in references)
+    phrases = [reference.phrase for reference in references if reference.phrase is not None]
 
     def padded(tokens: Tensor, value: float) -> Tensor:
         missing = length - tokens.shape[1]
@@ -166,6 +176,7 @@ def _stack(references: Sequence[Reference]) -> Reference:
         values=torch.cat([padded(reference.values, 0.0) for reference in references]),
         padding_mask=torch.cat([padded(reference.padding_mask, True) for reference in references]),
         summary=torch.cat([reference.summary for reference in references]),
+        phrase=torch.cat(phrases) if len(phrases) == len(references) else None,
     )
 
 

@@ -22,6 +22,7 @@ from unified.modeling.fusion import FusionLayer, build_fusion
 from unified.modeling.layers import recompute
 from unified.modeling.mask_encoder import MaskEncoder
 from unified.modeling.mask_head import MaskHead
+from unified.modeling.name_head import NameHead
 from unified.modeling.neck import NECKS
 from unified.modeling.pixel_head import PixelHead
 from unified.modeling.text_encoder import TextEncoder, build_text_encoder
@@ -82,6 +83,8 @@ def add_config(cfg: CfgNode) -> None:
     # Heads for training only, on features instead of queries.
     node.PIXEL_LOSS = False  # which pixels are referred to
     node.WORD_LOSS = False  # in detection: what is where, told by the text encoder
+    # Names that a frozen copy of the backbone tells apart, to choose among masks; 0 for no head.
+    node.NUM_NAMES = 0
     node.BOX_SUPERVISED = False  # learn masks from boxes
     node.GRADIENT_CHECKPOINTING = False  # recompute activations in the backward pass
     cfg.MODEL.UNIREF = node
@@ -103,7 +106,7 @@ def build(cfg: CfgNode) -> UniRef:
         raise ConfigError(f"MODEL.UNIREF.NECK is {node.NECK!r}: choose one of {sorted(NECKS)}")
     if node.WORD_LOSS and not node.TEXT_ENCODER.NAME:
         raise ConfigError("MODEL.UNIREF.WORD_LOSS needs a TEXT_ENCODER.NAME")
-    backbone = _build_backbone(cfg)
+    backbone, text_encoder = _build_backbone(cfg), _build_text_encoder(node)
     transformer = DeformableTransformer(
         dim=node.HIDDEN_DIM,
         num_heads=node.NUM_HEADS,
@@ -121,7 +124,7 @@ def build(cfg: CfgNode) -> UniRef:
         head=DetrHead(transformer, num_queries=node.NUM_QUERIES, num_classes=node.NUM_CLASSES),
         mask_head=MaskHead(dim=node.HIDDEN_DIM, high_res_dim=backbone.channels["res2"]),
         fusion=_build_fusion(node),
-        text_encoder=_build_text_encoder(node),
+        text_encoder=text_encoder,
         mask_encoder=(
             MaskEncoder(dim=node.HIDDEN_DIM, width=node.MASK_ENCODER.WIDTH)
             if node.MASK_ENCODER.ENABLED
@@ -133,6 +136,7 @@ def build(cfg: CfgNode) -> UniRef:
         criterion=Criterion(mask_aux=node.MASK_AUX_LOSS),
         pixel_head=PixelHead(node.HIDDEN_DIM) if node.PIXEL_LOSS else None,
         word_head=WordHead(node.HIDDEN_DIM) if node.WORD_LOSS else None,
+        name_head=_build_name_head(node, text_encoder) if node.NUM_NAMES else None,
     )
 
 
@@ -167,6 +171,10 @@ def load_parts(model: UniRef, cfg: CfgNode, given: Collection[str]) -> tuple[str
         else:
             load_pretrained(model.backbone, _file(node.BACKBONE_WEIGHTS))
         loaded.append("backbone.")
+    names = model.name_head
+    if names is not None and node.BACKBONE_WEIGHTS and not _holds(given, _NAME_BACKBONE):
+        load_pretrained(names.backbone, _file(node.BACKBONE_WEIGHTS))
+        loaded.append(_NAME_BACKBONE)
     text = model.text_encoder
     if text is not None and node.TEXT_ENCODER.WEIGHTS and not _holds(given, _TEXT_MODEL):
         source = build_text_encoder(
@@ -190,6 +198,7 @@ def load_parts(model: UniRef, cfg: CfgNode, given: Collection[str]) -> tuple[str
 
 
 _TEXT_MODEL = "text_encoder.bert."
+_NAME_BACKBONE = "name_head.backbone."
 
 
 def _holds(keys: Collection[str], prefix: str) -> bool:
@@ -249,6 +258,24 @@ def _build_text_encoder(node: CfgNode) -> TextEncoder | None:
     )
     _prepare_text(text, node)
     return text
+
+
+def _build_name_head(node: CfgNode, text: TextEncoder | None) -> NameHead:
+    """With a backbone of its own, of the same kind.
+
+    Raises:
+        ConfigError: there is no text encoder, or the backbone is one of Detectron2's.
+    """
+    if text is None or node.BACKBONE not in BACKBONES:
+        raise ConfigError(
+            "MODEL.UNIREF.NUM_NAMES needs a TEXT_ENCODER.NAME and a BACKBONE among "
+            f"{sorted(BACKBONES)}"
+        )
+    return NameHead(
+        build_backbone(node.BACKBONE, freeze_at=5),
+        text_dim=text.bert.config.hidden_size,
+        num_names=node.NUM_NAMES,
+    )
 
 
 def _prepare_text(text: TextEncoder, node: CfgNode) -> None:

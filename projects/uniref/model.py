@@ -6,18 +6,21 @@ The parts come from ``unified.modeling``; this file only says how they work toge
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unified.errors import ConfigError
+from unified.expressions import clean_expression, opening_phrase
 from unified.modeling.criterion import Criterion, LayerPrediction
 from unified.modeling.detr_head import DetrHead, Queries
 from unified.modeling.fusion import FusionLayer
 from unified.modeling.layers import masked_mean
 from unified.modeling.mask_encoder import MaskEncoder
 from unified.modeling.mask_head import MaskHead
+from unified.modeling.name_head import CANDIDATES, NameHead
 from unified.modeling.neck import Neck
 from unified.modeling.pixel_head import PixelHead
 from unified.modeling.selection import select_queries
@@ -57,6 +60,7 @@ class UniRef(nn.Module):
         criterion: Criterion | None = None,
         pixel_head: PixelHead | None = None,
         word_head: WordHead | None = None,
+        name_head: NameHead | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -68,6 +72,7 @@ class UniRef(nn.Module):
         self.mask_encoder = mask_encoder
         self.pixel_head = pixel_head
         self.word_head = word_head
+        self.name_head = name_head
         self.size_divisor, self.nms_threshold = size_divisor, nms_threshold
         self.criterion = Criterion() if criterion is None else criterion
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean), persistent=False)
@@ -95,21 +100,32 @@ class UniRef(nn.Module):
             image_sizes=images.image_sizes,
             padded_size=images.padded_size,
             high_res=stages["res2"],
+            general=self.name_head and cache(partial(self.name_head.features, images.tensor)),
         )
 
     def encode_text(self, texts: Sequence[str]) -> tuple[Reference, ...]:
         """B sentences -> the same words as reference at every level."""
         if self.text_encoder is None:
             raise ConfigError("this model has no text encoder: it cannot follow a sentence")
-        return self.text_reference(self.text_encoder(texts))
+        return self.text_reference(self.text_encoder(texts), self.encode_phrases(texts))
 
-    def text_reference(self, text: TextFeatures) -> tuple[Reference, ...]:
+    def encode_phrases(self, texts: Sequence[str]) -> Tensor | None:
+        """What B sentences are about, (B, D), if there is a head that compares it with masks."""
+        if self.name_head is None or self.text_encoder is None:
+            return None
+        text = self.text_encoder([opening_phrase(clean_expression(text)) for text in texts])
+        return masked_mean(text.last_hidden, text.padding_mask)
+
+    def text_reference(
+        self, text: TextFeatures, phrase: Tensor | None = None
+    ) -> tuple[Reference, ...]:
         """Encoded sentences as a reference: keys and values are the words, at every level."""
         reference = Reference(
             keys=text.words,
             values=text.words,
             padding_mask=text.padding_mask,
             summary=text.sentence,
+            phrase=phrase,
         )
         return (reference,) * len(self.neck.input_proj)
 
@@ -172,8 +188,27 @@ class UniRef(nn.Module):
             has score 0 and an empty box.
         """
         queries = self.head(self.fuse(features, references), features.padding_masks)
-        last = self.head.num_layers - 1
-        logits, boxes = self.head.logits(queries, last), queries.references[-1]
+        last, boxes = self.head.num_layers - 1, queries.references[-1]
+        shared = self.mask_head.features(queries.memory, features.high_res)
+        phrase = references[0][0].phrase if len(references) == 1 else None
+        if self.name_head is not None and phrase is not None and top_k == 1:
+            index, scores, classes = self._best_named(
+                self.name_head, features, queries, shared, phrase
+            )
+        else:
+            index, scores, classes = self._best(queries, top_k)
+        return Segmentation(
+            mask_logits=self.decode_masks(
+                queries, shared, features.image_sizes, last, index, mask_stride=mask_stride
+            ),
+            scores=scores,
+            boxes=boxes.gather(1, index[..., None].expand(-1, -1, 4)) * (scores > 0)[..., None],
+            classes=classes,
+        )
+
+    def _best(self, queries: Queries, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, scores and classes, each (B, K), of the last layer."""
+        logits, boxes = self.head.logits(queries, self.head.num_layers - 1), queries.references[-1]
         picked = [
             select_queries(*image, top_k, self.nms_threshold)
             for image in zip(logits, boxes, strict=True)
@@ -183,15 +218,27 @@ class UniRef(nn.Module):
             torch.stack([F.pad(part, (0, num - len(part))) for part in parts])
             for parts in zip(*picked, strict=True)
         )
-        shared = self.mask_head.features(queries.memory, features.high_res)
-        return Segmentation(
-            mask_logits=self.decode_masks(
-                queries, shared, features.image_sizes, last, index, mask_stride=mask_stride
-            ),
-            scores=scores,
-            boxes=boxes.gather(1, index[..., None].expand(-1, -1, 4)) * (scores > 0)[..., None],
-            classes=classes,
+        return index, scores, classes
+
+    def _best_named(
+        self,
+        head: NameHead,
+        features: FeaturePyramid,
+        queries: Queries,
+        shared: Tensor,
+        phrase: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The one query whose logit and name together fit best; its score is of their sum."""
+        assert features.general is not None
+        index, scores, classes = self._best(queries, CANDIDATES)
+        last = self.head.num_layers - 1
+        masks = self.decode_masks(queries, shared, features.image_sizes, last, index, mask_stride=4)
+        described = head.describe(
+            features.general(), (masks > 0).to(shared.dtype), features.padding_masks
         )
+        joint = scores.logit(eps=1e-6) + head(described, phrase)
+        best = joint.masked_fill(scores == 0, -torch.inf).argmax(dim=1, keepdim=True)
+        return index.gather(1, best), joint.gather(1, best).sigmoid(), classes.gather(1, best)
 
     def losses(
         self,

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from projects.uniref.model import UniRef
+from tests.conftest import TinyBackbone, make_uniref
 from unified.engine.meta_arch import SegmenterShell
 from unified.errors import ConfigError
 from unified.inference.predictor import ImagePredictor
+from unified.modeling.name_head import CANDIDATES, NameHead
 from unified.segmenter import Segmenter
 from unified.structures import (
     FeaturePyramid,
@@ -20,6 +22,7 @@ from unified.structures import (
     Segmentation,
     Support,
     Target,
+    stack_levels,
 )
 
 SIZES = ((96, 128), (70, 90))
@@ -461,3 +464,82 @@ def test_a_step_down_the_gradient_lowers_the_loss(build_uniref: object) -> None:
             if gradient is not None:
                 parameter -= 1e-4 * gradient
     assert objective() < before
+
+
+# ---------------------------------------------------------------- names
+
+
+@pytest.fixture
+def named() -> UniRef:
+    """A model with a name head that knows the sentences' opening phrases as names."""
+    model = make_uniref()
+    model.name_head = NameHead(TinyBackbone(), text_dim=16, num_names=2).eval()
+    phrases = model.encode_phrases(SENTENCES)
+    assert phrases is not None
+    with torch.no_grad():
+        model.name_head.centre += torch.nn.functional.normalize(phrases, dim=-1).mean(dim=0)
+        model.name_head.names += model.name_head.directions(phrases)
+        model.name_head.embed[-1].weight *= -4000
+    return model
+
+
+def test_names_choose_among_the_masks_and_count_in_the_score(named: UniRef) -> None:
+    features, references = encode(named, "text")
+    head = named.name_head
+    assert head is not None and features.general is not None
+    with torch.no_grad():
+        found = named.segment(features, references)
+        phrases = references[0][0].phrase
+        assert phrases is not None
+        named.name_head = None
+        candidates = named.segment(features, references, top_k=CANDIDATES)
+    inside = (candidates.mask_logits > 0).float()
+    described = head.describe(features.general(), inside, features.padding_masks)
+    evidence = head(described, phrases)
+    joint = candidates.scores.logit() + evidence.masked_fill(candidates.scores == 0, -1e9)
+    best = joint.argmax(dim=1)
+    assert (best > 0).any(), "nothing was chosen by its name: the test shows nothing"
+    for image in range(2):
+        row = best[image]
+        torch.testing.assert_close(found.scores[image, 0], joint[image, row].sigmoid())
+        torch.testing.assert_close(found.boxes[image, 0], candidates.boxes[image, row])
+        torch.testing.assert_close(
+            found.mask_logits[image, 0], candidates.mask_logits[image, row], atol=1e-4, rtol=1e-4
+        )
+
+
+@pytest.mark.parametrize("kind", ("none", "mask", "both"))
+def test_names_count_for_sentences_alone(named: UniRef, kind: str) -> None:
+    with_names = segment(named, kind)
+    named.name_head = None
+    close(with_names, segment(named, kind))
+
+
+def test_general_features_are_computed_once_and_only_if_asked(named: UniRef) -> None:
+    calls = []
+    assert named.name_head is not None
+    named.name_head.backbone.register_forward_hook(lambda *_: calls.append(1))
+    features, mask = encode(named, "mask")
+    with torch.no_grad():
+        named.segment(features, mask)
+        assert not calls
+        for _ in range(2):
+            named.segment(features, [named.encode_text(SENTENCES)])
+    assert len(calls) == 1
+
+
+def test_names_see_each_object_of_a_batch_with_its_own_phrase(named: UniRef) -> None:
+    features, _ = encode(named, "none", SIZES[:1])
+    texts = [named.encode_text([sentence]) for sentence in SENTENCES]
+    with torch.no_grad():
+        alone = [named.segment(features, [text]) for text in texts]
+        both = named.segment(features.expand(2), [stack_levels(texts)])
+    close(
+        both,
+        Segmentation(
+            **{
+                name: torch.cat([getattr(one, name) for one in alone])
+                for name in ("mask_logits", "scores", "boxes", "classes")
+            }
+        ),
+    )

@@ -1,0 +1,111 @@
+"""tools/train_names.py on a made set, for a tiny model whose backbone is not pretrained."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import unified
+from unified.checkpoint import read_weights, write_weights
+from unified.data.catalog import load_records
+from unified.data.synthetic.releases import RELEASES
+from unified.inference.image_io import read_image
+from unified.inference.predictor import ImagePredictor
+from unified.structures import Prompt
+
+ROOT = Path(__file__).parents[2]
+_SPEC = importlib.util.spec_from_file_location("train_names", ROOT / "tools/train_names.py")
+assert _SPEC is not None and _SPEC.loader is not None
+_TOOL = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(_TOOL)
+SET = "coco_2017_train"
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """A config with as many names as the set has; weights without a name head."""
+    RELEASES["coco"](tmp_path, 12, 0)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    names = {a["category_name"] for record in load_records(SET) for a in record["annotations"]}
+    tiny = {
+        "_BASE_": str(ROOT / "configs/lite/uniref_lite.yaml"),
+        "MODEL": {
+            "DEVICE": "cpu",
+            "UNIREF": {
+                "BACKBONE_WEIGHTS": "",
+                "TEXT_ENCODER": {"WEIGHTS": ""},
+                "HIDDEN_DIM": 64,
+                "ENCODER_LAYERS": 1,
+                "DECODER_LAYERS": 2,
+                "NUM_NAMES": len(names),
+            },
+        },
+        "INFERENCE": {"IMAGE_SHORT_SIDE": 64, "MAX_SIZE": 96},
+    }
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny))
+    state = unified.load(tmp_path / "tiny.yaml", device="cpu").state_dict()
+    half = {k: v.half() for k, v in state.items() if not k.startswith("name_head.")}
+    write_weights(tmp_path / "a.safetensors", half)
+    return tmp_path / "tiny.yaml", tmp_path / "a.safetensors"
+
+
+def command(files: tuple[Path, Path], *more: str) -> list[str]:
+    start = ["--config-file", str(files[0]), "--weights", str(files[1]), "--device", "cpu"]
+    sizes = ["--sizes", "48", "64", "--pictures", "24"]
+    return [*start, *sizes, "--output", str(files[1].with_name("b.safetensors")), *more]
+
+
+def test_names_are_learnt_and_the_rest_stays(
+    files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _TOOL.main(command(files, "--sets", SET, "--val", SET)) == 0
+    printed = capsys.readouterr().out
+    assert f"objects of {SET} are called by their name" in printed
+    before = read_weights(files[1])
+    after = read_weights(files[1].with_name("b.safetensors"))
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    added = {key: value for key, value in after.items() if key not in before}
+    assert added and all(key.startswith("name_head.") for key in added)
+    assert {v.dtype for v in added.values() if v.is_floating_point()} == {torch.float16}
+    norms = added["name_head.names"].float().norm(dim=-1)
+    torch.testing.assert_close(norms, torch.ones_like(norms), atol=1e-2, rtol=0)
+
+    model = unified.load(files[0], weights=files[1].with_name("b.safetensors"), device="cpu")
+    record = load_records(SET)[0]
+    predictor = ImagePredictor(model, short_side=64, max_size=96)
+    predictor.set_image(read_image(record["file_name"]))
+    name = record["annotations"][0]["category_name"]
+    with_name = predictor.predict(Prompt(text=f"the {name}"))[1]
+    model.name_head = None
+    assert with_name != predictor.predict(Prompt(text=f"the {name}"))[1]
+
+
+def test_wrong_number_of_names_is_refused_before_any_work(
+    files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    files[0].write_text(files[0].read_text().replace("NUM_NAMES: ", "NUM_NAMES: 1"))
+    assert _TOOL.main(command(files, "--sets", SET)) == 2
+    assert "set it to" in capsys.readouterr().err
+    assert not files[1].with_name("b.safetensors").exists()
+
+
+def test_a_config_without_names_is_refused(
+    files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = yaml.safe_load(files[0].read_text())
+    content["MODEL"]["UNIREF"]["NUM_NAMES"] = 0
+    files[0].write_text(yaml.safe_dump(content))
+    assert _TOOL.main(command(files, "--sets", SET)) == 2
+    assert "set MODEL.UNIREF.NUM_NAMES" in capsys.readouterr().err
+
+
+def test_objects_without_names_are_refused(
+    files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    RELEASES["fss1000"](files[0].parent, 2, 0)
+    assert _TOOL.main(command(files, "--sets", "fss-1000-train")) == 2
+    assert "have no names" in capsys.readouterr().err

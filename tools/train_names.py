@@ -1,0 +1,99 @@
+"""Teach a model the names of things: which of its masks looks like what a sentence is about.
+
+    python tools/train_names.py --config-file configs/lite/uniref_lite.yaml \\
+        --weights a.safetensors --output b.safetensors \\
+        --sets lite_det lite_ris_real --wordings lite_ris --val lite_det_val
+
+For configs with MODEL.UNIREF.NUM_NAMES. A frozen copy of the pretrained backbone sees each picture
+a few times; then a small network learns in a minute to tell the names apart. Nothing else of the
+model changes, so this comes after all other training, and before tools/calibrate.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from projects.uniref.naming import describe_all, describe_objects, fit, named_right, wordings
+from unified.checkpoint import read_weights, write_weights
+from unified.data.augmentation import Augmentation
+from unified.devices import pick_device
+from unified.engine.config import load_config, system
+from unified.engine.models import load_checkpoint
+from unified.errors import ConfigError, UnifiedError
+
+MAX_ASPECT = 1.6  # of a picture whose shorter side is as drawn
+COLOUR = 0.3
+
+
+def train(options: argparse.Namespace) -> None:
+    """Describes objects, trains, writes and prints."""
+    cfg = load_config(options.config_file, ())
+    model: Any = system(cfg.MODEL.META_ARCHITECTURE).build(cfg)
+    if getattr(model, "name_head", None) is None:
+        raise ConfigError(f"{options.config_file} has no names: set MODEL.UNIREF.NUM_NAMES")
+    given = read_weights(options.weights)
+    load_checkpoint(model, cfg, options.weights, to_train=True)
+    model.to(pick_device(options.device)).eval()
+    augmentation = Augmentation(
+        short_sides=tuple(options.sizes),
+        max_size=int(max(options.sizes) * MAX_ASPECT),
+        crop=0.0,
+        colour=COLOUR,
+    )
+    phrases = wordings(options.sets, options.wordings, expected=cfg.MODEL.UNIREF.NUM_NAMES)
+    objects = describe_objects(model, options.sets, augmentation, options.pictures, options.seed)
+    loss = fit(model, objects, phrases, options.seed)
+    head = {key: value for key, value in model.state_dict().items() if key.startswith("name_head.")}
+    dtype = next(value.dtype for value in given.values() if value.is_floating_point())
+    kept = {key: value for key, value in given.items() if not key.startswith("name_head.")}
+    stored = {k: v.to(dtype) if v.is_floating_point() else v for k, v in head.items()}
+    write_weights(options.output, {**kept, **stored})
+    print(
+        f"{len(phrases)} names from {len(objects.names)} views of objects in "
+        f"{options.pictures} pictures, loss {loss:.3f}: {options.output}"
+    )
+    if options.val:
+        side = cfg.INFERENCE.IMAGE_SHORT_SIDE
+        plain = Augmentation(short_sides=(side,), max_size=cfg.INFERENCE.MAX_SIZE, flip=0, crop=0)
+        share, count = named_right(model, describe_all(model, options.val, plain))
+        print(f"{share:.1%} of {count} objects of {options.val} are called by their name")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns 0, or 2 after bad input."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", required=True, type=Path, metavar="YAML")
+    parser.add_argument("--weights", required=True, type=Path, metavar="FILE")
+    parser.add_argument("--sets", required=True, nargs="+", metavar="SET", help="named objects")
+    parser.add_argument(
+        "--wordings", nargs="*", default=[], metavar="SET", help="sentences about such objects"
+    )
+    parser.add_argument(
+        "--val", metavar="SET", help="print how many of its objects are named right"
+    )
+    parser.add_argument("--pictures", type=int, default=4000, help="drawn from the sets")
+    parser.add_argument(
+        "--sizes", type=int, nargs="+", default=[256, 304, 352, 416], metavar="PIXELS"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", required=True, type=Path, metavar="FILE")
+    parser.add_argument("--device", default="auto")
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        train(parser.parse_args(arguments))
+    except UnifiedError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

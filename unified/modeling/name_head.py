@@ -1,0 +1,110 @@
+"""A second opinion on which mask a sentence means, from features that were never fine-tuned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unified.modeling.backbones import Backbone
+
+STAGES = ("res3", "res4", "res5")
+CANDIDATES = 8  # masks of an image that are compared
+WEIGHT = 0.4
+# Chosen with the weight on the lite model's validation sets, see docs/runs.md.
+NEUTRAL = -3.0  # log-probability of a name that speaks neither for a mask nor against it
+KNOWN = 0.3, 0.6  # cosine to the nearest name at which a sentence starts to count, and counts fully
+
+
+class NameHead(nn.Module):
+    """How much a sentence's opening words sound like what is seen within a mask.
+
+    A small backbone that is fine-tuned on few pictures forgets what it knew of others. This head
+    keeps a frozen copy, averages its features within each candidate mask and maps them to the space
+    of the language model, where the names of the training set compete in a softmax. A sentence that
+    is near none of these names changes nothing; neither does a head without any names, which is
+    how it starts. ``tools/train_names.py`` trains it. Not part of UniRef++.
+
+    Source of adding the log-probability of a frozen model, averaged in a region, to the score of
+    the one that finds regions: F-VLM (arXiv:2209.15639), section 3.3.
+
+    Args:
+        backbone: with its pretrained weights; wants images normalised as the model's are.
+        text_dim: D, width of the language model.
+        num_names: N.
+    """
+
+    centre: Tensor
+    names: Tensor
+
+    def __init__(
+        self, backbone: Backbone, *, text_dim: int, num_names: int, hidden_dim: int = 256
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        dim = sum(backbone.channels[stage] for stage in STAGES)
+        self.norm = nn.BatchNorm1d(dim, affine=False)
+        self.embed = nn.Sequential(
+            nn.Dropout(0.3),
+            nn.Linear(dim, hidden_dim),
+            nn.ReLU(),
+            nn.Dropout(0.5),
+            nn.Linear(hidden_dim, text_dim),
+        )
+        self.register_buffer("centre", torch.zeros(text_dim))
+        self.register_buffer("names", torch.zeros(num_names, text_dim))
+        self.requires_grad_(False)
+
+    def features(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Normalised images (B, 3, H, W) -> maps of strides 8, 16 and 32."""
+        stages = self.backbone(images)
+        return tuple(stages[stage] for stage in STAGES)
+
+    def describe(
+        self, stages: Sequence[Tensor], masks: Tensor, padding_masks: Sequence[Tensor]
+    ) -> Tensor:
+        """Mean features within masks; zeros for an empty one.
+
+        Args:
+            stages: from ``features``.
+            masks: (B, K, h, w) in [0, 1] at any stride of the padded input.
+            padding_masks: of strides 8, 16 and 32, (B, h_l, w_l), True on padding.
+
+        Returns:
+            (B, K, F).
+        """
+        parts = []
+        for stage, padding in zip(stages, padding_masks, strict=False):
+            size = stage.shape[-2], stage.shape[-1]
+            shares = F.adaptive_avg_pool2d(masks, size) * ~padding[:, None]
+            shares = shares / shares.sum(dim=(-2, -1), keepdim=True).clamp(min=1e-3)
+            parts.append(torch.einsum("bkhw,bchw->bkc", shares, stage))
+        return torch.cat(parts, dim=-1)
+
+    def vectors(self, described: Tensor) -> Tensor:
+        """(M, F) from ``describe`` -> (M, D)."""
+        return self.embed(self.norm(described))
+
+    def directions(self, phrases: Tensor) -> Tensor:
+        """Vectors (N, D) of the language model as unit vectors from the centre of all names."""
+        return F.normalize(F.normalize(phrases, dim=-1) - self.centre, dim=-1)
+
+    def forward(self, described: Tensor, phrases: Tensor) -> Tensor:
+        """What to add to the class logits of candidates.
+
+        Args:
+            described: (B, K, F) from ``describe``.
+            phrases: (B, D), one per image.
+
+        Returns:
+            (B, K).
+        """
+        vectors = self.vectors(described.flatten(0, 1)).unflatten(0, described.shape[:2])
+        directions = self.directions(phrases)
+        spoken = (vectors @ directions[:, :, None])[..., 0]
+        log_probability = spoken - (vectors @ self.names.t()).logsumexp(dim=-1)
+        nearest = (directions @ self.names.t()).amax(dim=-1)
+        known = ((nearest - KNOWN[0]) / (KNOWN[1] - KNOWN[0])).clamp(0, 1)
+        return WEIGHT * known[:, None] * (log_probability - NEUTRAL)
