@@ -12,6 +12,7 @@ referring sets as in DATASETS.TEST.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,10 @@ def calibrate(options: argparse.Namespace) -> None:
     )
     true, absent = logits(predictor, options.true), logits(predictor, options.absent)
     wanted = float(np.log(options.threshold / (1 - options.threshold)))
-    shift = wanted - float(np.quantile(true, 1 - options.keep))
+    # In the middle between the lowest that is kept and the next: rounding the bias changes neither.
+    kept_number = math.ceil(options.keep * len(true))
+    order = np.sort(true)[::-1]
+    shift = wanted - float(order[kept_number - 1 : kept_number + 1].mean())
     key = f"head.class_embed.{model.head.num_layers - 1}.bias"
     weights[key] = (weights[key].float() + shift).to(weights[key].dtype)
     write_weights(options.output, weights)

@@ -15,29 +15,54 @@ import argparse
 import logging
 import sys
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from projects.uniref.naming import describe_all, describe_objects, fit, named_right, wordings
+from projects.uniref.checkpoint import find_uniref_keys
+from projects.uniref.config import build
+from projects.uniref.naming import (
+    describe_all,
+    describe_objects,
+    fit,
+    named_records,
+    named_right,
+    wordings,
+)
 from unified.checkpoint import read_weights, write_weights
 from unified.data.augmentation import Augmentation
 from unified.devices import pick_device
-from unified.engine.config import load_config, system
+from unified.engine.config import load_config
 from unified.engine.models import load_checkpoint
-from unified.errors import ConfigError, UnifiedError
+from unified.errors import CheckpointError, ConfigError, UnifiedError
 
+HEAD = "name_head."
 MAX_ASPECT = 1.6  # of a picture whose shorter side is as drawn
 COLOUR = 0.3
 
 
 def train(options: argparse.Namespace) -> None:
-    """Describes objects, trains, writes and prints."""
+    """Describes objects, trains, writes and prints.
+
+    Raises:
+        ConfigError: the config has no names, or no pretrained backbone to learn them with.
+        CheckpointError: the weights are in the official layout, or of another model.
+        InputError: a set does not fit.
+    """
     cfg = load_config(options.config_file, ())
-    model: Any = system(cfg.MODEL.META_ARCHITECTURE).build(cfg)
-    if getattr(model, "name_head", None) is None:
+    node = cfg.MODEL.UNIREF
+    if not node.NUM_NAMES:
         raise ConfigError(f"{options.config_file} has no names: set MODEL.UNIREF.NUM_NAMES")
     given = read_weights(options.weights)
+    if find_uniref_keys(given).is_foreign(given):
+        raise CheckpointError(
+            f"{options.weights} is official: use tools/convert_checkpoint.py first"
+        )
+    if not node.BACKBONE_WEIGHTS and not any(key.startswith(HEAD) for key in given):
+        raise ConfigError("names need a pretrained backbone: set MODEL.UNIREF.BACKBONE_WEIGHTS")
+    named = named_records(options.sets)
+    (val,) = named_records([options.val]) if options.val else [None]
+    phrases = wordings(named, options.wordings, expected=node.NUM_NAMES)
+    model = build(cfg)
     load_checkpoint(model, cfg, options.weights, to_train=True)
     model.to(pick_device(options.device)).eval()
     augmentation = Augmentation(
@@ -46,22 +71,22 @@ def train(options: argparse.Namespace) -> None:
         crop=0.0,
         colour=COLOUR,
     )
-    phrases = wordings(options.sets, options.wordings, expected=cfg.MODEL.UNIREF.NUM_NAMES)
-    objects = describe_objects(model, options.sets, augmentation, options.pictures, options.seed)
+    objects = describe_objects(model, named, augmentation, options.pictures, options.seed)
     loss = fit(model, objects, phrases, options.seed)
-    head = {key: value for key, value in model.state_dict().items() if key.startswith("name_head.")}
-    dtype = next(value.dtype for value in given.values() if value.is_floating_point())
-    kept = {key: value for key, value in given.items() if not key.startswith("name_head.")}
-    stored = {k: v.to(dtype) if v.is_floating_point() else v for k, v in head.items()}
-    write_weights(options.output, {**kept, **stored})
+    kept = {key: value for key, value in given.items() if not key.startswith(HEAD)}
+    dtype = next(value.dtype for value in kept.values() if value.is_floating_point())
+    for key, value in model.state_dict().items():
+        if key.startswith(HEAD):
+            kept[key] = value.cpu().to(dtype) if value.is_floating_point() else value.cpu()
+    write_weights(options.output, kept)
     print(
-        f"{len(phrases)} names from {len(objects.names)} views of objects in "
-        f"{options.pictures} pictures, loss {loss:.3f}: {options.output}"
+        f"{len(phrases)} names from {len(objects.names)} views of objects in {options.pictures} "
+        f"pictures, loss {loss:.3f}: {options.output}"
     )
-    if options.val:
+    if val is not None:
         side = cfg.INFERENCE.IMAGE_SHORT_SIDE
         plain = Augmentation(short_sides=(side,), max_size=cfg.INFERENCE.MAX_SIZE, flip=0, crop=0)
-        share, count = named_right(model, describe_all(model, options.val, plain))
+        share, count = named_right(model, describe_all(model, val, plain), list(phrases))
         print(f"{share:.1%} of {count} objects of {options.val} are called by their name")
 
 

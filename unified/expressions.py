@@ -31,7 +31,7 @@ _ORDINAL = re.compile(
 # After one of these a sentence tells of other things, or of how this one is.
 _TURN = re.compile(
     r"\s(?:with|without|in|on|at|of|to|by|near|next|beside|behind|before|under|below|above|over|"
-    r"between|against|around|from|inside|outside|for|and|that|which|who|whose|is|are|"
+    r"between|against|around|from|inside|outside|for|that|which|who|whose|is|are|"
     r"wearing|holding|carrying|riding|standing|sitting|lying|playing|eating|dressed)\s",
     re.IGNORECASE,
 )
@@ -61,11 +61,12 @@ def swap_left_right(text: str) -> str:
 
 
 def opening_phrase(text: str) -> str:
-    """The words before the first preposition, relative pronoun or participle, or all of them.
+    """The words before the first preposition, relative pronoun, "is", "are" or participle.
 
-    "the woman with the umbrella" is about a woman, but as a whole it lies near "umbrella".
+    "the woman with the umbrella" is about a woman, but as a whole it lies near "umbrella". Such a
+    word at the very start ends nothing.
     """
-    return _TURN.split(f" {text} ", maxsplit=1)[0].strip() or text
+    return _TURN.split(f"{text.strip()} ", maxsplit=1)[0].strip()
 
 
 def has_ordinal(text: str) -> bool:

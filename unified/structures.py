@@ -75,8 +75,8 @@ class FeaturePyramid:
         image_sizes: B x (h, w) in input pixels, before padding.
         padded_size: (H, W) of the padded input batch.
         high_res: (B, C', H/4, W/4) un-fused features for fine masks, or None.
-        general: gives res3, res4 and res5 of a backbone that was not fine-tuned; computed on the
-            first call. None if the model has none.
+        frozen_stages: gives res3, res4 and res5, (B, C_l, H/8, W/8) to (B, C_l, H/32, W/32), of a
+            backbone that was not fine-tuned; computed on the first call. None if there is none.
     """
 
     levels: tuple[Tensor, ...]
@@ -84,21 +84,25 @@ class FeaturePyramid:
     image_sizes: tuple[Size, ...]
     padded_size: Size
     high_res: Tensor | None = None
-    general: Callable[[], tuple[Tensor, ...]] | None = None
+    frozen_stages: Callable[[], tuple[Tensor, ...]] | None = None
 
     def __len__(self) -> int:
         return self.levels[0].shape[0]
 
     def expand(self, num: int) -> FeaturePyramid:
         """The features of one image (B = 1) repeated ``num`` times as views, without a copy."""
-        general = self.general
+        stages = self.frozen_stages
         return FeaturePyramid(
             levels=tuple(level.expand(num, -1, -1, -1) for level in self.levels),
             padding_masks=tuple(mask.expand(num, -1, -1) for mask in self.padding_masks),
             image_sizes=self.image_sizes * num,
             padded_size=self.padded_size,
             high_res=None if self.high_res is None else self.high_res.expand(num, -1, -1, -1),
-            general=general and (lambda: tuple(x.expand(num, -1, -1, -1) for x in general())),
+            frozen_stages=(
+                None
+                if stages is None
+                else lambda: tuple(stage.expand(num, -1, -1, -1) for stage in stages())
+            ),
         )
 
 

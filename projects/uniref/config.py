@@ -33,7 +33,7 @@ from unified.weights import WEIGHTS, resolve
 # Part of what ``unified.engine`` expects of a system: the key table of a weights file, which of our
 # keys depend on the number of classes, and which belong to additions that change nothing at first.
 key_table = find_uniref_keys
-CLASS_KEYS = ("head.class_embed.",)
+CLASS_KEYS = ("head.class_embed.", "name_head.names")
 ADDED_KEYS = ("neck.top_down.",)
 
 ATTENTION_DTYPES = {"input": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -172,9 +172,10 @@ def load_parts(model: UniRef, cfg: CfgNode, given: Collection[str]) -> tuple[str
             load_pretrained(model.backbone, _file(node.BACKBONE_WEIGHTS))
         loaded.append("backbone.")
     names = model.name_head
-    if names is not None and node.BACKBONE_WEIGHTS and not _holds(given, _NAME_BACKBONE):
-        load_pretrained(names.backbone, _file(node.BACKBONE_WEIGHTS))
-        loaded.append(_NAME_BACKBONE)
+    if names is not None and not _holds(given, _NAMES):
+        if node.BACKBONE_WEIGHTS:
+            load_pretrained(names.backbone, _file(node.BACKBONE_WEIGHTS))
+        loaded.append(_NAMES)  # a head without names changes nothing
     text = model.text_encoder
     if text is not None and node.TEXT_ENCODER.WEIGHTS and not _holds(given, _TEXT_MODEL):
         source = build_text_encoder(
@@ -198,7 +199,7 @@ def load_parts(model: UniRef, cfg: CfgNode, given: Collection[str]) -> tuple[str
 
 
 _TEXT_MODEL = "text_encoder.bert."
-_NAME_BACKBONE = "name_head.backbone."
+_NAMES = "name_head."
 
 
 def _holds(keys: Collection[str], prefix: str) -> bool:
@@ -264,8 +265,11 @@ def _build_name_head(node: CfgNode, text: TextEncoder | None) -> NameHead:
     """With a backbone of its own, of the same kind.
 
     Raises:
-        ConfigError: there is no text encoder, or the backbone is one of Detectron2's.
+        ConfigError: there is no text encoder, the backbone is one of Detectron2's, or the number is
+            negative.
     """
+    if node.NUM_NAMES < 0:
+        raise ConfigError(f"MODEL.UNIREF.NUM_NAMES is {node.NUM_NAMES}: expected 0 or more")
     if text is None or node.BACKBONE not in BACKBONES:
         raise ConfigError(
             "MODEL.UNIREF.NUM_NAMES needs a TEXT_ENCODER.NAME and a BACKBONE among "

@@ -100,19 +100,26 @@ class UniRef(nn.Module):
             image_sizes=images.image_sizes,
             padded_size=images.padded_size,
             high_res=stages["res2"],
-            general=self.name_head and cache(partial(self.name_head.features, images.tensor)),
+            frozen_stages=(
+                None
+                if self.name_head is None
+                else cache(partial(self.name_head.features, images.tensor))
+            ),
         )
 
     def encode_text(self, texts: Sequence[str]) -> tuple[Reference, ...]:
         """B sentences -> the same words as reference at every level."""
         if self.text_encoder is None:
             raise ConfigError("this model has no text encoder: it cannot follow a sentence")
-        return self.text_reference(self.text_encoder(texts), self.encode_phrases(texts))
+        phrase = None
+        if self.name_head is not None and self.name_head.trained and not self.training:
+            phrase = self.encode_phrases(texts)
+        return self.text_reference(self.text_encoder(texts), phrase)
 
-    def encode_phrases(self, texts: Sequence[str]) -> Tensor | None:
-        """What B sentences are about, (B, D), if there is a head that compares it with masks."""
-        if self.name_head is None or self.text_encoder is None:
-            return None
+    @torch.no_grad()
+    def encode_phrases(self, texts: Sequence[str]) -> Tensor:
+        """What B sentences are about, (B, D) in the space of the language model."""
+        assert self.text_encoder is not None
         text = self.text_encoder([opening_phrase(clean_expression(text)) for text in texts])
         return masked_mean(text.last_hidden, text.padding_mask)
 
@@ -180,7 +187,8 @@ class UniRef(nn.Module):
         Args:
             features: of B images.
             references: one entry per kind, each with L levels of batch B; empty for detection.
-            top_k: queries kept; above 1 after non-maximum suppression.
+            top_k: queries kept; above 1 after non-maximum suppression, and without names: a name
+                head counts for the one best query of a sentence alone.
             mask_stride: 4, or 1 for masks at the padded input size.
 
         Returns:
@@ -190,13 +198,11 @@ class UniRef(nn.Module):
         queries = self.head(self.fuse(features, references), features.padding_masks)
         last, boxes = self.head.num_layers - 1, queries.references[-1]
         shared = self.mask_head.features(queries.memory, features.high_res)
-        phrase = references[0][0].phrase if len(references) == 1 else None
-        if self.name_head is not None and phrase is not None and top_k == 1:
-            index, scores, classes = self._best_named(
-                self.name_head, features, queries, shared, phrase
-            )
-        else:
+        phrase = references[0][0].phrase if len(references) == 1 and top_k == 1 else None
+        if phrase is None:
             index, scores, classes = self._best(queries, top_k)
+        else:
+            index, scores, classes = self._best_named(features, queries, shared, phrase)
         return Segmentation(
             mask_logits=self.decode_masks(
                 queries, shared, features.image_sizes, last, index, mask_stride=mask_stride
@@ -221,23 +227,21 @@ class UniRef(nn.Module):
         return index, scores, classes
 
     def _best_named(
-        self,
-        head: NameHead,
-        features: FeaturePyramid,
-        queries: Queries,
-        shared: Tensor,
-        phrase: Tensor,
+        self, features: FeaturePyramid, queries: Queries, shared: Tensor, phrase: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The one query whose logit and name together fit best; its score is of their sum."""
-        assert features.general is not None
+        assert self.name_head is not None and features.frozen_stages is not None
         index, scores, classes = self._best(queries, CANDIDATES)
         last = self.head.num_layers - 1
         masks = self.decode_masks(queries, shared, features.image_sizes, last, index, mask_stride=4)
-        described = head.describe(
-            features.general(), (masks > 0).to(shared.dtype), features.padding_masks
+        described = self.name_head.describe(
+            features.frozen_stages(), (masks > 0).to(masks.dtype), features.padding_masks[0]
         )
-        joint = scores.logit(eps=1e-6) + head(described, phrase)
-        best = joint.masked_fill(scores == 0, -torch.inf).argmax(dim=1, keepdim=True)
+        logits = self.head.logits(queries, last).float()  # of scores in half little is left
+        logits = logits.gather(1, index[..., None].expand(-1, -1, logits.shape[-1]))
+        joint = logits.gather(2, classes[..., None])[..., 0] + self.name_head(described, phrase)
+        unseen = (scores == 0) | ~described.any(dim=-1)
+        best = joint.masked_fill(unseen, -torch.inf).argmax(dim=1, keepdim=True)
         return index.gather(1, best), joint.gather(1, best).sigmoid(), classes.gather(1, best)
 
     def losses(

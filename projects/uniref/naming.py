@@ -19,7 +19,7 @@ from unified.data.formats.records import ImageRecord
 from unified.data.samples import add_class_names, make_sample, read_view
 from unified.errors import ConfigError, InputError
 from unified.expressions import clean_expression, opening_phrase
-from unified.structures import padded_size, stack_padded
+from unified.structures import stack_padded
 
 logger = logging.getLogger(__name__)
 
@@ -36,133 +36,156 @@ class Objects:
     names: tuple[str, ...]
 
 
+def named_records(sets: Sequence[str]) -> list[list[ImageRecord]]:
+    """The records of each set; every object has a name.
+
+    Raises:
+        InputError: a set is of clips, or an object has no name.
+    """
+    found = []
+    for name in sets:
+        records = load_records(name)
+        if any("annotations" not in record for record in records):
+            raise InputError(f"{name} holds clips: expected a set of images with named objects")
+        if not all(entry.get("category_name") for r in records for entry in r["annotations"]):
+            raise InputError(
+                f"objects of {name} have no names: expected a detection set, or own data with "
+                "categories"
+            )
+        found.append(records)
+    return found
+
+
+def wordings(
+    named: Sequence[Sequence[ImageRecord]], told: Sequence[str], *, expected: int
+) -> dict[str, list[str]]:
+    """Each name, sorted, with the opening phrases of sentences about a thing of that name.
+
+    A phrase such as "the animal" may belong to several names. Of each name the first
+    ``MAX_WORDINGS`` phrases count.
+
+    Args:
+        named: from ``named_records``.
+        told: sets of images with sentences about named objects.
+        expected: how many names there are.
+
+    Raises:
+        ConfigError: there are more or fewer.
+        InputError: a set of ``told`` has no sentences, or no names.
+    """
+    names = {e["category_name"] for records in named for r in records for e in r["annotations"]}
+    if len(names) != expected:
+        raise ConfigError(
+            f"MODEL.UNIREF.NUM_NAMES is {expected}, but the objects have {len(names)} names: set "
+            f"it to {len(names)}"
+        )
+    found: dict[str, list[str]] = {name: [name] for name in sorted(names)}
+    for name, records in zip(told, named_records(told), strict=True):
+        if not any("expressions" in record for record in records):
+            raise InputError(f"{name} has no sentences: give a set for referring segmentation")
+        for record in records:
+            own = {entry["category_name"] for entry in record["annotations"]}
+            if len(own) != 1 or (called := own.pop()) not in found:
+                continue
+            phrases = found[called]
+            for sentence in record.get("expressions", []):
+                phrase = opening_phrase(clean_expression(sentence))
+                if phrase not in phrases and len(phrases) <= MAX_WORDINGS:
+                    phrases.append(phrase)
+    return found
+
+
 def describe_objects(
-    model: UniRef, sets: Sequence[str], augmentation: Augmentation, count: int, seed: int
+    model: UniRef,
+    named: Sequence[Sequence[ImageRecord]],
+    augmentation: Augmentation,
+    count: int,
+    seed: int,
 ) -> Objects:
     """Objects of ``count`` pictures, drawn from each set equally often and augmented.
+
+    Args:
+        model: in eval mode.
+        named: from ``named_records``.
 
     Raises:
         InputError: no picture shows an object.
     """
-    records = [load_records(name) for name in sets]
     rng = np.random.default_rng(seed)
-    features, names = [], []
+    drawn = []
     for number in tqdm(range(count), desc="pictures", disable=None):
-        own = records[number % len(records)]
-        found = _describe(model, own[int(rng.integers(len(own)))], augmentation, rng)
-        features.append(found.features)
-        names += found.names
-    if not names:
-        raise InputError(f"no picture of {', '.join(sets)} shows an object")
-    return Objects(torch.cat(features), tuple(names))
+        records = named[number % len(named)]
+        record = records[int(rng.integers(len(records)))]
+        drawn.append(_describe(model, record, augmentation, rng))
+    return _joined(drawn)
 
 
-def describe_all(model: UniRef, name: str, augmentation: Augmentation) -> Objects:
-    """Objects of all pictures of a set, with the only size of ``augmentation``."""
+def describe_all(
+    model: UniRef, records: Sequence[ImageRecord], augmentation: Augmentation
+) -> Objects:
+    """Objects of all pictures, with the only size of ``augmentation``.
+
+    Raises:
+        InputError: no picture shows an object.
+    """
     rng = np.random.default_rng(0)
-    found = [
-        _describe(model, record, augmentation, rng)
-        for record in tqdm(load_records(name), desc=name, disable=None)
-    ]
-    return Objects(
-        torch.cat([objects.features for objects in found]),
-        tuple(name for objects in found for name in objects.names),
-    )
+    return _joined([_describe(model, r, augmentation, rng) for r in tqdm(records, disable=None)])
+
+
+def _joined(parts: Sequence[Objects]) -> Objects:
+    names = tuple(name for part in parts for name in part.names)
+    if not names:
+        raise InputError("no picture shows an object: expected sets with masks of things")
+    return Objects(torch.cat([part.features for part in parts]), names)
 
 
 @torch.inference_mode()
 def _describe(
     model: UniRef, record: ImageRecord, augmentation: Augmentation, rng: np.random.Generator
 ) -> Objects:
-    assert model.name_head is not None
+    head = model.name_head
+    assert head is not None
     view, classes = read_view(record)
     view = augmentation.apply(view, augmentation.draw(rng), rng)
     sample = add_class_names(make_sample(view, classes), record)
     images = model.preprocess([sample["image"]])
-    masks = sample["instances"].gt_masks.tensor
-    if not len(masks):
-        return Objects(torch.zeros(0, model.name_head.norm.num_features), ())
-    size = padded_size(images.image_sizes, model.size_divisor)
-    padding = images.padding_mask
-    described = model.name_head.describe(
-        model.name_head.features(images.tensor),
-        stack_padded([masks.float().to(padding.device)], size),
-        [padding[:, ::stride, ::stride] for stride in (8, 16, 32)],
+    masks = sample["instances"].gt_masks.tensor.float().to(images.tensor.device)
+    described = head.describe(
+        head.features(images.tensor),
+        stack_padded([masks], images.padded_size),
+        images.padding_mask,
     )
     return Objects(described[0].cpu(), tuple(sample["class_names"]))
 
 
-def wordings(named: Sequence[str], told: Sequence[str], *, expected: int) -> dict[str, list[str]]:
-    """Each name, sorted, with the opening words of sentences about things of that name.
-
-    Args:
-        named: sets whose objects have the names.
-        told: sets with sentences.
-        expected: how many names there are.
-
-    Raises:
-        ConfigError: there are more or fewer.
-        InputError: an object has no name.
-    """
-    names = {
-        entry.get("category_name", "")
-        for name in named
-        for record in load_records(name)
-        for entry in record["annotations"]
-        if not entry.get("iscrowd")
-    }
-    if "" in names:
-        raise InputError(
-            f"objects of {', '.join(named)} have no names: expected detection sets, or own data "
-            "with categories"
-        )
-    if len(names) != expected:
-        raise ConfigError(
-            f"MODEL.UNIREF.NUM_NAMES is {expected}, but objects of {', '.join(named)} have "
-            f"{len(names)} names: set it to {len(names)}"
-        )
-    found: dict[str, list[str]] = {name: [name] for name in sorted(names)}
-    for record in (record for name in told for record in load_records(name)):
-        own = {entry.get("category_name") for entry in record["annotations"]}
-        if len(own) != 1 or (name := own.pop()) not in found:
-            continue
-        for sentence in record.get("expressions", []):
-            phrase = opening_phrase(clean_expression(sentence))
-            if phrase not in found[name] and len(found[name]) <= MAX_WORDINGS:
-                found[name].append(phrase)
-    return found
-
-
 def fit(model: UniRef, objects: Objects, phrases: Mapping[str, Sequence[str]], seed: int) -> float:
-    """Trains the name head; returns the last epoch's mean loss.
+    """Trains the name head; returns the last epoch's mean loss. Nothing else of the model changes.
 
     Args:
+        model: in eval mode.
         objects: what to learn from.
-        phrases: from ``wordings``.
+        phrases: from ``wordings``; as many names as the head has places for.
     """
-    head = model.name_head
-    assert head is not None
-    names = list(phrases)
-    device = head.centre.device
+    head, names = model.name_head, list(phrases)
+    assert head is not None and not model.training and len(names) == len(head.names)
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     with torch.no_grad():
-        plain = encode(model, names)
-        unit = F.normalize(plain, dim=-1)
-        head.centre.copy_(unit.mean(dim=0))
+        plain = model.encode_phrases(names)
+        head.centre.copy_(F.normalize(plain, dim=-1).mean(dim=0))
         head.names.copy_(head.directions(plain))
-        directions = [head.directions(encode(model, phrases[name])) for name in names]
-        features = objects.features.to(device)
+        directions = [head.directions(model.encode_phrases(phrases[name])) for name in names]
+        features = objects.features.to(head.centre.device)
         assert head.norm.running_mean is not None and head.norm.running_var is not None
         head.norm.running_mean.copy_(features.mean(dim=0))
-        head.norm.running_var.copy_(features.var(dim=0))
+        head.norm.running_var.copy_(features.var(dim=0, correction=0))
     place = {name: index for index, name in enumerate(names)}
-    labels = torch.tensor([place[name] for name in objects.names], device=device)
-    for layer in (m for m in head.embed if isinstance(m, nn.Linear)):
+    labels = torch.tensor([place[name] for name in objects.names], device=features.device)
+    for layer in (module for module in head.embed if isinstance(module, nn.Linear)):
         layer.reset_parameters()
     head.embed.requires_grad_(True).train()
     optimizer = torch.optim.AdamW(head.embed.parameters(), RATE, weight_decay=DECAY)
-    loss = torch.zeros(())
+    mean = 0.0
     for epoch in range(EPOCHS):
         for group in optimizer.param_groups:
             group["lr"] = RATE * (1 - epoch / EPOCHS)
@@ -175,9 +198,10 @@ def fit(model: UniRef, objects: Objects, phrases: Mapping[str, Sequence[str]], s
             loss.backward()
             optimizer.step()
             total += loss.item() * len(batch)
-        logger.info("epoch %d of %d: loss %.3f", epoch + 1, EPOCHS, total / len(labels))
+        mean = total / len(labels)
+        logger.info("epoch %d of %d: loss %.3f", epoch + 1, EPOCHS, mean)
     head.embed.requires_grad_(False).eval()
-    return total / len(labels)
+    return mean
 
 
 def _one(options: Tensor, rng: np.random.Generator) -> Tensor:
@@ -187,28 +211,22 @@ def _one(options: Tensor, rng: np.random.Generator) -> Tensor:
     return options[int(rng.integers(1, len(options)))]
 
 
-def encode(model: UniRef, texts: Sequence[str]) -> Tensor:
-    """What each text is about, (N, D)."""
-    found = model.encode_phrases(texts)
-    assert found is not None
-    return found
+def named_right(model: UniRef, objects: Objects, names: Sequence[str]) -> tuple[float, int]:
+    """Share of objects that are called by their name, of those whose name is known, and how many.
 
+    Args:
+        names: those that ``fit`` was given, in its order.
 
-def named_right(model: UniRef, objects: Objects) -> tuple[float, int]:
-    """Share of objects that are called by their name, of those whose name the head knows; M."""
+    Raises:
+        InputError: no object has a known name.
+    """
     head = model.name_head
     assert head is not None
-    known = sorted(set(objects.names))
+    place = {name: index for index, name in enumerate(names)}
+    rows = [row for row, name in enumerate(objects.names) if name in place]
+    if not rows:
+        raise InputError(f"none of {len(objects.names)} objects has a name that was learnt")
     with torch.inference_mode():
-        nearest = (head.directions(encode(model, known)) @ head.names.t()).max(dim=-1)
-        place = {
-            name: int(index)
-            for name, index, cosine in zip(known, nearest.indices, nearest.values, strict=True)
-            if cosine > 0.99
-        }
-        rows = [i for i, name in enumerate(objects.names) if name in place]
         found = head.vectors(objects.features[rows].to(head.centre.device)) @ head.names.t()
-        right = [
-            int(f) == place[objects.names[i]] for f, i in zip(found.argmax(-1), rows, strict=True)
-        ]
-    return float(np.mean(right)), len(right)
+    wanted = torch.tensor([place[objects.names[row]] for row in rows], device=found.device)
+    return float((found.argmax(dim=-1) == wanted).float().mean()), len(rows)

@@ -72,7 +72,8 @@ def test_the_wanted_share_of_true_sentences_is_kept(
     model = unified.load(files[0], weights=files[1].with_name("b.safetensors"), device="cpu")
     predictor = ImagePredictor(model, short_side=48, max_size=80, mirror=True)
     found = _TOOL.logits(predictor, "refcoco-unc-val")
-    assert np.mean(found >= np.log(0.4 / 0.6) - 1e-4) == pytest.approx(0.75, abs=1.5 / len(found))
+    kept = np.mean(found >= np.log(0.4 / 0.6))
+    assert 0.75 <= kept < 0.75 + 1 / len(found)
 
 
 def test_a_set_without_sentences_is_refused(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unified.modeling.backbones import Backbone
+from unified.modeling.layers import resize_padding_mask
 
 STAGES = ("res3", "res4", "res5")
 CANDIDATES = 8  # masks of an image that are compared
@@ -27,13 +28,15 @@ class NameHead(nn.Module):
     is near none of these names changes nothing; neither does a head without any names, which is
     how it starts. ``tools/train_names.py`` trains it. Not part of UniRef++.
 
-    Source of adding the log-probability of a frozen model, averaged in a region, to the score of
-    the one that finds regions: F-VLM (arXiv:2209.15639), section 3.3.
+    Source of a frozen model's say, its features averaged in a region: F-VLM (arXiv:2209.15639),
+    section 3.3. Difference: there both scores are multiplied with exponents; here a weighted
+    log-probability is added to a logit, so that shifting the logits shifts the score alike.
 
     Args:
         backbone: with its pretrained weights; wants images normalised as the model's are.
         text_dim: D, width of the language model.
         num_names: N.
+        hidden_dim: width between features and D.
     """
 
     centre: Tensor
@@ -57,29 +60,33 @@ class NameHead(nn.Module):
         self.register_buffer("names", torch.zeros(num_names, text_dim))
         self.requires_grad_(False)
 
+    @property
+    def trained(self) -> bool:
+        """Whether it knows any name."""
+        return bool(self.names.any())
+
     def features(self, images: Tensor) -> tuple[Tensor, ...]:
         """Normalised images (B, 3, H, W) -> maps of strides 8, 16 and 32."""
         stages = self.backbone(images)
         return tuple(stages[stage] for stage in STAGES)
 
-    def describe(
-        self, stages: Sequence[Tensor], masks: Tensor, padding_masks: Sequence[Tensor]
-    ) -> Tensor:
-        """Mean features within masks; zeros for an empty one.
+    def describe(self, stages: Sequence[Tensor], masks: Tensor, padding_mask: Tensor) -> Tensor:
+        """Mean features within masks; zeros where a mask is empty, or only on padding.
 
         Args:
             stages: from ``features``.
             masks: (B, K, h, w) in [0, 1] at any stride of the padded input.
-            padding_masks: of strides 8, 16 and 32, (B, h_l, w_l), True on padding.
+            padding_mask: (B, H, W) at stride 8 or finer, True on padding.
 
         Returns:
             (B, K, F).
         """
         parts = []
-        for stage, padding in zip(stages, padding_masks, strict=False):
+        for stage in stages:
             size = stage.shape[-2], stage.shape[-1]
-            shares = F.adaptive_avg_pool2d(masks, size) * ~padding[:, None]
-            shares = shares / shares.sum(dim=(-2, -1), keepdim=True).clamp(min=1e-3)
+            inside = ~resize_padding_mask(padding_mask, size)
+            shares = F.adaptive_avg_pool2d(masks, size) * inside[:, None]
+            shares = shares / shares.sum(dim=(-2, -1), keepdim=True).clamp(min=1e-6)
             parts.append(torch.einsum("bkhw,bchw->bkc", shares, stage))
         return torch.cat(parts, dim=-1)
 
@@ -99,12 +106,17 @@ class NameHead(nn.Module):
             phrases: (B, D), one per image.
 
         Returns:
-            (B, K).
+            (B, K) float32 also under autocast; 0 where nothing is seen.
         """
+        with torch.autocast(described.device.type, enabled=False):
+            return self._evidence(described.float(), phrases.float())
+
+    def _evidence(self, described: Tensor, phrases: Tensor) -> Tensor:
         vectors = self.vectors(described.flatten(0, 1)).unflatten(0, described.shape[:2])
         directions = self.directions(phrases)
         spoken = (vectors @ directions[:, :, None])[..., 0]
         log_probability = spoken - (vectors @ self.names.t()).logsumexp(dim=-1)
         nearest = (directions @ self.names.t()).amax(dim=-1)
         known = ((nearest - KNOWN[0]) / (KNOWN[1] - KNOWN[0])).clamp(0, 1)
-        return WEIGHT * known[:, None] * (log_probability - NEUTRAL)
+        evidence = WEIGHT * known[:, None] * (log_probability - NEUTRAL)
+        return evidence.masked_fill(~described.any(dim=-1), 0.0)

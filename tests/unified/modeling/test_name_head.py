@@ -73,7 +73,15 @@ def test_a_phrase_far_from_all_names_and_a_head_without_names_change_nothing(
     features = described(head, 1, 3)
     assert not head(features, -torch.eye(DIM)[:3].sum(dim=0, keepdim=True)).any()
     fresh = NameHead(head.backbone, text_dim=DIM, num_names=3).eval()
+    assert not fresh.trained and head.trained
     assert not fresh(features, torch.eye(DIM)[:1]).any()
+
+
+def test_what_is_not_seen_is_no_evidence(head: NameHead) -> None:
+    features = described(head, 1, 3)
+    features[0, 1] = 0
+    found = head(features, torch.eye(DIM)[:1])
+    assert found[0, 1] == 0 and found[0, [0, 2]].all()
 
 
 def test_features_are_averaged_within_masks_and_not_on_padding(head: NameHead) -> None:
@@ -82,9 +90,8 @@ def test_features_are_averaged_within_masks_and_not_on_padding(head: NameHead) -
         torch.randn(1, head.backbone.channels[name], *size)
         for name, size in zip(STAGES, sizes, strict=True)
     ]
-    padding = [torch.zeros(1, *size, dtype=torch.bool) for size in sizes]
-    for part in padding:
-        part[:, :, part.shape[-1] // 2 :] = True
+    padding = torch.zeros(1, 64, 64, dtype=torch.bool)
+    padding[:, :, 32:] = True
     mask = torch.zeros(1, 2, 16, 16)
     mask[0, 0, :8] = 1  # the upper half; its right part is padding
     found = head.describe(stages, mask, padding)
