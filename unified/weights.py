@@ -84,7 +84,7 @@ WEIGHTS: dict[str, WeightsEntry] = {
     "uniref_lite": WeightsEntry(
         licence="Apache-2.0",  # see projects/uniref/MODEL_CARD.md for that of the training data
         bundled="projects/uniref/weights/uniref_lite.safetensors",
-        sha256="f1670e50daeb5065ee90739d67a71dd2e7616354373044760db547a124079735",
+        sha256="3e95906763257a307bb8253a706482a605de640e37af9c58742c7106a747fdd7",
     ),
     "minilm": WeightsEntry(
         licence="Apache-2.0",
