@@ -48,7 +48,7 @@ def train(options: argparse.Namespace) -> None:
         CheckpointError: the weights are in the official layout, or of another model.
         InputError: a set does not fit.
     """
-    cfg = load_config(options.config_file, ())
+    cfg = load_config(options.config_file, options.opts)
     node = cfg.MODEL.UNIREF
     if not node.NUM_NAMES:
         raise ConfigError(f"{options.config_file} has no names: set MODEL.UNIREF.NUM_NAMES")
@@ -97,6 +97,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--config-file", required=True, type=Path, metavar="YAML")
     parser.add_argument("--weights", required=True, type=Path, metavar="FILE")
+    parser.add_argument("--opts", nargs="*", default=[], metavar="KEY VALUE", help="of the config")
     parser.add_argument("--sets", required=True, nargs="+", metavar="SET", help="named objects")
     parser.add_argument(
         "--wordings", nargs="*", default=[], metavar="SET", help="sentences about such objects"
@@ -104,7 +105,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--val", metavar="SET", help="print how many of its objects are named right"
     )
-    parser.add_argument("--pictures", type=int, default=4000, help="drawn from the sets")
+    parser.add_argument("--pictures", type=int, default=4000, help="drawn from the sets; 4000")
     parser.add_argument(
         "--sizes", type=int, nargs="+", default=[256, 304, 352, 416], metavar="PIXELS"
     )

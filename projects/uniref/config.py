@@ -31,10 +31,12 @@ from unified.modeling.word_head import WordHead
 from unified.weights import WEIGHTS, resolve
 
 # Part of what ``unified.engine`` expects of a system: the key table of a weights file, which of our
-# keys depend on the number of classes, and which belong to additions that change nothing at first.
+# keys depend on the number of classes, which belong to additions that change nothing at first, and
+# which belong to parts that a model may do without.
 key_table = find_uniref_keys
 CLASS_KEYS = ("head.class_embed.", "name_head.names")
 ADDED_KEYS = ("neck.top_down.",)
+SPARE_KEYS = ("name_head.",)
 
 ATTENTION_DTYPES = {"input": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

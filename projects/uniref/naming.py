@@ -77,7 +77,7 @@ def wordings(
     if len(names) != expected:
         raise ConfigError(
             f"MODEL.UNIREF.NUM_NAMES is {expected}, but the objects have {len(names)} names: set "
-            f"it to {len(names)}"
+            f"it to {len(names)}, also where the weights are used"
         )
     found: dict[str, list[str]] = {name: [name] for name in sorted(names)}
     for name, records in zip(told, named_records(told), strict=True):

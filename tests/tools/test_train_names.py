@@ -13,6 +13,7 @@ import unified
 from unified.checkpoint import read_weights, write_weights
 from unified.data.catalog import load_records
 from unified.data.synthetic.releases import RELEASES
+from unified.errors import CheckpointError
 from unified.inference.image_io import read_image
 from unified.inference.predictor import ImagePredictor
 from unified.structures import Prompt
@@ -102,11 +103,20 @@ def test_wrong_number_of_names_is_refused_before_any_work(
 def test_a_config_without_names_is_refused(
     files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    content = yaml.safe_load(files[0].read_text())
-    content["MODEL"]["UNIREF"]["NUM_NAMES"] = 0
-    files[0].write_text(yaml.safe_dump(content))
-    assert _TOOL.main(command(files, "--sets", SET)) == 2
+    without = ["--opts", "MODEL.UNIREF.NUM_NAMES", "0"]
+    assert _TOOL.main(command(files, "--sets", SET, *without)) == 2
     assert "set MODEL.UNIREF.NUM_NAMES" in capsys.readouterr().err
+
+
+def test_a_model_without_names_loads_weights_with_them(files: tuple[Path, Path]) -> None:
+    options = ["MODEL.UNIREF.NUM_NAMES", "0"]
+    model = unified.load(files[0], weights=files[1], device="cpu", options=options)
+    assert model.name_head is None
+    weights = read_weights(files[1])
+    weights["name_hat.names"] = torch.zeros(2)
+    write_weights(files[1], weights)
+    with pytest.raises(CheckpointError, match=r"name_hat\.names"):
+        unified.load(files[0], weights=files[1], device="cpu", options=options)
 
 
 def test_names_can_be_learnt_again_with_another_number(files: tuple[Path, Path]) -> None:

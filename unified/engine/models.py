@@ -121,6 +121,8 @@ def load_checkpoint(
 ) -> LoadReport | None:
     """Loads a weights file of either layout, and the parts that the config takes from elsewhere.
 
+    Parts among ``SPARE_KEYS`` that the model lacks are left out.
+
     Args:
         to_train: whole parts and ``ADDED_KEYS`` that the file lacks, and class predictors for other
             classes, keep their initial values; whole parts that the model lacks are left out.
@@ -148,6 +150,8 @@ def load_checkpoint(
         return None
     parts = tuple(f"{name}." for name, _ in model.named_children())
     own = model.state_dict()
+    spare = tuple(key for key in builder.SPARE_KEYS if key not in parts)
+    content = {key: value for key, value in content.items() if not key.startswith(spare)}
     absent = tuple(
         part
         for part in (*parts, *builder.ADDED_KEYS)
