@@ -90,6 +90,13 @@ def train(options: argparse.Namespace) -> None:
         print(f"{share:.1%} of {count} objects of {options.val} are called by their name")
 
 
+def positive(text: str) -> int:
+    """A whole number above 0."""
+    if not text.isdecimal() or not (value := int(text)):
+        raise argparse.ArgumentTypeError(f"expected a whole number above 0, got {text}")
+    return value
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Returns 0, or 2 after bad input."""
     parser = argparse.ArgumentParser(
@@ -105,9 +112,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--val", metavar="SET", help="print how many of its objects are named right"
     )
-    parser.add_argument("--pictures", type=int, default=4000, help="drawn from the sets; 4000")
     parser.add_argument(
-        "--sizes", type=int, nargs="+", default=[256, 304, 352, 416], metavar="PIXELS"
+        "--pictures", type=positive, default=4000, help="drawn from the sets (default 4000)"
+    )
+    parser.add_argument(
+        "--sizes",
+        type=positive,
+        nargs="+",
+        default=[256, 304, 352, 416],
+        metavar="PIXELS",
+        help="shorter sides, of which one is drawn for each picture (default 256 304 352 416)",
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", required=True, type=Path, metavar="FILE")

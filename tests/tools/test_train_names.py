@@ -139,6 +139,14 @@ def test_names_need_a_pretrained_backbone(
     assert "set MODEL.UNIREF.BACKBONE_WEIGHTS" in capsys.readouterr().err
 
 
+def test_numbers_are_above_zero(
+    files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        _TOOL.main(command(files, "--sets", SET, "--pictures", "0"))
+    assert "expected a whole number above 0, got 0" in capsys.readouterr().err
+
+
 def test_objects_without_names_are_refused(
     files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

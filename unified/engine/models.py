@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -150,18 +150,20 @@ def load_checkpoint(
         return None
     parts = tuple(f"{name}." for name, _ in model.named_children())
     own = model.state_dict()
-    spare = tuple(key for key in builder.SPARE_KEYS if key not in parts)
-    content = {key: value for key, value in content.items() if not key.startswith(spare)}
     absent = tuple(
         part
         for part in (*parts, *builder.ADDED_KEYS)
         if any(key.startswith(part) for key in own)
         and not any(key.startswith(part) for key in content)
     )
+    spare = tuple(part for part in builder.SPARE_KEYS if part not in parts)
     if to_train:
-        content = _of_parts(content, parts, path)
+        known = (*parts, FOREIGN_PREFIX)
+        content = _without(content, {key for key in content if not key.startswith(known)}, path)
         if absent:
             logger.info("%s has no %s: these parts start fresh", path, " ".join(absent))
+    else:
+        content = _without(content, {key for key in content if key.startswith(spare)}, path)
     return load_weights(
         model,
         content,
@@ -171,13 +173,12 @@ def load_checkpoint(
     )
 
 
-def _of_parts(content: Weights, parts: tuple[str, ...], path: Path) -> Weights:
-    """The entries of the parts that the model has, and foreign ones."""
-    kept = {k: v for k, v in content.items() if k.startswith((*parts, FOREIGN_PREFIX))}
-    if len(kept) < len(content):
-        left = sorted({key.partition(".")[0] for key in content if key not in kept})
-        logger.info("%s also holds %s, which this model does not have", path, ", ".join(left))
-    return kept
+def _without(content: Weights, left: Collection[str], path: Path) -> Weights:
+    """The other entries; says which parts are left out."""
+    if left:
+        names = ", ".join(sorted({key.partition(".")[0] for key in left}))
+        logger.info("%s also holds %s, which this model does not have", path, names)
+    return {key: value for key, value in content.items() if key not in left}
 
 
 def _configuration(
