@@ -25,9 +25,10 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from unified.commands import run_command
 from unified.data.composing.sets import Options, build_sets
 from unified.data.composing.sources import ObjectFolder
-from unified.errors import InputError, UnifiedError
+from unified.errors import InputError
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -83,19 +84,19 @@ def _names(text: str) -> tuple[str, ...]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Writes all sets and prints what is in them."""
     args = parse(arguments)
+    return run_command(lambda: run(args))
+
+
+def run(args: argparse.Namespace) -> None:
+    """Builds the sets and prints what is in each."""
     start = time.perf_counter()
     cv2.setNumThreads(1)  # its pictures are small: threads would wait for each other
-    try:
-        options = read_options(args)
-        with tqdm(total=options.num_steps(), unit="picture") as progress:
-            summary = build_sets(options, args.out, progress.update)
-    except UnifiedError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    options = read_options(args)
+    with tqdm(total=options.num_steps(), unit="picture") as progress:
+        summary = build_sets(options, args.out, progress.update)
     for name, content in summary.items():
         print(f"{name}: {json.dumps(content)}")
     print(f"written to {args.out} in {time.perf_counter() - start:.0f} s")
-    return 0
 
 
 if __name__ == "__main__":

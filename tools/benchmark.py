@@ -28,7 +28,7 @@ import torch
 
 from projects.uniref.baseline import ReferenceAlgorithm
 from projects.uniref.parity import load_recorded_weights
-from unified.errors import UnifiedError
+from unified.commands import run_command
 from unified.files import atomic_path
 from unified.inference import benchmark, cli, profiling
 
@@ -130,20 +130,20 @@ def describe(laps: Sequence[benchmark.Lap], num_objects: int, peak: float) -> di
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns 0, or 2 after bad input."""
+    logging.basicConfig(level=logging.ERROR)
     options = parse_arguments(arguments)
-    try:
-        with tempfile.TemporaryDirectory() as scratch:
-            report = json.dumps(run(options, Path(scratch)), indent=1)
-        if options.json:
-            with atomic_path(options.json) as temporary:
-                temporary.write_text(report + "\n")
-    except (UnifiedError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run_command(lambda: write_report(options))
+
+
+def write_report(options: argparse.Namespace) -> None:
+    """Prints the report, and writes it to the file that was asked for."""
+    with tempfile.TemporaryDirectory() as scratch:
+        report = json.dumps(run(options, Path(scratch)), indent=1)
+    if options.json:
+        with atomic_path(options.json) as temporary:
+            temporary.write_text(report + "\n")
     print(report)
-    return 0
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.ERROR)
     sys.exit(main())

@@ -24,8 +24,9 @@ from tqdm import tqdm
 
 import unified
 from unified.checkpoint import read_weights, write_weights
+from unified.commands import run_command
 from unified.data.catalog import load_records
-from unified.errors import InputError, UnifiedError
+from unified.errors import InputError
 from unified.inference.image_io import read_image
 from unified.inference.predictor import ImagePredictor
 from unified.structures import Prompt
@@ -99,12 +100,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--threshold", type=share, default=0.3, help="score that decides")
     parser.add_argument("--output", required=True, type=Path, metavar="FILE")
     parser.add_argument("--device", default="auto")
-    try:
-        calibrate(parser.parse_args(arguments))
-    except UnifiedError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    options = parser.parse_args(arguments)
+    return run_command(lambda: calibrate(options))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from unified.commands import MISUSE, run_command
 from unified.errors import UnifiedError
 
 
@@ -21,19 +22,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("folder", nargs="?", type=Path, help="folder with *_expected.json")
     parser.add_argument("--benchmark", action="store_true", help="measure speed and memory")
     options = parser.parse_args(arguments)
-    try:
-        if options.benchmark:
-            from unified.evaluation.benchmark import run_benchmark
+    if options.folder is None and not options.benchmark:
+        parser.error("give the folder of recorded numbers, or --benchmark")
+    return run_command(measure if options.benchmark else lambda: check(options.folder))
 
-            for line in run_benchmark():
-                print(line, flush=True)
-            return 0
-        if options.folder is None:
-            parser.error("give the folder of recorded numbers, or --benchmark")
-        return check(options.folder)
-    except UnifiedError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+
+def measure() -> None:
+    """Prints speed and memory."""
+    from unified.evaluation.benchmark import run_benchmark
+
+    for line in run_benchmark():
+        print(line, flush=True)
 
 
 def check(folder: Path) -> int:
@@ -54,7 +53,7 @@ def check(folder: Path) -> int:
         failed += not found.passed
         print(f"{path.name:{width}}  {found.line()}", flush=True)
     print(f"{len(files) - failed - unusable} of {len(files)} files agree")
-    return 2 if unusable else int(failed > 0)
+    return MISUSE if unusable else int(failed > 0)
 
 
 if __name__ == "__main__":

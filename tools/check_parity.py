@@ -21,27 +21,28 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from projects.uniref.parity import check_file, kind_of, read_arrays
 from projects.uniref.parity.training import check_train_file
+from unified.commands import run_command
 from unified.dependencies import require
-from unified.errors import InputError, UnifiedError
+from unified.errors import InputError
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Exit code 0 if every array of every file is within its allowance, 1 if not, 2 on errors."""
-    args = parse_args()
-    failures = 0
-    try:
-        require("detectron2.config")  # what unified.engine needs, imported below
-        manifest = None if args.manifest is None else read_manifest(args.manifest)
-        for path in args.files:
-            failures += check(path, manifest, args)
-    except UnifiedError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    args = parse_args(arguments)
+    return run_command(lambda: check_all(args))
+
+
+def check_all(args: argparse.Namespace) -> int:
+    """Checks file after file; returns 0 if all passed."""
+    require("detectron2.config")  # what unified.engine needs, imported below
+    manifest = None if args.manifest is None else read_manifest(args.manifest)
+    failures = sum(check(path, manifest, args) for path in args.files)
     print(f"{failures} arrays failed" if failures else "all arrays passed")
     return 1 if failures else 0
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -51,7 +52,7 @@ def parse_args() -> argparse.Namespace:
         "--config-file", type=Path, help="model; by default from the manifest or the file's name"
     )
     parser.add_argument("--opts", nargs="+", default=[], help="KEY VALUE pairs for the config")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 def read_manifest(path: Path) -> dict[str, list]:
@@ -102,5 +103,4 @@ def choose_config(path: Path, arrays: dict, manifest: dict[str, list] | None) ->
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     sys.exit(main())

@@ -16,16 +16,18 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from projects.uniref.checkpoint import find_uniref_keys
 from unified.checkpoint import FOREIGN_PREFIX, read_weights, write_weights
-from unified.errors import CheckpointError, UnifiedError
+from unified.commands import run_command
+from unified.errors import CheckpointError
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0 if every entry found its place, 1 if some are unexpected, 2 on errors."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -37,16 +39,14 @@ def main() -> int:
     parser.add_argument(
         "--without", nargs="+", default=[], metavar="PREFIX", help="entries of ours to leave out"
     )
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     if args.to == "official" and (args.half or args.without):
         parser.error("--half and --without make files of our layout, not official ones")
-    try:
-        if args.half or args.without:
-            return shrink(args.source, args.target, half=args.half, without=args.without)
-        return convert(args.source, args.target, official=args.to == "official")
-    except (UnifiedError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if args.half or args.without:
+        work = partial(shrink, args.source, args.target, half=args.half, without=args.without)
+    else:
+        work = partial(convert, args.source, args.target, official=args.to == "official")
+    return run_command(work)
 
 
 def shrink(source: Path, target: Path, *, half: bool, without: Sequence[str]) -> int:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from unified.commands import MISUSE, run_command
 from unified.data.catalog import CATALOG, data_root, find_dataset, own_names
 from unified.data.check import SECONDS, check_dataset, is_installed
 from unified.data.convert import convert_dataset
@@ -48,7 +49,7 @@ def check(names: Sequence[str]) -> int:
     if names == ["all"]:
         absent = len(CATALOG) - len(installed)
         print(f"{len(wanted) - wrong} sets ok, {wrong} wrong, {absent} absent")
-    return 2 if wrong else 0
+    return MISUSE if wrong else 0
 
 
 def list_names() -> int:
@@ -119,15 +120,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parse(arguments)
     if args.root is not None:
         os.environ["DETECTRON2_DATASETS"] = args.root
-    try:
-        if args.command == "list":
-            return list_names()
-        if args.command == "make":
-            return make(args.names, args.size, args.seed)
-        return check(args.names) if args.command == "check" else convert(args.names)
-    except UnifiedError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    commands = {
+        "list": list_names,
+        "check": lambda: check(args.names),
+        "make": lambda: make(args.names, args.size, args.seed),
+        "convert": lambda: convert(args.names),
+    }
+    return run_command(commands[args.command])
 
 
 if __name__ == "__main__":

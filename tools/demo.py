@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from unified.errors import UnifiedError
+from unified.commands import MISUSE, run_command
 from unified.inference.frames import resize_image
 from unified.inference.image_io import read_image, write_image
 from unified.inference.video_io import FrameReader
@@ -80,23 +80,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else arguments
     if len(words) != 1:
         print("usage: python tools/demo.py FOLDER", file=sys.stderr)
-        return 2
-    folder = Path(words[0])
-    try:
-        told = segment_clip(folder / "sentence", "--text", PERSON)
-        mask = folder / "sentence/masks/00000.png"
-        shown = segment_clip(folder / "mask", "--mask", str(mask))
-        both = segment_clip(folder / "both", "--mask", str(mask), "--text", f"1={PERSON}")
-        photos = [segment_photo(folder / name, name, texts) for name, texts in PHOTOS.items()]
-        clips, stills = clip_rows([told, shown, both]), [read_image(path) for path in photos]
-        write_image(folder / "clips.png", sheet(clips))
-        write_image(folder / "photos.png", sheet([stills]))
-        write_image(folder / "demo.jpg", sheet([[*clips[0][::2], *stills]]))
-    except UnifiedError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return MISUSE
+    return run_command(lambda: make_demo(Path(words[0])))
+
+
+def make_demo(folder: Path) -> None:
+    """Runs the tools and puts what they drew side by side."""
+    told = segment_clip(folder / "sentence", "--text", PERSON)
+    mask = folder / "sentence/masks/00000.png"
+    shown = segment_clip(folder / "mask", "--mask", str(mask))
+    both = segment_clip(folder / "both", "--mask", str(mask), "--text", f"1={PERSON}")
+    photos = [segment_photo(folder / name, name, texts) for name, texts in PHOTOS.items()]
+    clips, stills = clip_rows([told, shown, both]), [read_image(path) for path in photos]
+    write_image(folder / "clips.png", sheet(clips))
+    write_image(folder / "photos.png", sheet([stills]))
+    write_image(folder / "demo.jpg", sheet([[*clips[0][::2], *stills]]))
     print(f"look at {folder}/demo.jpg, clips.png and photos.png, and at the overlays beside them")
-    return 0
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from unified.errors import UnifiedError
+from unified.commands import run_command
 from unified.weights import WEIGHTS, download
 
 
@@ -24,16 +24,16 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
+    return run_command(lambda: run(options))
+
+
+def run(options: argparse.Namespace) -> None:
+    """Lists, downloads, and prints where each is."""
     if options.list:
         for name, entry in WEIGHTS.items():
             print(f"{name:26}{entry.licence:14}{entry.home}")
-    try:
-        for name in options.names:
-            print(f"{name}: {download(name)}")
-    except (UnifiedError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    for name in options.names:
+        print(f"{name}: {download(name)}")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from unified.errors import InputError, UnifiedError
+from unified.commands import run_command
+from unified.errors import InputError
 from unified.evaluation.protocols import PROTOCOLS, TASKS, default_protocol, evaluate
 from unified.evaluation.reading import read_split
 from unified.evaluation.report import Request
@@ -57,14 +58,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if options.gt is None or options.pred is None or not (options.task or options.protocol):
         command.error("give --gt, --pred and --task or --protocol (see --list)")
-    try:
-        return run(options)
-    except (UnifiedError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run_command(lambda: run(options))
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> None:
     """Scores and writes what was asked for."""
     if options.images is not None and not (options.plots and options.images.is_dir()):
         raise InputError(f"--images {options.images} needs --plots, and must be a folder")
@@ -93,7 +90,6 @@ def run(options: argparse.Namespace) -> int:
 
         for path in write_plots(report, options.plots, options.images):
             print(path)
-    return 0
 
 
 def _cores() -> int:

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from unified.errors import UnifiedError
+from unified.commands import run_command
 from unified.inference import cli
 from unified.inference.image_io import find_images, read_image
 from unified.inference.output import (
@@ -112,26 +112,16 @@ def run(options: argparse.Namespace) -> None:
                 options.output, path.stem, image, masks, scores, captions, options.separate
             )
             results.add({"image": str(path), "size": image.shape[:2], "objects": rows})
+    print(f"done: see {options.output}/overlay, masks and results.json")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns 0, 2 after bad input, 130 when stopped by Ctrl-C."""
     options = parse_arguments(arguments)
     logging.basicConfig(format="%(levelname)s: %(message)s")
-    try:
-        with logging_redirect_tqdm():
-            run(options)
-    except UnifiedError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: cannot write {options.output}: {error.strerror or error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"stopped: the finished images are in {options.output}", file=sys.stderr)
-        return 130
-    print(f"done: see {options.output}/overlay, masks and results.json")
-    return 0
+    stopped = f"the finished images are in {options.output}"
+    with logging_redirect_tqdm():
+        return run_command(lambda: run(options), stopped=stopped)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from unified.errors import UnifiedError
+from unified.commands import run_command
 from unified.inference import cli
 from unified.inference.output import ClipWriter, check_writable, prepare_folder
 from unified.inference.predictor import VideoPredictor
@@ -123,26 +123,16 @@ def run(options: argparse.Namespace) -> None:
                 for frame, result in chain([first], results):
                     writer.write(frame, result)
     cli.check_reached(prompts, frame.number)
+    print(f"done: see {options.output}/overlay.mp4, masks/ and results.json")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns 0, 2 after bad input, 130 when stopped by Ctrl-C."""
     options = parse_arguments(arguments)
     logging.basicConfig(format="%(levelname)s: %(message)s")
-    try:
-        with logging_redirect_tqdm():
-            run(options)
-    except UnifiedError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: cannot write {options.output}: {error.strerror or error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"stopped: the finished frames are in {options.output}", file=sys.stderr)
-        return 130
-    print(f"done: see {options.output}/overlay.mp4, masks/ and results.json")
-    return 0
+    stopped = f"the finished frames are in {options.output}"
+    with logging_redirect_tqdm():
+        return run_command(lambda: run(options), stopped=stopped)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from unified.errors import InputError, UnifiedError
+from unified.commands import run_command
+from unified.errors import InputError
 from unified.evaluation.doctor import Fault, diagnose, diagnose_results, read_videos
 from unified.evaluation.reading import read_split
 from unified.evaluation.report import counted
@@ -49,21 +50,22 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.pred is not None and options.out is None:
         parser.error("--pred needs --out file.zip")
-    try:
-        server = find_server(options.server)
-        if options.check is not None and options.check.suffix != ".zip":
-            raise InputError(
-                f"{options.check} is no zip: --check looks at what goes to the server, --pred "
-                "checks and zips a folder or results.json"
-            )
-        with open_files(server, options.pred or options.check) as files:
-            return run(server, files, options)
-    except (UnifiedError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run_command(lambda: run(options))
 
 
-def run(server: Server, files: Files, options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
+    """Opens what is to be submitted, and submits it."""
+    server = find_server(options.server)
+    if options.check is not None and options.check.suffix != ".zip":
+        raise InputError(
+            f"{options.check} is no zip: --check looks at what goes to the server, --pred "
+            "checks and zips a folder or results.json"
+        )
+    with open_files(server, options.pred or options.check) as files:
+        return submit(server, files, options)
+
+
+def submit(server: Server, files: Files, options: argparse.Namespace) -> int:
     """Checks, and writes if there is no fault."""
     if faults := find_faults(server, files, options):
         show(faults, files)

@@ -29,11 +29,12 @@ from projects.uniref.naming import (
     wordings,
 )
 from unified.checkpoint import read_weights, write_weights
+from unified.commands import run_command
 from unified.data.augmentation import Augmentation
 from unified.devices import pick_device
 from unified.engine.config import load_config
 from unified.engine.models import load_checkpoint
-from unified.errors import CheckpointError, ConfigError, UnifiedError
+from unified.errors import CheckpointError, ConfigError
 
 HEAD = "name_head."
 MAX_ASPECT = 1.6  # of a picture whose shorter side is as drawn
@@ -127,12 +128,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", required=True, type=Path, metavar="FILE")
     parser.add_argument("--device", default="auto")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        train(parser.parse_args(arguments))
-    except UnifiedError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    options = parser.parse_args(arguments)
+    return run_command(lambda: train(options))
 
 
 if __name__ == "__main__":

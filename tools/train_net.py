@@ -19,14 +19,12 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from unified.commands import run_command
 from unified.dependencies import require
 from unified.devices import pick_device
-from unified.errors import UnifiedError
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
-
-MISUSE = 2
 
 
 def parse(arguments: Sequence[str] | None) -> Namespace:
@@ -51,18 +49,19 @@ def work(cfg: CfgNode, resume: bool, eval_only: bool) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs and returns the exit code: 0, 2 for what a user can mend, 1 for a lost process."""
-    try:
-        require("detectron2.engine")
-        from unified.engine.config import load_config
-        from unified.engine.launch import launch
+    return run_command(lambda: run(arguments), stopped="continue with --resume")
 
-        args = parse(arguments)
-        cfg = load_config(args.config_file or None, args.opts)
-        device = pick_device(cfg.MODEL.DEVICE).type
-        return launch(work, args, device, cfg, args.resume, args.eval_only)
-    except UnifiedError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return MISUSE
+
+def run(arguments: Sequence[str] | None) -> int:
+    """Reads the configuration and starts the processes."""
+    require("detectron2.engine")
+    from unified.engine.config import load_config
+    from unified.engine.launch import launch
+
+    args = parse(arguments)
+    cfg = load_config(args.config_file or None, args.opts)
+    device = pick_device(cfg.MODEL.DEVICE).type
+    return launch(work, args, device, cfg, args.resume, args.eval_only)
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from unified.commands import run_command
 from unified.dependencies import require
-from unified.errors import UnifiedError
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -37,21 +37,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the chain and returns the exit code: 2 after bad input, 130 when stopped by Ctrl-C."""
     args = parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    return run_command(lambda: run(args), stopped="run the same command to go on")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Reads the chain and runs it."""
+    require("detectron2.engine")
+    from unified.engine.stages import read_stages, run_stages
+
     passed = []
     for name in ("num_gpus", "num_machines", "machine_rank", "dist_url"):
         if getattr(args, name) is not None:
             passed += [f"--{name.replace('_', '-')}", getattr(args, name)]
-    try:
-        require("detectron2.engine")
-        from unified.engine.stages import read_stages, run_stages
-
-        return run_stages(read_stages(args.stages, args.opts), passed)
-    except UnifiedError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped: run the same command to go on", file=sys.stderr)
-        return 130
+    return run_stages(read_stages(args.stages, args.opts), passed)
 
 
 if __name__ == "__main__":

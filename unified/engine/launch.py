@@ -20,12 +20,12 @@ import torch.distributed as dist
 from detectron2.utils import comm
 from torch import multiprocessing
 
+from unified.commands import MISUSE
 from unified.errors import ConfigError, UnifiedError
 
 # How long a process waits for the others before it gives up. Long enough for the first process to
 # score a test set; a process that dies on the same machine is noticed at once.
 TIMEOUT = timedelta(minutes=30)
-MISUSE = 2  # exit code of errors that a user can mend
 
 
 def launch(main: Callable[..., None], args: Namespace, device: str, *more: Any) -> int:

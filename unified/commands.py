@@ -1,0 +1,36 @@
+"""How every command ends: what a user can mend is one line on stderr, never a traceback."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from unified.errors import UnifiedError
+
+MISUSE = 2  # what argparse returns, too
+INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
+
+
+def run_command(work: Callable[[], int | None], *, stopped: str = "") -> int:
+    """Runs ``work`` and returns the exit code of its command.
+
+    Args:
+        work: returns an exit code; None is 0.
+        stopped: what Ctrl-C left behind, or how to go on.
+
+    Returns:
+        The code of ``work``; 2 after an error that a user can mend or a file that cannot be read or
+        written; 130 after Ctrl-C.
+    """
+    try:
+        return work() or 0
+    except UnifiedError as error:
+        message = f"error: {error}"
+    except OSError as error:
+        known = error.filename is not None and error.strerror
+        message = f"error: {error.filename}: {error.strerror}" if known else f"error: {error}"
+    except KeyboardInterrupt:
+        sys.stderr.write(f"stopped: {stopped}\n" if stopped else "stopped\n")
+        return INTERRUPTED
+    sys.stderr.write(f"{message}\n")
+    return MISUSE
