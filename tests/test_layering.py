@@ -28,7 +28,13 @@ DETECTRON2 = (
     "tools/evaluate.py",
 )
 LAZY = {"torchvision", "timm", "transformers"}
-MODEL_FILES = ("unified/segmenter.py", "unified/modeling/*", "projects/*/model.py")
+MODEL_FILES = (
+    "unified/segmenter.py",
+    "unified/modeling/*",
+    "projects/*/model.py",
+    "projects/uniref/lite/*_head.py",
+    "projects/uniref/lite/*_loss.py",
+)
 WRITERS = {
     *("write_text", "write_bytes", "save", "savez", "savez_compressed", "savetxt", "tofile"),
     *("imwrite", "savefig", "save_file", "save_pretrained", "dump", "mkdir", "makedirs"),
@@ -143,11 +149,18 @@ def no_device_is_named(path: str, tree: ast.Module) -> Iterator[str]:
             yield f"line {node.lineno} calls .cuda(): take the device from an input or buffer"
 
 
+def is_command(path: str, tree: ast.Module) -> bool:
+    """A tool, or a module of a system that runs as ``python -m``."""
+    guards = (ast.unparse(node.test) for node in tree.body if isinstance(node, ast.If))
+    own = path.startswith("projects/") and "__name__ == '__main__'" in guards
+    return path.startswith("tools/") or own
+
+
 def nothing_is_printed(path: str, tree: ast.Module) -> Iterator[str]:
-    for node in ast.walk(tree):
-        if not path.startswith("tools/") and isinstance(node, ast.Call):
-            if isinstance(node.func, ast.Name) and node.func.id in ("print", "pprint"):
-                yield f"line {node.lineno} prints: only tools do, the rest logs"
+    for node in () if is_command(path, tree) else ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            if node.func.id in ("print", "pprint"):
+                yield f"line {node.lineno} prints: only commands do, the rest logs"
 
 
 def models_write_no_files(path: str, tree: ast.Module) -> Iterator[str]:
@@ -222,6 +235,8 @@ PLANTED = [
     (no_device_is_named, "unified/modeling/a.py", "x.to('cuda:0')"),
     (no_device_is_named, "projects/sam/model.py", "x.cuda()"),
     (nothing_is_printed, "unified/data/a.py", "def f():\n    print(1)"),
+    (nothing_is_printed, "unified/data/a.py", "if __name__ == '__main__':\n    print(1)"),
+    (nothing_is_printed, "projects/sam/model.py", "def f():\n    print(1)"),
     (models_write_no_files, "unified/modeling/a.py", "open(p, 'wb')"),
     (models_write_no_files, "unified/modeling/a.py", "open(p, mode)"),
     (models_write_no_files, "unified/modeling/a.py", "path.open(mode='a')"),
@@ -242,6 +257,7 @@ ALLOWED = [
     ("projects/sam/model.py", "if kind == 'text': x"),
     ("unified/data/a.py", "if sample['task'] == Task.VOS: open(p, 'w')"),
     ("tools/infer_image.py", "print('cuda')"),
+    ("projects/sam/train.py", "print(1)\nif __name__ == '__main__':\n    main()"),
 ]
 
 

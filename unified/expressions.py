@@ -28,15 +28,6 @@ _ORDINAL = re.compile(
 )
 
 
-# After one of these a sentence tells of other things, or of how this one is.
-_TURN = re.compile(
-    r"\s(?:with|without|in|on|at|of|to|by|near|next|beside|behind|before|under|below|above|over|"
-    r"between|against|around|from|inside|outside|for|that|which|who|whose|is|are|"
-    r"wearing|holding|carrying|riding|standing|sitting|lying|playing|eating|dressed)\s",
-    re.IGNORECASE,
-)
-
-
 def clean_expression(text: str) -> str:
     """The sentence as the text encoder is trained on it.
 
@@ -58,15 +49,6 @@ def swap_left_right(text: str) -> str:
     replaces any occurrence of the letters, so "bright" becomes "bleft" there.
     """
     return _SIDE.sub(_mirrored, text)
-
-
-def opening_phrase(text: str) -> str:
-    """The words before the first preposition, relative pronoun, "is", "are" or participle.
-
-    "the woman with the umbrella" is about a woman, but as a whole it lies near "umbrella". Such a
-    word at the very start ends nothing.
-    """
-    return _TURN.split(f"{text.strip()} ", maxsplit=1)[0].strip()
 
 
 def has_ordinal(text: str) -> bool:

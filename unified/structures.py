@@ -7,8 +7,8 @@ True on the object. Sizes are (h, w). This module imports torch and nothing of o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -75,8 +75,8 @@ class FeaturePyramid:
         image_sizes: B x (h, w) in input pixels, before padding.
         padded_size: (H, W) of the padded input batch.
         high_res: (B, C', H/4, W/4) un-fused features for fine masks, or None.
-        frozen_stages: gives res3, res4 and res5, (B, C_l, H/8, W/8) to (B, C_l, H/32, W/32), of a
-            backbone that was not fine-tuned; computed on the first call. None if there is none.
+
+    What one system adds lives in a subclass of its own, which extends ``expand``.
     """
 
     levels: tuple[Tensor, ...]
@@ -84,25 +84,18 @@ class FeaturePyramid:
     image_sizes: tuple[Size, ...]
     padded_size: Size
     high_res: Tensor | None = None
-    frozen_stages: Callable[[], tuple[Tensor, ...]] | None = None
 
     def __len__(self) -> int:
         return self.levels[0].shape[0]
 
     def expand(self, num: int) -> FeaturePyramid:
         """The features of one image (B = 1) repeated ``num`` times as views, without a copy."""
-        stages = self.frozen_stages
-        return FeaturePyramid(
+        return replace(
+            self,
             levels=tuple(level.expand(num, -1, -1, -1) for level in self.levels),
             padding_masks=tuple(mask.expand(num, -1, -1) for mask in self.padding_masks),
             image_sizes=self.image_sizes * num,
-            padded_size=self.padded_size,
             high_res=None if self.high_res is None else self.high_res.expand(num, -1, -1, -1),
-            frozen_stages=(
-                None
-                if stages is None
-                else lambda: tuple(stage.expand(num, -1, -1, -1) for stage in stages())
-            ),
         )
 
 
@@ -115,24 +108,52 @@ class Reference:
         values: (B, N, C) what a matching image token receives.
         padding_mask: (B, N) bool, True on tokens to ignore.
         summary: (B, C) pooled reference that conditions shift, scale and gate.
-        phrase: (B, D) what a sentence is about, in the space of the language model; None for masks
-            and for models that do not ask for it.
+
+    What one system adds lives in a subclass of its own, which extends the methods.
     """
 
     keys: Tensor
     values: Tensor
     padding_mask: Tensor
     summary: Tensor
-    phrase: Tensor | None = None
 
     def __getitem__(self, images: slice | Sequence[int]) -> Reference:
         """The reference of some images of the batch."""
-        return Reference(
+        return replace(
+            self,
             keys=self.keys[images],
             values=self.values[images],
             padding_mask=self.padding_mask[images],
             summary=self.summary[images],
-            phrase=None if self.phrase is None else self.phrase[images],
+        )
+
+    def join(self, others: Sequence[Reference]) -> Reference:
+        """This and other references to the same objects as one; see ``join``."""
+        references = (self, *others)
+        return replace(
+            self,
+            keys=torch.cat([reference.keys for reference in references], dim=1),
+            values=torch.cat([reference.values for reference in references], dim=1),
+            padding_mask=torch.cat([reference.padding_mask for reference in references], dim=1),
+            summary=torch.stack([reference.summary for reference in references]).mean(dim=0),
+        )
+
+    def stack(self, others: Sequence[Reference]) -> Reference:
+        """This and references of the same kind to other objects as one batch, padded to equal N."""
+        references = (self, *others)
+        length = max(reference.keys.shape[1] for reference in references)
+
+        def padded(tokens: Tensor, value: float) -> Tensor:
+            missing = length - tokens.shape[1]
+            widths = (0, 0, 0, missing) if tokens.dim() == 3 else (0, missing)
+            return F.pad(tokens, widths, value=value) if missing else tokens
+
+        return replace(
+            self,
+            keys=torch.cat([padded(reference.keys, 0.0) for reference in references]),
+            values=torch.cat([padded(reference.values, 0.0) for reference in references]),
+            padding_mask=torch.cat([padded(r.padding_mask, True) for r in references]),
+            summary=torch.cat([reference.summary for reference in references]),
         )
 
 
@@ -146,14 +167,8 @@ def join(references: Sequence[Reference]) -> Reference:
     K supports of a few-shot task and the first and latest frame of a video memory are this one
     operation. Source: UniRef++ (arXiv:2312.15715), section 3.3.
     """
-    if len(references) == 1:
-        return references[0]
-    return Reference(
-        keys=torch.cat([reference.keys for reference in references], dim=1),
-        values=torch.cat([reference.values for reference in references], dim=1),
-        padding_mask=torch.cat([reference.padding_mask for reference in references], dim=1),
-        summary=torch.stack([reference.summary for reference in references]).mean(dim=0),
-    )
+    first, *others = references
+    return first.join(others) if others else first
 
 
 def join_levels(references: Sequence[References]) -> tuple[Reference, ...]:
@@ -163,25 +178,7 @@ def join_levels(references: Sequence[References]) -> tuple[Reference, ...]:
 
 def stack_levels(references: Sequence[References]) -> tuple[Reference, ...]:
     """References to O different objects (each B = 1) as one batch of O, padded to equal N."""
-    return tuple(_stack(level) for level in zip(*references, strict=True))
-
-
-def _stack(references: Sequence[Reference]) -> Reference:
-    length = max(reference.keys.shape[1] for reference in references)
-    phrases = [reference.phrase for reference in references if reference.phrase is not None]
-
-    def padded(tokens: Tensor, value: float) -> Tensor:
-        missing = length - tokens.shape[1]
-        widths = (0, 0, 0, missing) if tokens.dim() == 3 else (0, missing)
-        return F.pad(tokens, widths, value=value) if missing else tokens
-
-    return Reference(
-        keys=torch.cat([padded(reference.keys, 0.0) for reference in references]),
-        values=torch.cat([padded(reference.values, 0.0) for reference in references]),
-        padding_mask=torch.cat([padded(reference.padding_mask, True) for reference in references]),
-        summary=torch.cat([reference.summary for reference in references]),
-        phrase=torch.cat(phrases) if len(phrases) == len(references) else None,
-    )
+    return tuple(level[0].stack(level[1:]) for level in zip(*references, strict=True))
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,14 +220,14 @@ class Target:
             only boxes are known.
         color_similarity: (8, H/4, W/4) of each pixel to its neighbours; present where masks are
             only filled boxes, which makes the losses those of box supervision.
-        names: M, what the instances are called; None where that is not known of all of them.
+
+    What one system adds lives in a subclass of its own.
     """
 
     labels: Tensor
     boxes: Tensor
     masks: Tensor | None = None
     color_similarity: Tensor | None = None
-    names: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)

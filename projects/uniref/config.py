@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Collection
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -22,12 +25,9 @@ from unified.modeling.fusion import FusionLayer, build_fusion
 from unified.modeling.layers import recompute
 from unified.modeling.mask_encoder import MaskEncoder
 from unified.modeling.mask_head import MaskHead
-from unified.modeling.name_head import NameHead
 from unified.modeling.neck import NECKS
-from unified.modeling.pixel_head import PixelHead
 from unified.modeling.text_encoder import TextEncoder, build_text_encoder
 from unified.modeling.transformer import DeformableTransformer
-from unified.modeling.word_head import WordHead
 from unified.weights import WEIGHTS, resolve
 
 # Part of what ``unified.engine`` expects of a system: the key table of a weights file, which of our
@@ -82,13 +82,10 @@ def add_config(cfg: CfgNode) -> None:
     node.MASK_ENCODER.ENABLED = True
     node.MASK_ENCODER.WIDTH = 64
     node.MASK_AUX_LOSS = False
-    # Heads for training only, on features instead of queries.
-    node.PIXEL_LOSS = False  # which pixels are referred to
-    node.WORD_LOSS = False  # in detection: what is where, told by the text encoder
-    # Names that a frozen copy of the backbone tells apart, to choose among masks; 0 for no head.
-    node.NUM_NAMES = 0
     node.BOX_SUPERVISED = False  # learn masks from boxes
     node.GRADIENT_CHECKPOINTING = False  # recompute activations in the backward pass
+    lite = _lite()
+    node.LITE = CfgNode(new_allowed=True) if lite is None else lite.defaults()
     cfg.MODEL.UNIREF = node
 
 
@@ -106,8 +103,6 @@ def build(cfg: CfgNode) -> UniRef:
         )
     if node.NECK not in NECKS:
         raise ConfigError(f"MODEL.UNIREF.NECK is {node.NECK!r}: choose one of {sorted(NECKS)}")
-    if node.WORD_LOSS and not node.TEXT_ENCODER.NAME:
-        raise ConfigError("MODEL.UNIREF.WORD_LOSS needs a TEXT_ENCODER.NAME")
     backbone, text_encoder = _build_backbone(cfg), _build_text_encoder(node)
     transformer = DeformableTransformer(
         dim=node.HIDDEN_DIM,
@@ -120,36 +115,43 @@ def build(cfg: CfgNode) -> UniRef:
     )
     if node.GRADIENT_CHECKPOINTING:
         recompute(*transformer.encoder.layers, *transformer.decoder.layers)
-    return UniRef(
-        backbone=backbone,
-        neck=NECKS[node.NECK](in_dims=backbone.channels, dim=node.HIDDEN_DIM),
-        head=DetrHead(transformer, num_queries=node.NUM_QUERIES, num_classes=node.NUM_CLASSES),
-        mask_head=MaskHead(dim=node.HIDDEN_DIM, high_res_dim=backbone.channels["res2"]),
-        fusion=_build_fusion(node),
-        text_encoder=text_encoder,
-        mask_encoder=(
+    parts: dict[str, Any] = {
+        "backbone": backbone,
+        "neck": NECKS[node.NECK](in_dims=backbone.channels, dim=node.HIDDEN_DIM),
+        "head": DetrHead(transformer, num_queries=node.NUM_QUERIES, num_classes=node.NUM_CLASSES),
+        "mask_head": MaskHead(dim=node.HIDDEN_DIM, high_res_dim=backbone.channels["res2"]),
+        "fusion": _build_fusion(node),
+        "text_encoder": text_encoder,
+        "mask_encoder": (
             MaskEncoder(dim=node.HIDDEN_DIM, width=node.MASK_ENCODER.WIDTH)
             if node.MASK_ENCODER.ENABLED
             else None
         ),
-        pixel_mean=node.PIXEL_MEAN,
-        pixel_std=node.PIXEL_STD,
-        nms_threshold=node.NMS_THRESHOLD,
-        criterion=Criterion(mask_aux=node.MASK_AUX_LOSS),
-        pixel_head=PixelHead(node.HIDDEN_DIM) if node.PIXEL_LOSS else None,
-        word_head=WordHead(node.HIDDEN_DIM) if node.WORD_LOSS else None,
-        name_head=_build_name_head(node, text_encoder) if node.NUM_NAMES else None,
-    )
+        "pixel_mean": node.PIXEL_MEAN,
+        "pixel_std": node.PIXEL_STD,
+        "nms_threshold": node.NMS_THRESHOLD,
+        "criterion": Criterion(mask_aux=node.MASK_AUX_LOSS),
+    }
+    lite = _lite()
+    if lite is not None:
+        return lite.build(node, parts)
+    if node.LITE:
+        raise ConfigError(
+            "this config sets MODEL.UNIREF.LITE, but projects/uniref/lite is not there: bring the "
+            "folder back, or take a config without these keys"
+        )
+    return UniRef(**parts)
 
 
 def build_shell(cfg: CfgNode, model: UniRef) -> SegmenterShell:
     """The model as Detectron2 trains and evaluates it."""
-    node = cfg.MODEL.UNIREF
+    node, lite = cfg.MODEL.UNIREF, _lite()
     return SegmenterShell(
         model,
         class_agnostic=node.NUM_CLASSES == 1,
         box_supervised=node.BOX_SUPERVISED,
         decoder_layers=node.DECODER_LAYERS,
+        complete_target=None if lite is None else lite.complete_target(node),
     )
 
 
@@ -173,11 +175,10 @@ def load_parts(model: UniRef, cfg: CfgNode, given: Collection[str]) -> tuple[str
         else:
             load_pretrained(model.backbone, _file(node.BACKBONE_WEIGHTS))
         loaded.append("backbone.")
-    names = model.name_head
-    if names is not None and not _holds(given, _NAMES):
-        if node.BACKBONE_WEIGHTS:
-            load_pretrained(names.backbone, _file(node.BACKBONE_WEIGHTS))
-        loaded.append(_NAMES)  # a head without names changes nothing
+    lite = _lite()
+    if lite is not None:
+        pretrained = _file(node.BACKBONE_WEIGHTS) if node.BACKBONE_WEIGHTS else None
+        loaded.extend(lite.load_parts(model, pretrained, given))
     text = model.text_encoder
     if text is not None and node.TEXT_ENCODER.WEIGHTS and not _holds(given, _TEXT_MODEL):
         source = build_text_encoder(
@@ -201,7 +202,17 @@ def load_parts(model: UniRef, cfg: CfgNode, given: Collection[str]) -> tuple[str
 
 
 _TEXT_MODEL = "text_encoder.bert."
-_NAMES = "name_head."
+_LITE = "projects.uniref.lite"
+
+
+def _lite() -> ModuleType | None:
+    """What the lite model adds; None where its folder was deleted."""
+    try:
+        return importlib.import_module(f"{_LITE}.config")
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith(_LITE):
+            raise
+        return None
 
 
 def _holds(keys: Collection[str], prefix: str) -> bool:
@@ -261,27 +272,6 @@ def _build_text_encoder(node: CfgNode) -> TextEncoder | None:
     )
     _prepare_text(text, node)
     return text
-
-
-def _build_name_head(node: CfgNode, text: TextEncoder | None) -> NameHead:
-    """With a backbone of its own, of the same kind.
-
-    Raises:
-        ConfigError: there is no text encoder, the backbone is one of Detectron2's, or the number is
-            negative.
-    """
-    if node.NUM_NAMES < 0:
-        raise ConfigError(f"MODEL.UNIREF.NUM_NAMES is {node.NUM_NAMES}: expected 0 or more")
-    if text is None or node.BACKBONE not in BACKBONES:
-        raise ConfigError(
-            "MODEL.UNIREF.NUM_NAMES needs a TEXT_ENCODER.NAME and a BACKBONE among "
-            f"{sorted(BACKBONES)}"
-        )
-    return NameHead(
-        build_backbone(node.BACKBONE, freeze_at=5),
-        text_dim=text.bert.config.hidden_size,
-        num_names=node.NUM_NAMES,
-    )
 
 
 def _prepare_text(text: TextEncoder, node: CfgNode) -> None:

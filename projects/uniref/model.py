@@ -5,27 +5,23 @@ The parts come from ``unified.modeling``; this file only says how they work toge
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cache, partial
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from projects.uniref.auxiliary import FeatureStages
 from unified.errors import ConfigError
-from unified.expressions import clean_expression, opening_phrase
 from unified.modeling.criterion import Criterion, LayerPrediction
 from unified.modeling.detr_head import DetrHead, Queries
 from unified.modeling.fusion import FusionLayer
 from unified.modeling.layers import masked_mean
 from unified.modeling.mask_encoder import MaskEncoder
 from unified.modeling.mask_head import MaskHead
-from unified.modeling.name_head import CANDIDATES, NameHead
 from unified.modeling.neck import Neck
-from unified.modeling.pixel_head import PixelHead
 from unified.modeling.selection import select_queries
 from unified.modeling.text_encoder import TextEncoder, TextFeatures
-from unified.modeling.word_head import WordHead
 from unified.structures import (
     FeaturePyramid,
     ImageBatch,
@@ -41,6 +37,9 @@ class UniRef(nn.Module):
     """Encode the image, encode its references, fuse, segment.
 
     Source: UniRef++ (arXiv:2312.15715), section 3.
+
+    Args:
+        auxiliary_losses: by name, see ``AuxiliaryLoss``; for training only.
     """
 
     def __init__(
@@ -58,9 +57,7 @@ class UniRef(nn.Module):
         size_divisor: int = 32,
         nms_threshold: float = 0.7,
         criterion: Criterion | None = None,
-        pixel_head: PixelHead | None = None,
-        word_head: WordHead | None = None,
-        name_head: NameHead | None = None,
+        auxiliary_losses: Mapping[str, nn.Module] | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -70,11 +67,9 @@ class UniRef(nn.Module):
         self.fusion = fusion
         self.text_encoder = text_encoder
         self.mask_encoder = mask_encoder
-        self.pixel_head = pixel_head
-        self.word_head = word_head
-        self.name_head = name_head
         self.size_divisor, self.nms_threshold = size_divisor, nms_threshold
         self.criterion = Criterion() if criterion is None else criterion
+        self.auxiliary_losses = nn.ModuleDict(auxiliary_losses)
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std), persistent=False)
 
@@ -100,39 +95,21 @@ class UniRef(nn.Module):
             image_sizes=images.image_sizes,
             padded_size=images.padded_size,
             high_res=stages["res2"],
-            frozen_stages=(
-                None
-                if self.name_head is None
-                else cache(partial(self.name_head.features, images.tensor))
-            ),
         )
 
     def encode_text(self, texts: Sequence[str]) -> tuple[Reference, ...]:
         """B sentences -> the same words as reference at every level."""
         if self.text_encoder is None:
             raise ConfigError("this model has no text encoder: it cannot follow a sentence")
-        phrase = None
-        if self.name_head is not None and self.name_head.trained and not self.training:
-            phrase = self.encode_phrases(texts)
-        return self.text_reference(self.text_encoder(texts), phrase)
+        return self.text_reference(self.text_encoder(texts))
 
-    @torch.no_grad()
-    def encode_phrases(self, texts: Sequence[str]) -> Tensor:
-        """What B sentences are about, (B, D) in the space of the language model."""
-        assert self.text_encoder is not None
-        text = self.text_encoder([opening_phrase(clean_expression(text)) for text in texts])
-        return masked_mean(text.last_hidden, text.padding_mask)
-
-    def text_reference(
-        self, text: TextFeatures, phrase: Tensor | None = None
-    ) -> tuple[Reference, ...]:
+    def text_reference(self, text: TextFeatures) -> tuple[Reference, ...]:
         """Encoded sentences as a reference: keys and values are the words, at every level."""
         reference = Reference(
             keys=text.words,
             values=text.words,
             padding_mask=text.padding_mask,
             summary=text.sentence,
-            phrase=phrase,
         )
         return (reference,) * len(self.neck.input_proj)
 
@@ -187,8 +164,7 @@ class UniRef(nn.Module):
         Args:
             features: of B images.
             references: one entry per kind, each with L levels of batch B; empty for detection.
-            top_k: queries kept; above 1 after non-maximum suppression, and without names: a name
-                head counts for the one best query of a sentence alone.
+            top_k: queries kept; above 1 after non-maximum suppression.
             mask_stride: 4, or 1 for masks at the padded input size.
 
         Returns:
@@ -198,11 +174,7 @@ class UniRef(nn.Module):
         queries = self.head(self.fuse(features, references), features.padding_masks)
         last, boxes = self.head.num_layers - 1, queries.references[-1]
         shared = self.mask_head.features(queries.memory, features.high_res)
-        phrase = references[0][0].phrase if len(references) == 1 and top_k == 1 else None
-        if phrase is None:
-            index, scores, classes = self._best(queries, top_k)
-        else:
-            index, scores, classes = self._best_named(features, queries, shared, phrase)
+        index, scores, classes = self._best(queries, top_k)
         return Segmentation(
             mask_logits=self.decode_masks(
                 queries, shared, features.image_sizes, last, index, mask_stride=mask_stride
@@ -213,8 +185,9 @@ class UniRef(nn.Module):
         )
 
     def _best(self, queries: Queries, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, scores and classes, each (B, K), of the last layer."""
-        logits, boxes = self.head.logits(queries, self.head.num_layers - 1), queries.references[-1]
+        """Queries, scores in float32 (of those in half little is left) and classes, each (B, K)."""
+        logits = self.head.logits(queries, self.head.num_layers - 1).float()
+        boxes = queries.references[-1]
         picked = [
             select_queries(*image, top_k, self.nms_threshold)
             for image in zip(logits, boxes, strict=True)
@@ -225,24 +198,6 @@ class UniRef(nn.Module):
             for parts in zip(*picked, strict=True)
         )
         return index, scores, classes
-
-    def _best_named(
-        self, features: FeaturePyramid, queries: Queries, shared: Tensor, phrase: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The one query whose logit and name together fit best; its score is of their sum."""
-        assert self.name_head is not None and features.frozen_stages is not None
-        index, scores, classes = self._best(queries, CANDIDATES)
-        last = self.head.num_layers - 1
-        masks = self.decode_masks(queries, shared, features.image_sizes, last, index, mask_stride=4)
-        described = self.name_head.describe(
-            features.frozen_stages(), (masks > 0).to(masks.dtype), features.padding_masks[0]
-        )
-        logits = self.head.logits(queries, last).float()  # of scores in half little is left
-        logits = logits.gather(1, index[..., None].expand(-1, -1, logits.shape[-1]))
-        joint = logits.gather(2, classes[..., None])[..., 0] + self.name_head(described, phrase)
-        unseen = (scores == 0) | ~described.any(dim=-1)
-        best = joint.masked_fill(unseen, -torch.inf).argmax(dim=1, keepdim=True)
-        return index.gather(1, best), joint.gather(1, best).sigmoid(), classes.gather(1, best)
 
     def losses(
         self,
@@ -285,21 +240,10 @@ class UniRef(nn.Module):
             decode,
             mask_stride=mask_stride,
         )
-        if self.pixel_head is not None and references:
-            losses |= self.pixel_head.losses(fused, queries.memory, targets)
-        if self.word_head is not None and all(t.names is not None for t in targets):
-            losses |= self._word_losses(self.word_head, features.levels, targets)
+        stages = FeatureStages(features.levels, fused, queries.memory)
+        for auxiliary in self.auxiliary_losses.values():
+            losses |= auxiliary(self, stages, references, targets)
         return losses
-
-    def _word_losses(
-        self, head: WordHead, levels: Sequence[Tensor], targets: Sequence[Target]
-    ) -> dict[str, Tensor]:
-        """The loss of ``head``; nothing for a batch without any object."""
-        names = sorted({name for target in targets for name in target.names or ()})
-        if not names:
-            return {}
-        assert self.text_encoder is not None
-        return head.losses(levels, targets, names, self.text_encoder(names).sentence)
 
     def decode_masks(
         self,

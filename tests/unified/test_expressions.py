@@ -5,7 +5,6 @@ import pytest
 from unified.expressions import (
     clean_expression,
     has_ordinal,
-    opening_phrase,
     swap_left_right,
 )
 
@@ -103,26 +102,3 @@ def test_ordinals_are_found(text: str) -> None:
 )
 def test_other_words_are_no_ordinals(text: str) -> None:
     assert not has_ordinal(text)
-
-
-@pytest.mark.parametrize(
-    ("text", "phrase"),
-    [
-        ("the woman with the umbrella", "the woman"),
-        ("the cup to the left of the laptop", "the cup"),
-        ("man in red shirt", "man"),
-        ("a person riding a bike", "a person"),
-        ("the large giraffe", "the large giraffe"),
-        ("in the corner", "in the corner"),
-        ("in the corner of the room", "in the corner"),
-        ("that woman with the umbrella", "that woman"),
-        ("orange and white cat", "orange and white cat"),
-        ("the dog that is  asleep", "the dog"),
-        (" the bike by the wall ", "the bike"),
-        ("outside", "outside"),
-        ("onlooker by the door", "onlooker"),
-        ("", ""),
-    ],
-)
-def test_opening_phrase_ends_where_other_things_begin(text: str, phrase: str) -> None:
-    assert opening_phrase(text) == phrase

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -46,13 +46,16 @@ class SegmenterShell(nn.Module):
         class_agnostic: bool,
         box_supervised: bool = False,
         decoder_layers: int = 6,
+        complete_target: Callable[[Target, Sample], Target] | None = None,
     ) -> None:
         """``class_agnostic`` trains with every label 0; ``box_supervised`` ignores masks and warms
-        up by ``decoder_layers`` a step."""
+        up by ``decoder_layers`` a step; ``complete_target`` adds what else of a sample the losses
+        want to know."""
         super().__init__()
         self.model = model
         self.class_agnostic, self.box_supervised = class_agnostic, box_supervised
         self.decoder_layers = decoder_layers
+        self.complete_target = complete_target
 
     @property
     def device(self) -> torch.device:
@@ -163,8 +166,10 @@ class SegmenterShell(nn.Module):
                 part[:, :height, :width] = truth.gt_masks.tensor
             masks = upload(masks, self.device)
         parts = (part.split(counts) for part in (labels, boxes, masks))
-        names = [sample.get("class_names") for sample in samples]
-        return [Target(*fields) for fields in zip(*parts, similarities, names, strict=True)]
+        targets = [Target(*fields) for fields in zip(*parts, similarities, strict=True)]
+        if self.complete_target is None:
+            return targets
+        return [self.complete_target(*pair) for pair in zip(targets, samples, strict=True)]
 
     def _instances(self, index: int, sample: Sample, found: Any, images: ImageBatch) -> Instances:
         """Masks and boxes at the original size; empty boxes are left out."""

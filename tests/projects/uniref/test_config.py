@@ -7,16 +7,14 @@ import torch
 from detectron2.config import CfgNode
 
 from projects.uniref.config import build, load_parts
+from projects.uniref.model import UniRef
 from unified.checkpoint import write_weights
 from unified.engine.config import load_config
 from unified.errors import ConfigError, UnifiedError
 from unified.modeling.attention import BACKENDS
 from unified.modeling.backbones import build_backbone
 from unified.modeling.fusion import UniFusion
-from unified.modeling.name_head import NameHead
 from unified.modeling.neck import Neck, TopDownNeck
-from unified.modeling.pixel_head import PixelHead
-from unified.modeling.word_head import WordHead
 
 SMALL = {
     "BACKBONE": "efficientnet_lite0",
@@ -74,25 +72,11 @@ def test_every_key_reaches_the_part_it_names() -> None:
     assert model.mask_encoder is not None and model.mask_encoder.conv1.out_channels == 8
     assert model.text_encoder is None
     assert model.criterion.mask_aux
-    assert type(model.neck) is Neck and model.pixel_head is None and model.word_head is None
+    assert type(model.neck) is Neck and type(model) is UniRef and not model.auxiliary_losses
 
 
-def test_heads_for_training_and_the_top_down_neck() -> None:
-    with torch.device("meta"):
-        model = build(
-            config(NECK="top_down", PIXEL_LOSS=True, WORD_LOSS=True, TEXT_ENCODER__NAME="minilm")
-        )
-    assert isinstance(model.neck, TopDownNeck)
-    assert isinstance(model.pixel_head, PixelHead) and isinstance(model.word_head, WordHead)
-
-
-def test_the_head_of_names_has_a_frozen_backbone_and_the_width_of_the_language_model() -> None:
-    with torch.device("meta"):
-        head = build(config(NUM_NAMES=9, TEXT_ENCODER__NAME="minilm")).name_head
-    assert isinstance(head, NameHead)
-    assert head.names.shape == (9, 384)
-    assert head.backbone.name == "efficientnet_lite0"
-    assert not any(parameter.requires_grad for parameter in head.parameters())
+def test_the_top_down_neck() -> None:
+    assert isinstance(build(config(NECK="top_down")).neck, TopDownNeck)
 
 
 def test_parts_can_be_left_out() -> None:
@@ -133,9 +117,6 @@ def test_a_text_encoder_with_its_own_size() -> None:
         ({"TEXT_ENCODER__NAME": "gpt"}, "unknown text encoder 'gpt': choose one of"),
         ({"HIDDEN_DIM": 48}, "HIDDEN_DIM is 48: expected a multiple of 32"),
         ({"NECK": "bifpn"}, r"NECK is 'bifpn': choose one of \['plain', 'top_down'\]"),
-        ({"WORD_LOSS": True}, r"WORD_LOSS needs a TEXT_ENCODER\.NAME"),
-        ({"NUM_NAMES": 5}, r"NUM_NAMES needs a TEXT_ENCODER\.NAME"),
-        ({"NUM_NAMES": -1}, "NUM_NAMES is -1: expected 0 or more"),
         ({"NUM_HEADS": 5}, "HIDDEN_DIM is 32: .* NUM_HEADS, which is 5"),
     ],
 )
@@ -164,24 +145,6 @@ def test_backbone_weights_of_a_file_unless_the_checkpoint_holds_them(tmp_path: P
     assert torch.equal(model.backbone.stem.conv_stem.weight, before)
     assert load_parts(model, cfg, ["head.query_embed.weight"]) == ("backbone.",)
     assert torch.equal(model.backbone.stem.conv_stem.weight, given["stem.conv_stem.weight"])
-
-
-def test_the_backbone_of_names_is_pretrained_where_the_checkpoint_has_no_names(
-    tmp_path: Path,
-) -> None:
-    path = tmp_path / "backbone.safetensors"
-    torch.manual_seed(0)
-    given = build_backbone("efficientnet_lite0").state_dict()
-    write_weights(path, given)
-    cfg = config(NUM_NAMES=2, TEXT_ENCODER__NAME="minilm", BACKBONE_WEIGHTS=str(path))
-    model = build(cfg)
-    assert model.name_head is not None
-    stem = model.name_head.backbone.stem.conv_stem.weight
-    checkpoint = ["backbone.x", "text_encoder.bert.x"]
-    assert load_parts(model, cfg, [*checkpoint, "name_head.centre"]) == ()
-    assert not torch.equal(stem, given["stem.conv_stem.weight"])
-    assert load_parts(model, cfg, checkpoint) == ("name_head.",)
-    assert torch.equal(stem, given["stem.conv_stem.weight"])
 
 
 def test_named_weights_that_are_not_there(tmp_path: Path) -> None:

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import pytest
 import torch
-from detectron2.structures import BitMasks, Boxes, Instances
 from torch import Tensor
 
 from projects.uniref.model import UniRef
-from unified.engine.meta_arch import SegmenterShell
 from unified.modeling.criterion import Criterion
-from unified.modeling.word_head import WordHead
 from unified.structures import References, Target
 
 MakeUniRef = Callable[..., UniRef]
@@ -116,35 +112,3 @@ def test_a_few_steps_learn_one_image_by_heart(build_uniref: MakeUniRef) -> None:
     assert last["loss_bbox"] < 0.3 * first["loss_bbox"]
     assert last["loss_dice"] < 0.5 * first["loss_dice"]
     assert sum(last.values()) < 0.3 * sum(first.values())
-
-
-def with_word_head(build_uniref: MakeUniRef) -> UniRef:
-    model = build_uniref(kinds=("text",)).train()
-    model.word_head = WordHead(model.neck.input_proj[0][0].out_channels)
-    return model
-
-
-def test_names_are_learnt_where_every_object_has_one(build_uniref: MakeUniRef) -> None:
-    model = with_word_head(build_uniref)
-    named = [
-        replace(make_target(num, num), names=names)
-        for num, names in ((2, ("dog", "man")), (1, ("dog",)), (0, ()))
-    ]
-    step(model, (), named[:2])["loss_word"].backward()
-    assert model.text_encoder is not None and model.word_head is not None
-    for part in (model.neck.input_proj[0], model.text_encoder.project, model.word_head):
-        assert all(p.grad is not None and p.grad.any() for p in part.parameters())
-    assert step(model, (), named[1:])["loss_word"] > 0
-    assert "loss_word" not in step(model, (), [named[2], named[2]])
-    assert "loss_word" not in step(model, (), [named[0], make_target(1, 1)])
-
-
-def test_names_of_samples_reach_the_loss(build_uniref: MakeUniRef) -> None:
-    shell = SegmenterShell(with_word_head(build_uniref), class_agnostic=True).train()
-    image, target = make_images(1)[0], make_target(1, 0)
-    truth = Instances(SIZES[0])
-    truth.gt_boxes = Boxes(torch.tensor([[8.0, 8.0, 60.0, 70.0]]))
-    truth.gt_classes, truth.gt_masks = torch.tensor([4]), BitMasks(target.masks)
-    sample = {"task": "detection", "image": image, "instances": truth}
-    assert "loss_word" in shell([{**sample, "class_names": ("dog",)}])
-    assert "loss_word" not in shell([sample])

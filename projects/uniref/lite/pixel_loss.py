@@ -1,4 +1,4 @@
-"""A head for training only that tells features directly which pixels are referred to."""
+"""An auxiliary loss that asks features directly which pixels are referred to."""
 
 from __future__ import annotations
 
@@ -8,46 +8,53 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from projects.uniref.auxiliary import FeatureStages
 from unified.modeling.criterion import mask_dice_loss
-from unified.structures import Target, upload
-
-LEVELS = 3  # strides 8, 16 and 32: at 64 little is left of most objects
-CROSS_ENTROPY, DICE = 5.0, 2.0
+from unified.segmenter import Segmenter
+from unified.structures import References, Target, upload
 
 
-class PixelHead(nn.Module):
+class PixelLoss(nn.Module):
     """One linear map from features to "referred to or not", before and after the encoder.
 
     Queries learn what a sentence means only by being matched; this loss reaches the fusion layer
-    from every pixel of every picture. Inference does not need it. Not part of UniRef++.
+    from every pixel of every image. Not part of UniRef++.
+
+    Args:
+        dim: C.
+        num_levels: finest levels that are asked; at stride 64 little is left of most objects.
+        cross_entropy, dice: weights.
     """
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, *, dim: int, num_levels: int, cross_entropy: float, dice: float) -> None:
         super().__init__()
         self.fused, self.memory = nn.Linear(dim, 1), nn.Linear(dim, 1)
+        self.num_levels, self.cross_entropy, self.dice = num_levels, cross_entropy, dice
 
-    def losses(
-        self, fused: Sequence[Tensor], memory: Sequence[Tensor], targets: Sequence[Target]
+    def forward(
+        self,
+        model: Segmenter,
+        stages: FeatureStages,
+        references: Sequence[References],
+        targets: Sequence[Target],
     ) -> dict[str, Tensor]:
-        """Weighted cross-entropy and Dice loss, means over levels.
+        """Weighted cross-entropy and Dice loss, means over levels; nothing without a reference.
 
-        Args:
-            fused: L x (B, C, h, w) after fusion.
-            memory: L x (B, C, h, w) after the transformer's encoder.
-            targets: B, with masks of the padded size; all objects of one picture are joined, and
-                partly covered cells count partly.
+        All objects of one image are joined, and partly covered cells count partly.
         """
+        if not references:
+            return {}
         masks = _joined(targets)
         entropy, dice = [], []
-        for layer, levels in ((self.fused, fused), (self.memory, memory)):
-            for level in levels[:LEVELS]:
+        for layer, levels in ((self.fused, stages.fused), (self.memory, stages.memory)):
+            for level in levels[: self.num_levels]:
                 logits = layer(level.movedim(1, -1))[..., 0].float()  # (B, h, w)
                 share = F.adaptive_avg_pool2d(masks, logits.shape[-2:])
                 entropy.append(F.binary_cross_entropy_with_logits(logits, share))
                 dice.append(mask_dice_loss(logits, share).mean())
         return {
-            "loss_pixel": CROSS_ENTROPY * torch.stack(entropy).mean(),
-            "loss_pixel_dice": DICE * torch.stack(dice).mean(),
+            "loss_pixel": self.cross_entropy * torch.stack(entropy).mean(),
+            "loss_pixel_dice": self.dice * torch.stack(dice).mean(),
         }
 
 

@@ -8,18 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from projects.uniref.lite.model import NamedPyramid, NamedReference, NamedUniRef
 from projects.uniref.model import UniRef
-from tests.conftest import TinyBackbone, make_uniref
+from tests.projects.uniref.lite.tiny import NUM_CANDIDATES, make_named
 from tests.projects.uniref.test_model import SENTENCES, SIZES, close, encode, segment
-from unified.modeling.name_head import CANDIDATES, NameHead
 from unified.structures import FeaturePyramid, References, Segmentation, stack_levels
 
 
 @pytest.fixture
-def named() -> UniRef:
+def named() -> NamedUniRef:
     """A model with a name head that knows the sentences' opening phrases as names."""
-    model = make_uniref()
-    model.name_head = NameHead(TinyBackbone(), text_dim=16, num_names=2).eval()
+    model = make_named(2)
     phrases = model.encode_phrases(SENTENCES)
     with torch.no_grad():
         model.name_head.centre += torch.nn.functional.normalize(phrases, dim=-1).mean(dim=0)
@@ -30,23 +29,21 @@ def named() -> UniRef:
 
 
 def joint_logits(
-    named: UniRef, features: FeaturePyramid, references: Sequence[References]
+    named: NamedUniRef, features: FeaturePyramid, references: Sequence[References]
 ) -> tuple[Segmentation, Tensor]:
-    """All candidates without names, and their logits with the evidence of names."""
-    head, named.name_head = named.name_head, None
-    phrases = references[0][0].phrase
-    assert head is not None and phrases is not None and features.frozen_stages is not None
+    """All candidates of UniRef, and their logits with the evidence of names."""
+    head, text = named.name_head, references[0][0]
+    assert isinstance(text, NamedReference) and isinstance(features, NamedPyramid)
     with torch.no_grad():
-        candidates = named.segment(features, references, top_k=CANDIDATES)
-    named.name_head = head
+        candidates = UniRef.segment(named, features, references, top_k=NUM_CANDIDATES)
     inside = (candidates.mask_logits > 0).float()
     described = head.describe(features.frozen_stages(), inside, features.padding_masks[0])
-    evidence = head(described, phrases)
+    evidence = head(described, text.phrase)
     unseen = (candidates.scores == 0) | ~inside.any(dim=-1).any(dim=-1)
     return candidates, (candidates.scores.logit() + evidence).masked_fill(unseen, -torch.inf)
 
 
-def test_names_choose_among_the_masks_and_count_in_the_score(named: UniRef) -> None:
+def test_names_choose_among_the_masks_and_count_in_the_score(named: NamedUniRef) -> None:
     features, references = encode(named, "text")
     with torch.no_grad():
         found = named.segment(features, references)
@@ -63,12 +60,11 @@ def test_names_choose_among_the_masks_and_count_in_the_score(named: UniRef) -> N
         )
 
 
-def test_an_empty_mask_is_not_chosen(named: UniRef) -> None:
+def test_an_empty_mask_is_not_chosen(named: NamedUniRef) -> None:
     features, references = encode(named, "text")
     candidates, _ = joint_logits(named, features, references)
     empty = ~(candidates.mask_logits > 0).flatten(2).any(dim=-1)
     assert empty.any(), "no candidate is empty: the test shows nothing"
-    assert named.name_head is not None
     with torch.no_grad():  # any evidence about an empty mask would now be the best by far
         named.name_head.embed[-1].weight *= 100
         found = named.segment(features, references)
@@ -76,38 +72,37 @@ def test_an_empty_mask_is_not_chosen(named: UniRef) -> None:
 
 
 @pytest.mark.parametrize("kind", ("none", "mask", "both"))
-def test_names_count_for_sentences_alone(named: UniRef, kind: str) -> None:
+def test_names_count_for_sentences_alone(named: NamedUniRef, kind: str) -> None:
     with_names = segment(named, kind)
-    named.name_head = None
+    named.name_head.names.zero_()
     close(with_names, segment(named, kind))
 
 
-def test_a_head_without_names_changes_nothing_and_costs_nothing(named: UniRef) -> None:
-    assert named.name_head is not None
+def test_a_head_without_names_changes_nothing_and_costs_nothing(named: NamedUniRef) -> None:
     named.name_head.names.zero_()
-    _, (text,) = encode(named, "text")
-    assert text[0].phrase is None
-    untrained = segment(named, "text")
-    named.name_head = None
-    close(untrained, segment(named, "text"))
+    features, (text,) = encode(named, "text")
+    assert not isinstance(text[0], NamedReference)
+    with torch.no_grad():
+        plain = UniRef.segment(named, features, [text])
+    close(segment(named, "text"), plain)
 
 
-def test_training_encodes_sentences_once(named: UniRef) -> None:
+def test_training_encodes_sentences_once(named: NamedUniRef) -> None:
     assert named.text_encoder is not None
     calls: list[int] = []
     hook = named.text_encoder.bert.register_forward_hook(lambda *_: calls.append(1))
     named.train()
-    assert named.encode_text(SENTENCES)[0].phrase is None
+    assert not isinstance(named.encode_text(SENTENCES)[0], NamedReference)
     assert len(calls) == 1
     named.eval()
-    phrase = named.encode_text(SENTENCES)[0].phrase
-    assert phrase is not None and phrase.shape == (2, 16) and not phrase.requires_grad
+    text = named.encode_text(SENTENCES)[0]
+    assert isinstance(text, NamedReference)
+    assert text.phrase.shape == (2, 16) and not text.phrase.requires_grad
     hook.remove()
 
 
-def test_frozen_stages_are_computed_once_and_only_if_asked(named: UniRef) -> None:
+def test_frozen_stages_are_computed_once_and_only_if_asked(named: NamedUniRef) -> None:
     calls: list[int] = []
-    assert named.name_head is not None
     named.name_head.backbone.register_forward_hook(lambda *_: calls.append(1))
     features, mask = encode(named, "mask", SIZES[:1])
     with torch.no_grad():
@@ -118,8 +113,8 @@ def test_frozen_stages_are_computed_once_and_only_if_asked(named: UniRef) -> Non
     assert len(calls) == 1
 
 
-def test_names_see_each_object_of_a_batch_with_its_own_phrase(named: UniRef) -> None:
-    features, mask = encode(named, "mask", SIZES[:1])
+def test_names_see_each_object_of_a_batch_with_its_own_phrase(named: NamedUniRef) -> None:
+    features, _ = encode(named, "text", SIZES[:1])
     texts = [named.encode_text([sentence]) for sentence in SENTENCES]
     with torch.no_grad():
         alone = [named.segment(features, [text]) for text in texts]
@@ -127,10 +122,19 @@ def test_names_see_each_object_of_a_batch_with_its_own_phrase(named: UniRef) -> 
     for name in ("mask_logits", "scores", "boxes", "classes"):
         joined = torch.cat([getattr(one, name) for one in alone])
         torch.testing.assert_close(getattr(both, name), joined, atol=1e-4, rtol=1e-4)
-    assert stack_levels([texts[0], mask[0]])[0].phrase is None
 
 
-def test_names_work_in_half_precision(named: UniRef) -> None:
+def test_phrases_stay_with_their_sentences(named: NamedUniRef) -> None:
+    both = named.encode_text(SENTENCES)[0]
+    assert isinstance(both, NamedReference)
+    for row in range(2):
+        one = both[[row]]
+        assert isinstance(one, NamedReference)
+        assert torch.equal(one.phrase, both.phrase[row : row + 1])
+        assert torch.equal(one.keys, both.keys[row : row + 1])
+
+
+def test_names_work_in_half_precision(named: NamedUniRef) -> None:
     features, references = encode(named, "text")
     with torch.no_grad():
         wanted = named.segment(features, references)

@@ -6,19 +6,31 @@ import pytest
 import torch
 from torch import Tensor
 
-from unified.modeling.backbones import build_backbone
-from unified.modeling.name_head import KNOWN, NEUTRAL, STAGES, WEIGHT, NameHead
+from projects.uniref.lite.name_head import STAGES, NameHead
+from unified.modeling.backbones import Backbone, build_backbone
 
 DIM = 6
+WEIGHT, NEUTRAL, KNOWN = 0.7, -2.0, (0.3, 0.6)
+
+
+def make_head(backbone: Backbone) -> NameHead:
+    """Of three names."""
+    return NameHead(
+        backbone,
+        text_dim=DIM,
+        num_names=3,
+        hidden_dim=8,
+        weight=WEIGHT,
+        neutral=NEUTRAL,
+        known=KNOWN,
+    ).eval()
 
 
 @pytest.fixture
 def head() -> NameHead:
     """With three names that are far apart, and random weights."""
     torch.manual_seed(0)
-    head = NameHead(
-        build_backbone("efficientnet_lite0", freeze_at=5), text_dim=DIM, num_names=3, hidden_dim=8
-    ).eval()
+    head = make_head(build_backbone("efficientnet_lite0", freeze_at=5))
     head.centre += 0.1 * torch.randn(DIM)
     head.names += head.directions(torch.eye(DIM)[:3])
     return head
@@ -72,7 +84,7 @@ def test_a_phrase_far_from_all_names_and_a_head_without_names_change_nothing(
 ) -> None:
     features = described(head, 1, 3)
     assert not head(features, -torch.eye(DIM)[:3].sum(dim=0, keepdim=True)).any()
-    fresh = NameHead(head.backbone, text_dim=DIM, num_names=3).eval()
+    fresh = make_head(head.backbone)
     assert not fresh.trained and head.trained
     assert not fresh(features, torch.eye(DIM)[:1]).any()
 

@@ -1,4 +1,4 @@
-"""Trains the head that compares names with masks, on features that are computed once."""
+"""Training of the name head, on features that are computed once."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from projects.uniref.model import UniRef
+from projects.uniref.lite.model import NamedUniRef
+from projects.uniref.lite.phrases import opening_phrase
 from unified.data.augmentation import Augmentation
 from unified.data.catalog import load_records
 from unified.data.formats.records import ImageRecord
 from unified.data.samples import add_class_names, make_sample, read_view
 from unified.errors import ConfigError, InputError
-from unified.expressions import clean_expression, opening_phrase
 from unified.structures import stack_padded
 
 logger = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ def named_records(sets: Sequence[str]) -> list[list[ImageRecord]]:
 
 
 def wordings(
-    named: Sequence[Sequence[ImageRecord]], told: Sequence[str], *, expected: int
+    named: Sequence[Sequence[ImageRecord]], referring: Sequence[str], *, expected: int
 ) -> dict[str, list[str]]:
     """Each name, sorted, with the opening phrases of sentences about a thing of that name.
 
@@ -66,21 +66,21 @@ def wordings(
 
     Args:
         named: from ``named_records``.
-        told: sets of images with sentences about named objects.
+        referring: sets of images with sentences about named objects.
         expected: how many names there are.
 
     Raises:
         ConfigError: there are more or fewer.
-        InputError: a set of ``told`` has no sentences, or no names.
+        InputError: a set of ``referring`` has no sentences, or no names.
     """
     names = {e["category_name"] for records in named for r in records for e in r["annotations"]}
     if len(names) != expected:
         raise ConfigError(
-            f"MODEL.UNIREF.NUM_NAMES is {expected}, but the objects have {len(names)} names: set "
-            f"it to {len(names)}, also where the weights are used"
+            f"MODEL.UNIREF.LITE.NAMES.NUM is {expected}, but the objects have {len(names)} names: "
+            f"set it to {len(names)}, also where the weights are used"
         )
     found: dict[str, list[str]] = {name: [name] for name in sorted(names)}
-    for name, records in zip(told, named_records(told), strict=True):
+    for name, records in zip(referring, named_records(referring), strict=True):
         if not any("expressions" in record for record in records):
             raise InputError(f"{name} has no sentences: give a set for referring segmentation")
         for record in records:
@@ -89,14 +89,14 @@ def wordings(
                 continue
             phrases = found[called]
             for sentence in record.get("expressions", []):
-                phrase = opening_phrase(clean_expression(sentence))
+                phrase = opening_phrase(sentence)
                 if phrase not in phrases and len(phrases) <= MAX_WORDINGS:
                     phrases.append(phrase)
     return found
 
 
 def describe_objects(
-    model: UniRef,
+    model: NamedUniRef,
     named: Sequence[Sequence[ImageRecord]],
     augmentation: Augmentation,
     count: int,
@@ -121,7 +121,7 @@ def describe_objects(
 
 
 def describe_all(
-    model: UniRef, records: Sequence[ImageRecord], augmentation: Augmentation
+    model: NamedUniRef, records: Sequence[ImageRecord], augmentation: Augmentation
 ) -> Objects:
     """Objects of all pictures, with the only size of ``augmentation``.
 
@@ -141,10 +141,9 @@ def _joined(parts: Sequence[Objects]) -> Objects:
 
 @torch.inference_mode()
 def _describe(
-    model: UniRef, record: ImageRecord, augmentation: Augmentation, rng: np.random.Generator
+    model: NamedUniRef, record: ImageRecord, augmentation: Augmentation, rng: np.random.Generator
 ) -> Objects:
     head = model.name_head
-    assert head is not None
     view, classes = read_view(record)
     view = augmentation.apply(view, augmentation.draw(rng), rng)
     sample = add_class_names(make_sample(view, classes), record)
@@ -158,7 +157,9 @@ def _describe(
     return Objects(described[0].cpu(), tuple(sample["class_names"]))
 
 
-def fit(model: UniRef, objects: Objects, phrases: Mapping[str, Sequence[str]], seed: int) -> float:
+def fit(
+    model: NamedUniRef, objects: Objects, phrases: Mapping[str, Sequence[str]], seed: int
+) -> float:
     """Trains the name head; returns the last epoch's mean loss. Nothing else of the model changes.
 
     Args:
@@ -167,7 +168,7 @@ def fit(model: UniRef, objects: Objects, phrases: Mapping[str, Sequence[str]], s
         phrases: from ``wordings``; as many names as the head has places for.
     """
     head, names = model.name_head, list(phrases)
-    assert head is not None and not model.training and len(names) == len(head.names)
+    assert not model.training and len(names) == len(head.names)
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     with torch.no_grad():
@@ -191,8 +192,8 @@ def fit(model: UniRef, objects: Objects, phrases: Mapping[str, Sequence[str]], s
             group["lr"] = RATE * (1 - epoch / EPOCHS)
         total = 0.0
         for batch in torch.randperm(len(labels)).split(BATCH):
-            spoken = torch.stack([_one(options, rng) for options in directions])
-            logits = head.vectors(features[batch]) @ spoken.t()
+            phrase = torch.stack([_one(options, rng) for options in directions])
+            logits = head.vectors(features[batch]) @ phrase.t()
             loss = F.cross_entropy(logits, labels[batch], label_smoothing=SMOOTHING)
             optimizer.zero_grad()
             loss.backward()
@@ -211,7 +212,7 @@ def _one(options: Tensor, rng: np.random.Generator) -> Tensor:
     return options[int(rng.integers(1, len(options)))]
 
 
-def named_right(model: UniRef, objects: Objects, names: Sequence[str]) -> tuple[float, int]:
+def named_right(model: NamedUniRef, objects: Objects, names: Sequence[str]) -> tuple[float, int]:
     """Share of objects that are called by their name, of those whose name is known, and how many.
 
     Args:
@@ -221,7 +222,6 @@ def named_right(model: UniRef, objects: Objects, names: Sequence[str]) -> tuple[
         InputError: no object has a known name.
     """
     head = model.name_head
-    assert head is not None
     place = {name: index for index, name in enumerate(names)}
     rows = [row for row, name in enumerate(objects.names) if name in place]
     if not rows:

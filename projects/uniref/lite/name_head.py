@@ -1,4 +1,4 @@
-"""A second opinion on which mask a sentence means, from features that were never fine-tuned."""
+"""How well a mask shows what a sentence is about, by features that were never fine-tuned."""
 
 from __future__ import annotations
 
@@ -12,41 +12,48 @@ from unified.modeling.backbones import Backbone
 from unified.modeling.layers import resize_padding_mask
 
 STAGES = ("res3", "res4", "res5")
-CANDIDATES = 8  # masks of an image that are compared
-WEIGHT = 0.4
-# Chosen with the weight on the lite model's validation sets, see docs/runs.md.
-NEUTRAL = -3.0  # log-probability of a name that speaks neither for a mask nor against it
-KNOWN = 0.3, 0.6  # cosine to the nearest name at which a sentence starts to count, and counts fully
 
 
 class NameHead(nn.Module):
-    """How much a sentence's opening words sound like what is seen within a mask.
+    """Compares the opening phrase of a sentence with what is within a mask.
 
-    A small backbone that is fine-tuned on few pictures forgets what it knew of others. This head
+    A small backbone that is fine-tuned on few images forgets what it knew of others. This head
     keeps a frozen copy, averages its features within each candidate mask and maps them to the space
     of the language model, where the names of the training set compete in a softmax. A sentence that
     is near none of these names changes nothing; neither does a head without any names, which is
-    how it starts. ``tools/train_names.py`` trains it. Not part of UniRef++.
+    how it starts. ``projects.uniref.lite.train_names`` trains it. Not part of UniRef++.
 
-    Source of a frozen model's say, its features averaged in a region: F-VLM (arXiv:2209.15639),
-    section 3.3. Difference: there both scores are multiplied with exponents; here a weighted
+    Source of scoring regions by a frozen model's mean features: F-VLM (arXiv:2209.15639), section
+    3.3. Difference: there both scores are multiplied with exponents; here a weighted
     log-probability is added to a logit, so that shifting the logits shifts the score alike.
 
     Args:
-        backbone: with its pretrained weights; wants images normalised as the model's are.
+        backbone: with its pretrained weights; expects images normalised as the model's are.
         text_dim: D, width of the language model.
         num_names: N.
         hidden_dim: width between features and D.
+        weight: of the log-probability.
+        neutral: log-probability that raises no logit and lowers none.
+        known: cosine to the nearest name at which a sentence starts to count, and counts fully.
     """
 
     centre: Tensor
     names: Tensor
 
     def __init__(
-        self, backbone: Backbone, *, text_dim: int, num_names: int, hidden_dim: int = 256
+        self,
+        backbone: Backbone,
+        *,
+        text_dim: int,
+        num_names: int,
+        hidden_dim: int,
+        weight: float,
+        neutral: float,
+        known: tuple[float, float],
     ) -> None:
         super().__init__()
         self.backbone = backbone
+        self.weight, self.neutral, self.known = weight, neutral, known
         dim = sum(backbone.channels[stage] for stage in STAGES)
         self.norm = nn.BatchNorm1d(dim, affine=False)
         self.embed = nn.Sequential(
@@ -114,9 +121,10 @@ class NameHead(nn.Module):
     def _evidence(self, described: Tensor, phrases: Tensor) -> Tensor:
         vectors = self.vectors(described.flatten(0, 1)).unflatten(0, described.shape[:2])
         directions = self.directions(phrases)
-        spoken = (vectors @ directions[:, :, None])[..., 0]
-        log_probability = spoken - (vectors @ self.names.t()).logsumexp(dim=-1)
+        logits = (vectors @ directions[:, :, None])[..., 0]
+        log_probability = logits - (vectors @ self.names.t()).logsumexp(dim=-1)
         nearest = (directions @ self.names.t()).amax(dim=-1)
-        known = ((nearest - KNOWN[0]) / (KNOWN[1] - KNOWN[0])).clamp(0, 1)
-        evidence = WEIGHT * known[:, None] * (log_probability - NEUTRAL)
+        start, full = self.known
+        known = ((nearest - start) / (full - start)).clamp(0, 1)
+        evidence = self.weight * known[:, None] * (log_probability - self.neutral)
         return evidence.masked_fill(~described.any(dim=-1), 0.0)

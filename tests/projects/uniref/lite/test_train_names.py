@@ -1,8 +1,7 @@
-"""tools/train_names.py on a made set, for a tiny model whose backbone is not pretrained."""
+"""The command that trains names, for a tiny model whose backbone is not pretrained."""
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,9 @@ import torch
 import yaml
 
 import unified
+from projects.uniref.lite import train_names
+from projects.uniref.lite.train_names import main
+from projects.uniref.model import UniRef
 from unified.checkpoint import read_weights, write_weights
 from unified.data.catalog import load_records
 from unified.data.synthetic.releases import RELEASES
@@ -18,11 +20,7 @@ from unified.inference.image_io import read_image
 from unified.inference.predictor import ImagePredictor
 from unified.structures import Prompt
 
-ROOT = Path(__file__).parents[2]
-_SPEC = importlib.util.spec_from_file_location("train_names", ROOT / "tools/train_names.py")
-assert _SPEC is not None and _SPEC.loader is not None
-_TOOL = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(_TOOL)
+ROOT = Path(__file__).parents[4]
 SET = "coco_2017_train"
 
 
@@ -42,7 +40,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
                 "HIDDEN_DIM": 64,
                 "ENCODER_LAYERS": 1,
                 "DECODER_LAYERS": 2,
-                "NUM_NAMES": len(names),
+                "LITE": {"NAMES": {"NUM": len(names)}},
             },
         },
         "INFERENCE": {"IMAGE_SHORT_SIDE": 64, "MAX_SIZE": 96},
@@ -63,7 +61,7 @@ def command(files: tuple[Path, Path], *more: str) -> list[str]:
 def test_names_are_learnt_and_the_rest_stays(
     files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert _TOOL.main(command(files, "--sets", SET, "--val", SET)) == 0
+    assert main(command(files, "--sets", SET, "--val", SET)) == 0
     printed = capsys.readouterr().out
     assert f"objects of {SET} are called by their name" in printed
     before = read_weights(files[1])
@@ -93,9 +91,9 @@ def test_wrong_number_of_names_is_refused_before_any_work(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(_TOOL, "describe_objects", lambda *_: pytest.fail("work was done"))
-    files[0].write_text(files[0].read_text().replace("NUM_NAMES: ", "NUM_NAMES: 1"))
-    assert _TOOL.main(command(files, "--sets", SET)) == 2
+    monkeypatch.setattr(train_names, "describe_objects", lambda *_: pytest.fail("work was done"))
+    files[0].write_text(files[0].read_text().replace("NUM: ", "NUM: 1"))
+    assert main(command(files, "--sets", SET)) == 2
     assert "set it to" in capsys.readouterr().err
     assert not files[1].with_name("b.safetensors").exists()
 
@@ -103,15 +101,15 @@ def test_wrong_number_of_names_is_refused_before_any_work(
 def test_a_config_without_names_is_refused(
     files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    without = ["--opts", "MODEL.UNIREF.NUM_NAMES", "0"]
-    assert _TOOL.main(command(files, "--sets", SET, *without)) == 2
-    assert "set MODEL.UNIREF.NUM_NAMES" in capsys.readouterr().err
+    without = ["--opts", "MODEL.UNIREF.LITE.NAMES.NUM", "0"]
+    assert main(command(files, "--sets", SET, *without)) == 2
+    assert "set MODEL.UNIREF.LITE.NAMES.NUM" in capsys.readouterr().err
 
 
 def test_a_model_without_names_loads_weights_with_them(files: tuple[Path, Path]) -> None:
-    options = ["MODEL.UNIREF.NUM_NAMES", "0"]
+    options = ["MODEL.UNIREF.LITE.NAMES.NUM", "0"]
     model = unified.load(files[0], weights=files[1], device="cpu", options=options)
-    assert model.name_head is None
+    assert type(model) is UniRef
     weights = read_weights(files[1])
     weights["name_hat.names"] = torch.zeros(2)
     write_weights(files[1], weights)
@@ -124,9 +122,9 @@ def test_names_can_be_learnt_again_with_another_number(files: tuple[Path, Path])
     weights = read_weights(files[1])
     weights["name_head.names"] = torch.ones(3, weights["name_head.names"].shape[1]).half()
     write_weights(files[1], weights)
-    assert _TOOL.main(command(files, "--sets", SET)) == 0
+    assert main(command(files, "--sets", SET)) == 0
     after = read_weights(files[1].with_name("b.safetensors"))
-    assert len(after["name_head.names"]) == content["MODEL"]["UNIREF"]["NUM_NAMES"]
+    assert len(after["name_head.names"]) == content["MODEL"]["UNIREF"]["LITE"]["NAMES"]["NUM"]
 
 
 def test_names_need_a_pretrained_backbone(
@@ -135,7 +133,7 @@ def test_names_need_a_pretrained_backbone(
     weights = read_weights(files[1])
     write_weights(files[1], {k: v for k, v in weights.items() if not k.startswith("name_head.")})
     unified.load(files[0], weights=files[1], device="cpu")  # without names it works as before
-    assert _TOOL.main(command(files, "--sets", SET)) == 2
+    assert main(command(files, "--sets", SET)) == 2
     assert "set MODEL.UNIREF.BACKBONE_WEIGHTS" in capsys.readouterr().err
 
 
@@ -143,7 +141,7 @@ def test_numbers_are_above_zero(
     files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit, match="2"):
-        _TOOL.main(command(files, "--sets", SET, "--pictures", "0"))
+        main(command(files, "--sets", SET, "--pictures", "0"))
     assert "expected a whole number above 0, got 0" in capsys.readouterr().err
 
 
@@ -151,6 +149,6 @@ def test_objects_without_names_are_refused(
     files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     RELEASES["fss1000"](files[0].parent, 2, 0)
-    assert _TOOL.main(command(files, "--sets", SET, "--val", "fss-1000-train")) == 2
+    assert main(command(files, "--sets", SET, "--val", "fss-1000-train")) == 2
     assert "have no names" in capsys.readouterr().err
     assert not files[1].with_name("b.safetensors").exists()

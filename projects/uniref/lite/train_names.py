@@ -1,12 +1,12 @@
-"""Teach a model the names of things: which of its masks looks like what a sentence is about.
+"""Train the name head: which of a model's masks shows what a sentence is about.
 
-    python tools/train_names.py --config-file configs/lite/uniref_lite.yaml \\
+    python -m projects.uniref.lite.train_names --config-file configs/lite/uniref_lite.yaml \\
         --weights a.safetensors --output b.safetensors \\
         --sets lite_det lite_ris_real --wordings lite_ris --val lite_det_val
 
-For configs with MODEL.UNIREF.NUM_NAMES. A frozen copy of the pretrained backbone sees each picture
-a few times; then a small network learns in a minute to tell the names apart. Nothing else of the
-model changes, so this comes after all other training, and before tools/calibrate.py.
+For configs with MODEL.UNIREF.LITE.NAMES.NUM. A frozen copy of the pretrained backbone sees each
+image a few times; then a small network learns in a minute to tell the names apart. Nothing else of
+the model changes, so this comes after all other training, and before tools/calibrate.py.
 """
 
 from __future__ import annotations
@@ -16,11 +16,9 @@ import logging
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from projects.uniref.checkpoint import find_uniref_keys
 from projects.uniref.config import build
-from projects.uniref.naming import (
+from projects.uniref.lite.fit_names import (
     describe_all,
     describe_objects,
     fit,
@@ -51,8 +49,9 @@ def train(options: argparse.Namespace) -> None:
     """
     cfg = load_config(options.config_file, options.opts)
     node = cfg.MODEL.UNIREF
-    if not node.NUM_NAMES:
-        raise ConfigError(f"{options.config_file} has no names: set MODEL.UNIREF.NUM_NAMES")
+    num_names = node.LITE.NAMES.NUM
+    if not num_names:
+        raise ConfigError(f"{options.config_file} has no names: set MODEL.UNIREF.LITE.NAMES.NUM")
     given = read_weights(options.weights)
     if find_uniref_keys(given).is_foreign(given):
         raise CheckpointError(
@@ -62,7 +61,7 @@ def train(options: argparse.Namespace) -> None:
         raise ConfigError("names need a pretrained backbone: set MODEL.UNIREF.BACKBONE_WEIGHTS")
     named = named_records(options.sets)
     (val,) = named_records([options.val]) if options.val else [None]
-    phrases = wordings(named, options.wordings, expected=node.NUM_NAMES)
+    phrases = wordings(named, options.wordings, expected=num_names)
     model = build(cfg)
     load_checkpoint(model, cfg, options.weights, to_train=True)
     model.to(pick_device(options.device)).eval()

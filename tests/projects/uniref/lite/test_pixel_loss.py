@@ -6,10 +6,25 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unified.modeling.pixel_head import CROSS_ENTROPY, DICE, LEVELS, PixelHead
-from unified.structures import Target
+from projects.uniref.auxiliary import FeatureStages
+from projects.uniref.lite.pixel_loss import PixelLoss
+from tests.conftest import make_uniref
+from unified.structures import Reference, References, Target
 
+LEVELS, CROSS_ENTROPY, DICE = 3, 4.0, 3.0
 SIZES = ((4, 6), (2, 3), (1, 2), (1, 1))
+
+
+def make_loss(dim: int) -> PixelLoss:
+    return PixelLoss(dim=dim, num_levels=LEVELS, cross_entropy=CROSS_ENTROPY, dice=DICE)
+
+
+def losses_of(
+    loss: PixelLoss, fused: list[Tensor], memory: list[Tensor], targets: list[Target]
+) -> dict[str, Tensor]:
+    words = torch.zeros(len(targets), 1, 5)
+    text: References = [Reference(words, words, words[..., 0] > 0, words[:, 0])]
+    return loss(make_uniref(kinds=()), FeatureStages(fused, fused, memory), [text], targets)
 
 
 def target(*masks: Tensor) -> Target:
@@ -53,11 +68,11 @@ def by_hand(layer: nn.Linear, levels: list[Tensor], union: list[Tensor]) -> tupl
 
 def test_losses_equal_their_definition() -> None:
     torch.manual_seed(0)
-    head = PixelHead(5)
+    head = make_loss(5)
     left, right = rectangle(0, 0, 20, 13), rectangle(8, 30, 32, 48)
     targets = [target(left, right), target()]
     fused, memory = features(0, 2), features(1, 2)
-    losses = head.losses(fused, memory, targets)
+    losses = losses_of(head, fused, memory, targets)
     union = [left | right, torch.zeros(32, 48, dtype=torch.bool)]
     sums = [by_hand(head.fused, fused, union), by_hand(head.memory, memory, union)]
     count = 2 * LEVELS
@@ -71,7 +86,7 @@ def test_losses_equal_their_definition() -> None:
 
 
 def test_features_that_say_so_cost_little_and_get_gradients() -> None:
-    head = PixelHead(1)
+    head = make_loss(1)
     with torch.no_grad():
         for layer in (head.fused, head.memory):
             layer.weight.fill_(1.0)
@@ -80,8 +95,14 @@ def test_features_that_say_so_cost_little_and_get_gradients() -> None:
     right = [torch.full((1, 1, 2, 2), -20.0)]
     right[0][..., 0] = 20.0
     wrong = [(-right[0]).requires_grad_()]
-    good = sum(x.item() for x in head.losses(right, right, [target(mask)]).values())
-    bad = sum(head.losses(wrong, wrong, [target(mask)]).values())
+    good = sum(x.item() for x in losses_of(head, right, right, [target(mask)]).values())
+    bad = sum(losses_of(head, wrong, wrong, [target(mask)]).values())
     assert good < 0.1 < bad.item()
     bad.backward()
     assert wrong[0].grad is not None and bool((wrong[0].grad != 0).any())
+
+
+def test_without_a_reference_nothing_is_referred_to() -> None:
+    levels = features(0, 1)
+    stages = FeatureStages(levels, levels, levels)
+    assert make_loss(5)(make_uniref(kinds=()), stages, [], [target()]) == {}

@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from projects.uniref.model import UniRef
-from projects.uniref.naming import (
+from projects.uniref.lite.fit_names import (
     MAX_WORDINGS,
     Objects,
     describe_all,
@@ -20,22 +19,21 @@ from projects.uniref.naming import (
     named_right,
     wordings,
 )
-from tests.conftest import TinyBackbone, make_uniref
+from projects.uniref.lite.model import NamedUniRef
+from projects.uniref.lite.name_head import NameHead
+from tests.projects.uniref.lite.tiny import make_named
 from unified.data.augmentation import Augmentation
 from unified.data.formats.records import ImageRecord
 from unified.data.synthetic.releases import RELEASES
 from unified.errors import ConfigError, InputError
-from unified.modeling.name_head import NameHead
 
 NAMES = ("dog", "cat", "tree", "chair")
 SIZE = Augmentation(short_sides=(64,), max_size=96, flip=0.0, crop=0.0)
 
 
 @pytest.fixture
-def model() -> UniRef:
-    model = make_uniref()
-    model.name_head = NameHead(TinyBackbone(), text_dim=16, num_names=len(NAMES))
-    return model.eval()
+def model() -> NamedUniRef:
+    return make_named(len(NAMES))
 
 
 def clusters(head: NameHead, count: int) -> Objects:
@@ -48,17 +46,16 @@ def clusters(head: NameHead, count: int) -> Objects:
     return Objects(middles[rows] + noise, tuple(NAMES[row] for row in rows))
 
 
-def state(model: UniRef) -> dict[str, Tensor]:
+def state(model: NamedUniRef) -> dict[str, Tensor]:
     return {key: value.clone() for key, value in model.state_dict().items()}
 
 
-def told(name: str, *sentences: str) -> ImageRecord:
+def record(name: str, *sentences: str) -> ImageRecord:
     entry = {"category_name": name, "category_id": 0}
     return {"annotations": [entry], "expressions": list(sentences)}  # type: ignore[list-item]
 
 
-def test_names_are_learnt_and_nothing_else_changes(model: UniRef) -> None:
-    assert model.name_head is not None
+def test_names_are_learnt_and_nothing_else_changes(model: NamedUniRef) -> None:
     objects = clusters(model.name_head, 600)
     before = state(model)
     loss = fit(model, objects, {name: [name, f"the red {name}"] for name in NAMES}, seed=0)
@@ -76,8 +73,7 @@ def test_names_are_learnt_and_nothing_else_changes(model: UniRef) -> None:
     assert not any(parameter.requires_grad for parameter in model.name_head.parameters())
 
 
-def test_training_is_repeatable(model: UniRef) -> None:
-    assert model.name_head is not None
+def test_training_is_repeatable(model: NamedUniRef) -> None:
     objects = clusters(model.name_head, 100)
     phrases = {name: [name, f"a {name}"] for name in NAMES}
     first = fit(model, objects, phrases, seed=1), state(model)
@@ -86,16 +82,14 @@ def test_training_is_repeatable(model: UniRef) -> None:
     assert all(torch.equal(first[1][key], second[1][key]) for key in first[1])
 
 
-def test_one_object_gives_no_nan(model: UniRef) -> None:
-    assert model.name_head is not None
+def test_one_object_gives_no_nan(model: NamedUniRef) -> None:
     fit(
         model, Objects(clusters(model.name_head, 1).features, NAMES[:1]), {n: [n] for n in NAMES}, 0
     )
     assert all(torch.isfinite(value.float()).all() for value in model.state_dict().values())
 
 
-def test_named_right_counts_only_known_names(model: UniRef) -> None:
-    assert model.name_head is not None
+def test_named_right_counts_only_known_names(model: NamedUniRef) -> None:
     objects = clusters(model.name_head, 8)
     assert named_right(model, objects, [*NAMES[:2], "x", "y"])[1] == 4
     with pytest.raises(InputError, match="none of 8 objects"):
@@ -105,27 +99,27 @@ def test_named_right_counts_only_known_names(model: UniRef) -> None:
 def test_wordings_are_opening_phrases_of_things_with_one_name(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    both = told("dog", "two animals")
-    both["annotations"] = [*both["annotations"], *told("cat")["annotations"]]
-    many = [told("cat", *(f"cat number{i}" for i in range(2 * MAX_WORDINGS)))]
+    both = record("dog", "two animals")
+    both["annotations"] = [*both["annotations"], *record("cat")["annotations"]]
+    many = [record("cat", *(f"cat number{i}" for i in range(2 * MAX_WORDINGS)))]
     records = [
-        told("dog", "The red dog on the left!", "the dog", "the dog"),
+        record("dog", "The red dog on the left!", "the dog", "the dog"),
         both,
-        told("sun", "it"),
+        record("sun", "it"),
     ]
     monkeypatch.setattr(
-        "projects.uniref.naming.load_records", lambda name: {"a": records, "b": many}[name]
+        "projects.uniref.lite.fit_names.load_records", lambda name: {"a": records, "b": many}[name]
     )
-    found = wordings([[told("dog"), told("cat")]], ["a", "b"], expected=2)
+    found = wordings([[record("dog"), record("cat")]], ["a", "b"], expected=2)
     assert list(found) == ["cat", "dog"]
     assert found["dog"] == ["dog", "the red dog", "the dog"]
     assert len(found["cat"]) == MAX_WORDINGS + 1
     with pytest.raises(ConfigError, match="set it to 2"):
-        wordings([[told("dog"), told("cat")]], [], expected=3)
+        wordings([[record("dog"), record("cat")]], [], expected=3)
 
 
 def test_objects_come_from_each_set_with_their_names(
-    model: UniRef, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: NamedUniRef, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     RELEASES["coco"](tmp_path, 4, 0)
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
@@ -134,7 +128,6 @@ def test_objects_come_from_each_set_with_their_names(
     assert len(drawn.features) == len(drawn.names) > 0
     every = describe_all(model, val, SIZE)
     assert list(every.names) == [e["category_name"] for r in val for e in r["annotations"]]
-    assert model.name_head is not None
     rows = (every.features[:, None] == drawn.features[None]).all(dim=-1).any(dim=1)
     assert rows.any(), "three of six pictures are from the second set, seen as they are"
     empty: list[ImageRecord] = [{**record, "annotations": []} for record in val]
