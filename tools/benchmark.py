@@ -31,6 +31,7 @@ from projects.uniref.parity import load_recorded_weights
 from unified.commands import run_command
 from unified.files import atomic_path
 from unified.inference import benchmark, cli, profiling
+from unified.inference.predictor import ImagePredictor, VideoPredictor
 
 WARM_UP = 2  # the frame of the mask, and the one whose memory holds a single frame
 GROWTH_FROM = 100
@@ -73,7 +74,7 @@ def run(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     if model.info.weights is None:
         load_recorded_weights(model, {"in/controller_last_bias": 0.8})
     alone = options.mode == "image" and not options.baseline  # the reference has no mirror image
-    options.mirror = alone and model.info.inference["mirror"]
+    options.mirror = alone and model.inference.image.mirror
     kept = ("mode", "size", "objects", "mirror")
     report: dict[str, Any] = {key: getattr(options, key) for key in kept}
     report |= {"model": model.info.name, "attention": options.attention or "float32"}
@@ -91,7 +92,7 @@ def run(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     ours_peak = profiling.memory("VmHWM")
     profiling.forget_peak()
     baseline = ReferenceAlgorithm(model)
-    baseline.info = model.info
+    baseline.inference = model.inference
     runs = zip(start(model, "ours", total), start(baseline, "baseline", total), strict=True)
     pairs = [(a.lap, b.lap, benchmark.difference(a, b)) for a, b in runs]
     ours, theirs, differences = zip(*pairs, strict=True)
@@ -110,15 +111,16 @@ def outcomes(
     folder = scratch / name
     folder.mkdir()
     work = {"num_frames": num_frames, "size": options.size, "num_objects": options.objects}
-    settings = model.info.inference
-    # As the inference tools, but small frames stay as they are.
-    work["short_side"] = min(settings[f"{options.mode}_short_side"], *options.size)
-    work["max_size"] = options.max_size or settings["max_size"]
+    # As the inference tools, but small frames stay as they are, and every object is worked on.
+    changes: dict[str, Any] = {**cli.chosen_settings(options), "score_threshold": 0.0}
+    changes["short_side"] = min(getattr(model.inference, options.mode).short_side, *options.size)
     if options.mode == "image":
-        return benchmark.segment_images(model, folder, mirror=options.mirror, **work)
-    alone = isinstance(model, ReferenceAlgorithm)
-    work["objects_per_pass"] = 1 if alone else settings["objects_per_pass"]
-    return benchmark.segment_clip(model, folder, **work)
+        asked = ImagePredictor(model, mirror=options.mirror, **changes)
+        return benchmark.segment_images(asked, folder, **work)
+    if isinstance(model, ReferenceAlgorithm):
+        changes["objects_per_pass"] = 1
+    predictor = VideoPredictor(model, keep_probabilities=True, **changes)
+    return benchmark.segment_clip(predictor, folder, **work)
 
 
 def describe(laps: Sequence[benchmark.Lap], num_objects: int, peak: float) -> dict[str, Any]:

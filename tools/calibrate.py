@@ -55,13 +55,7 @@ def calibrate(options: argparse.Namespace) -> None:
     """Measures, shifts, writes and prints."""
     weights = read_weights(options.weights)
     model: Any = unified.load(options.config_file, weights=options.weights, device=options.device)
-    settings = model.info.inference
-    predictor = ImagePredictor(
-        model,
-        short_side=settings["image_short_side"],
-        max_size=settings["max_size"],
-        mirror=settings["mirror"],
-    )
+    predictor = ImagePredictor(model)
     true, absent = logits(predictor, options.true), logits(predictor, options.absent)
     wanted = float(np.log(options.threshold / (1 - options.threshold)))
     # In the middle between the lowest that is kept and the next: rounding the bias changes neither.

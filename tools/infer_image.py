@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import math
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -35,7 +34,6 @@ from unified.inference.output import (
     write_image_result,
 )
 from unified.inference.predictor import ImagePredictor
-from unified.masks import MASK_THRESHOLD
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -75,22 +73,13 @@ def run(options: argparse.Namespace) -> None:
     prompts, objects = cli.image_prompts(options.text, options.support)
     read_image(paths[0])  # before the model is loaded, which takes longer
     model = cli.load_model(options)
-    settings = model.info.inference
-    size = cli.input_size(options, settings["image_short_side"], settings["max_size"])
-    margin, mirror = settings["support_margin"], settings["mirror"]
-    predictor = ImagePredictor(
-        model, precision=settings["precision"], support_margin=margin, mirror=mirror, **size
-    )
+    predictor = ImagePredictor(model, **cli.chosen_settings(options))
     header = {
         "tool": "infer_image",
         "input": options.input,
         "objects": objects,
         "merge_rule": "separate" if options.separate else "score",
-        "thresholds": {"mask": MASK_THRESHOLD, "score": settings["image_score_threshold"]},
-        "model_input": size,
-        "support_margin": margin if math.isfinite(margin) else None,
-        "mirror": mirror,
-        **cli.describe_model(model),
+        **cli.describe_run(model, predictor.settings),
     }
     captions = {entry["id"]: entry["text"] or "like the examples" for entry in objects}
     with ExitStack() as stack, tqdm(paths, unit="image") as progress:
@@ -99,10 +88,6 @@ def run(options: argparse.Namespace) -> None:
             image = read_image(path)
             predictor.set_image(image)
             masks, scores = zip(*(predictor.predict(prompt) for prompt in prompts), strict=True)
-            masks = tuple(
-                mask & (score >= settings["image_score_threshold"])
-                for mask, score in zip(masks, scores, strict=True)
-            )
             if results is None:
                 # Only now, so that a prompt which the model cannot follow leaves no file.
                 prepare_folder(options.output, options.input)

@@ -28,7 +28,6 @@ from unified.inference import cli
 from unified.inference.output import ClipWriter, check_writable, prepare_folder
 from unified.inference.predictor import VideoPredictor
 from unified.inference.video_io import FrameReader
-from unified.masks import MASK_THRESHOLD
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -80,16 +79,11 @@ def run(options: argparse.Namespace) -> None:
     with FrameReader(*options.input, **part) as frames:
         prompts = cli.video_prompts(options.text, mask_files, frames, first=options.start)
         model = cli.load_model(options)
-        settings = model.info.inference
-        size = cli.input_size(options, settings["video_short_side"], settings["max_size"])
         predictor = VideoPredictor(
             model,
-            score_threshold=settings["score_threshold"],
             merge_rule="separate" if options.separate else "soft",
-            precision=settings["precision"],
-            objects_per_pass=settings["objects_per_pass"],
             keep_probabilities=options.save_logits,
-            **size,
+            **cli.chosen_settings(options),
         )
         objects = cli.describe_prompts(prompts)
         header = {
@@ -99,10 +93,8 @@ def run(options: argparse.Namespace) -> None:
             "size": frames.size,
             "fps": frames.fps,
             "objects": objects,
-            "merge_rule": predictor.merge_rule,
-            "thresholds": {"score": predictor.score_threshold, "mask": MASK_THRESHOLD},
-            "model_input": size,
-            **cli.describe_model(model),
+            "merge_rule": predictor.settings.merge_rule,
+            **cli.describe_run(model, predictor.settings),
         }
         with tqdm(frames, total=frames.num_frames, unit="frame") as progress:
             results = (

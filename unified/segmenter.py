@@ -8,6 +8,7 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from unified.structures import (
+    MASK_STRIDE,
     FeaturePyramid,
     ImageBatch,
     Reference,
@@ -54,7 +55,7 @@ class Segmenter(Protocol):
         references: Sequence[References],
         *,
         top_k: int = 1,
-        mask_stride: int = 4,
+        mask_stride: int = MASK_STRIDE,
     ) -> Segmentation:
         """The ``top_k`` best queries of every image, given zero, one or two kinds of reference."""
         ...
@@ -69,7 +70,7 @@ class TrainableSegmenter(Segmenter, Protocol):
         references: Sequence[References],
         targets: Sequence[Target],
         *,
-        mask_stride: int = 4,
+        mask_stride: int = MASK_STRIDE,
     ) -> Mapping[str, Tensor]:
         """Weighted scalar losses by name; their plain sum is the objective."""
         ...

@@ -17,6 +17,8 @@ from torch.nn import functional as F
 
 Size = tuple[int, int]
 
+MASK_STRIDE = 4  # of mask logits and of the features that they are made from, in input pixels
+
 
 @dataclass(frozen=True)
 class ImageBatch:
@@ -196,7 +198,7 @@ class Support:
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """What refers to one object; any combination of the three fields, at least one.
+    """What refers to one object: any combination of the three fields; none finds all objects.
 
     Attributes:
         text: a sentence.
@@ -245,6 +247,23 @@ class Segmentation:
     scores: Tensor
     boxes: Tensor
     classes: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Instance:
+    """One object of an image.
+
+    Attributes:
+        mask: (H, W) bool at the image's own size.
+        score: in [0, 1].
+        box: (x0, y0, x1, y1) in pixels, as the model predicts it; None where it has no extent.
+        category: index of its class.
+    """
+
+    mask: np.ndarray
+    score: float
+    box: tuple[float, float, float, float] | None
+    category: int
 
 
 @dataclass(frozen=True)

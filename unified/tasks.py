@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from unified.structures import MASK_STRIDE
+
 
 class Task(str, Enum):
     """What is asked of the model; the value is the name in sample dicts, configs and cards."""
@@ -30,7 +32,7 @@ class TaskSpec:
 
     references: tuple[str, ...]
     num_frames: int = 1
-    mask_stride: int = 4
+    mask_stride: int = MASK_STRIDE
     mask_dropout: float = 0.0
     top_k: int = 1
 

@@ -26,10 +26,17 @@ from unified.modeling.deform_attn import MultiScaleDeformableAttention, sum_of_g
 from unified.modeling.detr_head import Queries
 from unified.modeling.fusion import CrossAttention
 from unified.modeling.layers import aligned_bilinear
-from unified.modeling.mask_head import MASK_CHANNELS, STRIDE, MaskHead
+from unified.modeling.mask_head import MASK_CHANNELS, MaskHead
 from unified.modeling.selection import select_queries
 from unified.modeling.transformer import EncoderLayer
-from unified.structures import FeaturePyramid, ImageBatch, References, Segmentation, join
+from unified.structures import (
+    MASK_STRIDE,
+    FeaturePyramid,
+    ImageBatch,
+    References,
+    Segmentation,
+    join,
+)
 
 
 @dataclass(frozen=True)
@@ -79,7 +86,7 @@ class ReferenceAlgorithm(UniRef):
         references: Sequence[References],
         *,
         top_k: int = 1,
-        mask_stride: int = STRIDE,
+        mask_stride: int = MASK_STRIDE,
     ) -> Segmentation:
         """One object: the frame is encoded again and the masks of all queries are made."""
         if isinstance(features, FeaturesOfImages) and features.images is not None:
@@ -111,7 +118,7 @@ class ReferenceAlgorithm(UniRef):
         height, width = features.image_sizes[0]
         points = queries.references[-2][..., :2] * shared.new_tensor([width, height])
         logits = masks_by_grouped_convolution(self.mask_head, shared, queries.hidden[-1], points)
-        return aligned_bilinear(logits, STRIDE // mask_stride)
+        return aligned_bilinear(logits, MASK_STRIDE // mask_stride)
 
 
 def masks_by_grouped_convolution(

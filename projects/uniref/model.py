@@ -23,6 +23,7 @@ from unified.modeling.neck import Neck
 from unified.modeling.selection import select_queries
 from unified.modeling.text_encoder import TextEncoder, TextFeatures
 from unified.structures import (
+    MASK_STRIDE,
     FeaturePyramid,
     ImageBatch,
     Reference,
@@ -157,7 +158,7 @@ class UniRef(nn.Module):
         references: Sequence[References],
         *,
         top_k: int = 1,
-        mask_stride: int = 4,
+        mask_stride: int = MASK_STRIDE,
     ) -> Segmentation:
         """The best queries of every image and the masks of those only.
 
@@ -205,7 +206,7 @@ class UniRef(nn.Module):
         references: Sequence[References],
         targets: Sequence[Target],
         *,
-        mask_stride: int = 4,
+        mask_stride: int = MASK_STRIDE,
     ) -> dict[str, Tensor]:
         """Weighted losses of all decoder layers and the proposals; their sum is the objective.
 

@@ -170,15 +170,15 @@ def test_images_with_examples(photos: Path, tmp_path: Path) -> None:
     content = results(out)
     assert [len(entry["supports"]) for entry in content["objects"]] == [2, 1]
     assert [entry["id"] for entry in content["images"][0]["objects"]] == [1, 2]
-    assert content["support_margin"] == 0.15 and content["mirror"] is True
+    assert content["inference"]["support_margin"] == 0.15 and content["inference"]["mirror"]
     whole = ["--input", f"{photos}/b.*", "--output", f"{out}2", "--support", pair, *TINY]
     assert infer_image([*whole, "INFERENCE.SUPPORT_MARGIN", "1e999"]) == 0
     wider = results(tmp_path / "out2")
-    assert wider["support_margin"] is None
+    assert wider["inference"]["support_margin"] is None
     alone = [*whole[:3], f"{out}4", *whole[4:], "INFERENCE.MIRROR", "False"]
     assert infer_image(alone) == 0
     once = results(tmp_path / "out4")
-    assert once["mirror"] is False
+    assert once["inference"]["mirror"] is False
     scores = [entry["images"][0]["objects"][-1]["score"] for entry in (content, wider, once)]
     assert len(set(scores)) == 3
     assert infer_image([*whole[:3], f"{out}3", *whole[4:], "INFERENCE.SUPPORT_MARGIN", "-0.1"]) == 2

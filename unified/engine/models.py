@@ -13,6 +13,7 @@ from torch import nn
 from unified.checkpoint import FOREIGN_PREFIX, LoadReport, Weights, load_weights, read_weights
 from unified.devices import pick_device
 from unified.engine.config import load_config, system, with_options
+from unified.engine.inference import settings_of
 from unified.errors import CheckpointError, ConfigError
 from unified.files import file_sha256
 from unified.weights import WEIGHTS, resolve
@@ -58,14 +59,12 @@ class ModelInfo:
         config: file of the configuration, or None for a ``CfgNode``.
         weights: file of the weights, or None when they are untrained.
         sha256: of that file.
-        inference: the ``INFERENCE`` node of the configuration as a dict.
     """
 
     name: str
     config: str | None
     weights: str | None
     sha256: str | None
-    inference: dict[str, object]
 
 
 def models() -> tuple[str, ...]:
@@ -90,7 +89,8 @@ def load(
         options: ``KEY VALUE`` pairs that override the configuration.
 
     Returns:
-        The model; its attribute ``info`` is a ``ModelInfo``.
+        The model; its attribute ``info`` is a ``ModelInfo``, ``inference`` how the predictors ask
+        it.
 
     Raises:
         ConfigError: name, configuration or device are wrong.
@@ -111,8 +111,8 @@ def load(
         config=None if file is None else str(file),
         weights=None if path is None else str(path),
         sha256=None if path is None else file_sha256(path),
-        inference={key.lower(): value for key, value in cfg.INFERENCE.items()},
     )
+    model.inference = settings_of(cfg)
     return model.to(target).eval()
 
 

@@ -14,7 +14,6 @@ from unified.inference.predictor import ImagePredictor, VideoPredictor
 from unified.inference.profiling import StageTimer, memory
 from unified.inference.video_io import FrameReader, VideoWriter
 from unified.label_maps import merge_by_score
-from unified.segmenter import Segmenter
 from unified.structures import Prompt, Size
 
 PERIOD = 40  # frames until the rectangles are back where they were
@@ -56,31 +55,15 @@ def moving_rectangles(number: int, size: Size, num_objects: int) -> tuple[np.nda
 
 
 def segment_clip(
-    model: Segmenter,
-    folder: Path,
-    *,
-    num_frames: int,
-    size: Size,
-    num_objects: int,
-    short_side: int,
-    max_size: int,
-    objects_per_pass: int,
+    predictor: VideoPredictor, folder: Path, *, num_frames: int, size: Size, num_objects: int
 ) -> Iterator[Outcome]:
     """Outcomes of a clip in which every object has a mask on the first frame.
 
     Args:
+        predictor: keeps probabilities.
         folder: an empty one, for the clip and the results.
-        size: (H, W) of the frames; the model sees them as ``VideoPredictor`` says.
+        size: (H, W) of the frames.
     """
-    predictor = VideoPredictor(
-        model,
-        score_threshold=0.0,  # every object is worked on in every frame, whatever the weights
-        mask_stride=1,
-        short_side=short_side,
-        max_size=max_size,
-        objects_per_pass=objects_per_pass,
-        keep_probabilities=True,
-    )
     clip, output = folder / "clip.mp4", folder / "output"
     with VideoWriter(clip, fps=24, size=size) as writer:
         for number in range(num_frames):
@@ -100,7 +83,7 @@ def segment_clip(
                 frame = next(frames, None)
             if frame is None:
                 return
-            with timer.watch(model), timer.stage("merge"):
+            with timer.watch(predictor.encoder.model), timer.stage("merge"):
                 result = predictor.step(frame.image, {} if frame.number else prompts)
             probabilities = np.stack([result.probabilities[i] for i in prompts])
             with timer.stage("write"):
@@ -114,18 +97,9 @@ def segment_clip(
 
 
 def segment_images(
-    model: Segmenter,
-    folder: Path,
-    *,
-    num_frames: int,
-    size: Size,
-    num_objects: int,
-    short_side: int,
-    max_size: int,
-    mirror: bool,
+    predictor: ImagePredictor, folder: Path, *, num_frames: int, size: Size, num_objects: int
 ) -> Iterator[Outcome]:
     """Outcomes of single images; every object is prompted by its mask on the image itself."""
-    predictor = ImagePredictor(model, short_side=short_side, max_size=max_size, mirror=mirror)
     output = folder / "output"
     prepare_folder(output)
     timer = StageTimer()
@@ -136,7 +110,7 @@ def segment_images(
         write_image(path, image)
         with timer.stage("decode"):
             image = read_image(path)
-        with timer.watch(model), timer.stage("merge"):
+        with timer.watch(predictor.encoder.model), timer.stage("merge"):
             predictor.set_image(image)
             found = [predictor.predict_prob(Prompt(mask=mask)) for mask in masks]
             probabilities, scores = zip(*found, strict=True)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import math
 import platform
 import re
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,10 @@ import torch
 import unified
 from unified.errors import InputError
 from unified.inference.image_io import read_image
+from unified.inference.settings import ModelInput
 from unified.inference.video_io import FrameReader
 from unified.label_maps import MAX_OBJECT_ID, read_label_map, split_label_map
+from unified.masks import MASK_THRESHOLD
 from unified.structures import Prompt, Support
 
 MIN_SIDE = 32
@@ -61,19 +65,21 @@ def load_model(options: argparse.Namespace) -> Any:
     )
 
 
-def input_size(options: argparse.Namespace, short_side: int, max_size: int) -> dict[str, int]:
-    """Arguments of a predictor for the size of the model input; ``--max-size`` comes first."""
-    return {"short_side": short_side, "max_size": options.max_size or max_size}
+def chosen_settings(options: argparse.Namespace) -> dict[str, int]:
+    """What the arguments change in how the model is asked."""
+    return {} if options.max_size is None else {"max_size": options.max_size}
 
 
-def describe_model(model: Any) -> dict[str, Any]:
-    """Model, weights and versions, for results.json."""
+def describe_run(model: Any, settings: ModelInput) -> dict[str, Any]:
+    """Model, weights, how it is asked, and versions, for results.json."""
     info = model.info
+    asked = asdict(settings)
     return {
+        "inference": {k: None if v == math.inf else v for k, v in asked.items()},
+        "thresholds": {"mask": MASK_THRESHOLD, "score": settings.score_threshold},
         "model": info.name,
         "config": info.config,
         "weights": {"file": info.weights, "sha256": info.sha256},
-        "precision": info.inference["precision"],
         "device": str(next(model.parameters()).device),
         "versions": {
             "unified": unified.__version__,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -10,10 +11,11 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
-from unified.errors import ConfigError, InputError
-from unified.label_maps import check_margin, object_window
+from unified.errors import InputError
+from unified.inference.settings import ModelInput
+from unified.label_maps import object_window
+from unified.masks import resize_mask
 from unified.segmenter import Segmenter
 from unified.structures import (
     FeaturePyramid,
@@ -25,9 +27,12 @@ from unified.structures import (
     Support,
     join_levels,
     resized_size,
+    stack_padded,
 )
 
-PRECISIONS = ("float32", "bfloat16", "float16")
+logger = logging.getLogger(__name__)
+
+FEW_PIXELS = 16  # of an object at the size the model sees; fewer say little about it
 
 
 @dataclass(frozen=True)
@@ -43,40 +48,21 @@ class FrameEncoder:
 
     Args:
         model: in eval mode.
-        short_side: the shorter image side is resized to this many pixels.
-        max_size: the longer side is never larger than this.
-        precision: "float32", or "bfloat16"/"float16" autocast.
-        support_margin: example images are cropped around their object, see ``object_window``.
-
-    Raises:
-        ConfigError: the precision is none of these, or the margin is negative or no number.
+        settings: its input.
     """
 
-    def __init__(
-        self,
-        model: Segmenter,
-        *,
-        short_side: int,
-        max_size: int,
-        precision: str = "float32",
-        support_margin: float = math.inf,
-    ) -> None:
-        if precision not in PRECISIONS:
-            raise ConfigError(f"precision {precision!r} is unknown: choose one of {PRECISIONS}")
-        check_margin(support_margin)
-        self.model = model
-        self.short_side, self.max_size = short_side, max_size
-        self.precision, self.support_margin = precision, support_margin
+    def __init__(self, model: Segmenter, settings: ModelInput) -> None:
+        self.model, self.settings = model, settings
         # The same prompts on the next image or after a reset cost nothing.
         self.text = lru_cache(maxsize=64)(self._text)
-        self.support = lru_cache(maxsize=16)(self._support)
+        self.supports = lru_cache(maxsize=16)(self._supports)
 
     def autocast(self) -> AbstractContextManager[object]:
         """Context in which the model runs."""
-        if self.precision == "float32":
+        if self.settings.precision == "float32":
             return nullcontext()
         device = next(iter(self.model.parameters())).device
-        return torch.autocast(device.type, dtype=getattr(torch, self.precision))
+        return torch.autocast(device.type, dtype=getattr(torch, self.settings.precision))
 
     def image(self, image: np.ndarray) -> EncodedFrame:
         """(H, W, 3) uint8 RGB -> features at the model's input size.
@@ -85,11 +71,21 @@ class FrameEncoder:
             InputError: another shape or dtype.
         """
         check_image(image)
-        resized = resize_image(image, resized_size(image.shape[:2], self.short_side, self.max_size))
-        pixels = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
+        return self._encode([image])
+
+    def _encode(self, images: Sequence[np.ndarray]) -> EncodedFrame:
+        """Images as one batch, padded to a common size."""
+        pixels = []
+        for image in images:
+            resized = resize_image(image, self._input_size(image))
+            pixels.append(torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1))))
         with torch.inference_mode(), self.autocast():
-            images = self.model.preprocess([pixels])
-            return EncodedFrame(images, self.model.encode_image(images))
+            batch = self.model.preprocess(pixels)
+            return EncodedFrame(batch, self.model.encode_image(batch))
+
+    def _input_size(self, image: np.ndarray) -> Size:
+        """What the model sees of an image or mask (H, W, ...)."""
+        return resized_size(image.shape[:2], self.settings.short_side, self.settings.max_size)
 
     def _text(self, text: str) -> References:
         """References of one sentence.
@@ -103,37 +99,62 @@ class FrameEncoder:
 
     def masks(self, frame: EncodedFrame, masks: Sequence[np.ndarray]) -> list[References]:
         """References of O masks (H, W) bool on one frame, at any resolution, each of batch 1."""
-        self._require("mask")
-        size, (height, width) = frame.images.image_sizes[0], frame.images.padded_size
-        resized = torch.zeros(len(masks), height, width, dtype=torch.bool)
-        for index, mask in enumerate(masks):
-            source = torch.from_numpy(np.ascontiguousarray(mask)).float()[None, None]
-            resized[index, : size[0], : size[1]] = F.interpolate(source, size=size)[0, 0] > 0.5
         num = len(masks)
         images = ImageBatch(
             tensor=frame.images.tensor.expand(num, -1, -1, -1),
             image_sizes=frame.images.image_sizes * num,
             padding_mask=frame.images.padding_mask.expand(num, -1, -1),
         )
-        with torch.inference_mode(), self.autocast():
-            levels = self.model.encode_mask(
-                images, frame.features.expand(num), resized.to(images.tensor.device)
-            )
-        return [tuple(_row(level, index) for level in levels) for index in range(num)]
+        return self._encode_masks(EncodedFrame(images, frame.features.expand(num)), masks)
 
-    def _support(self, support: Support) -> References:
-        """References of one example image with its mask."""
-        check_image(support.image)
-        check_mask(support.mask, support.image.shape[:2])
-        window = object_window(support.mask, self.support_margin)
-        return self.masks(self.image(support.image[window]), [support.mask[window]])[0]
+    def _encode_masks(self, frames: EncodedFrame, masks: Sequence[np.ndarray]) -> list[References]:
+        """References of one mask (H, W) bool on each image of a batch, each of batch 1."""
+        self._require("mask")
+        images = frames.images
+        resized = [
+            resize_mask(mask, size) for mask, size in zip(masks, images.image_sizes, strict=True)
+        ]
+        padded = stack_padded(resized, images.padded_size).to(images.tensor.device)
+        with torch.inference_mode(), self.autocast():
+            levels = self.model.encode_mask(images, frames.features, padded)
+        return [tuple(_row(level, index) for level in levels) for index in range(len(masks))]
+
+    def _supports(self, supports: tuple[Support, ...]) -> list[References]:
+        """References of the example images of one object, encoded as one batch.
+
+        Norms in the model see how far each is padded, as in the reference.
+        """
+        images, masks = [], []
+        for support in supports:
+            check_image(support.image)
+            check_mask(support.mask, support.image.shape[:2])
+            window = object_window(support.mask, self.settings.support_margin)
+            images.append(support.image[window])
+            masks.append(support.mask[window])
+            self._warn_if_few(masks[-1], "an example image")
+        return self._encode_masks(self._encode(images), masks)
 
     def visual(self, frame: EncodedFrame, prompt: Prompt) -> References | None:
         """Supports and the mask of a prompt on this frame as one reference, or None."""
-        references = [self.support(support) for support in prompt.supports]
+        references = [*self.supports(prompt.supports)] if prompt.supports else []
         if prompt.mask is not None:
-            references.extend(self.masks(frame, [np.asarray(prompt.mask, bool)]))
+            mask = np.asarray(prompt.mask, bool)
+            self._warn_if_few(mask, "the frame")
+            references.extend(self.masks(frame, [mask]))
         return join_levels(references) if references else None
+
+    def _warn_if_few(self, mask: np.ndarray, where: str) -> None:
+        """Logs a warning if the model sees little of an object, with a size that shows more."""
+        size = self._input_size(mask)
+        area = mask.sum() * (size[0] * size[1] / mask.size)
+        if area < FEW_PIXELS:
+            scale = math.sqrt(FEW_PIXELS / area)
+            short, long = (math.ceil(side * scale) for side in (min(size), max(size)))
+            logger.warning(
+                "the mask of an object on %s covers %.1f pixels of the %d x %d that the model sees,"
+                " so little may be followed: short_side %d and max_size %d show it on %d",
+                *(where, area, *size, short, max(long, self.settings.max_size), FEW_PIXELS),
+            )
 
     def _require(self, kind: str) -> None:
         if kind not in self.model.reference_kinds:
@@ -159,7 +180,10 @@ def check_image(image: np.ndarray) -> None:
 def check_prompt(prompt: Prompt, size: Size | None = None) -> None:
     """Raises InputError unless the prompt says something and its mask fits a frame of ``size``."""
     if prompt.text is None and prompt.mask is None and not prompt.supports:
-        raise InputError("the prompt is empty: give a text, a mask or example images with masks")
+        raise InputError(
+            "the prompt is empty: give a text, a mask or example images with masks, or call detect "
+            "for all objects of an image"
+        )
     if prompt.mask is not None and size is not None:
         check_mask(prompt.mask, size)
 

@@ -67,6 +67,10 @@ class VideoMemory:
         first = mask if track.first is None else track.first
         self._tracks[object_id] = replace(track, first=first, latest=mask)
 
+    def has_text(self, object_id: int) -> bool:
+        """Whether a sentence describes the object."""
+        return self._tracks[object_id].text is not None
+
     def forget(self, object_id: int) -> None:
         """Drops an object; unknown ids are fine."""
         self._tracks.pop(object_id, None)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,113 +15,182 @@ from unified.errors import InputError
 from unified.expressions import swap_left_right
 from unified.inference.frames import EncodedFrame, FrameEncoder, check_image, check_prompt
 from unified.inference.memory import VideoMemory
+from unified.inference.settings import ImageSettings, VideoSettings, inference_settings
 from unified.label_maps import MAX_OBJECT_ID, mask_box
-from unified.masks import MASK_THRESHOLD, binary_masks, join_mirrored, mask_probabilities, merge
+from unified.masks import (
+    MASK_THRESHOLD,
+    Joint,
+    binary_masks,
+    join_mirrored,
+    mask_probabilities,
+    merge,
+)
+from unified.modeling.box_ops import cxcywh_to_xyxy
 from unified.segmenter import Segmenter
-from unified.structures import FrameResult, Prompt, References, Size
+from unified.structures import (
+    FrameResult,
+    Instance,
+    Prompt,
+    References,
+    Segmentation,
+    Size,
+)
 
-MASK_STRIDE = 4
-
-MergeRule = Literal["soft", "separate"]
+MASKS_AT_ONCE = 8  # resized to the size of the image
 
 
 class ImagePredictor:
-    """Segments prompts on one image at a time; the image is encoded once."""
+    """Segments prompts on one image at a time; the image is encoded once.
+
+    Args:
+        model: in eval mode.
+        settings: sizes, threshold and the rest; those that the model carries by default.
+        changes: fields of ``ImageSettings`` that replace those.
+    """
 
     def __init__(
-        self,
-        model: Segmenter,
-        *,
-        short_side: int = 800,
-        max_size: int = 1333,
-        precision: str = "float32",
-        support_margin: float = math.inf,
-        mirror: bool = False,
+        self, model: Segmenter, settings: ImageSettings | None = None, **changes: Any
     ) -> None:
-        """The defaults are the reference's.
-
-        Args:
-            mirror: ask the mirror image too, with left and right swapped in sentences, and join
-                both answers, see ``join_mirrored``. Takes twice the time.
-
-        The other options are those of ``FrameEncoder``.
-        """
-        self._encoder = FrameEncoder(
-            model,
-            short_side=short_side,
-            max_size=max_size,
-            precision=precision,
-            support_margin=support_margin,
-        )
-        self._mirror = mirror
+        self.settings = replace(settings or inference_settings(model).image, **changes)
+        self.encoder = FrameEncoder(model, self.settings)
         self._frame: EncodedFrame | None = None
+        self._flipped: np.ndarray | None = None
         self._mirrored: EncodedFrame | None = None
         self._size: Size = (0, 0)
 
     def set_image(self, image: np.ndarray) -> None:
         """Encodes (H, W, 3) uint8 RGB for the following prompts."""
-        self._frame = self._encoder.image(image)
-        self._mirrored = self._encoder.image(image[:, ::-1]) if self._mirror else None
+        self._frame, self._mirrored = self.encoder.image(image), None
         self._size = (image.shape[0], image.shape[1])
+        self._flipped = image[:, ::-1].copy() if self.settings.mirror else None
 
     def predict(self, prompt: Prompt) -> tuple[np.ndarray, float]:
         """The mask (H, W) bool at the image's size and its score in [0, 1].
+
+        The mask is empty where the score is below the threshold. See ``instance``.
+
+        Raises:
+            InputError: no image is set, or the prompt is empty or does not fit.
+        """
+        found = self.instance(prompt)
+        return found.mask, found.score
+
+    def instance(self, prompt: Prompt) -> Instance:
+        """What the prompt refers to, with its box.
 
         The binary mask of the model's input is resized, as the reference's evaluation does; with
         the mirror image, probabilities are resized and joined before.
 
         Raises:
-            InputError: no image is set, or the prompt is empty or does not fit.
+            InputError: as for ``predict``.
         """
-        if self._mirror:
-            probability, joint_score = self.predict_prob(prompt)
-            return probability > MASK_THRESHOLD, joint_score
         frame = self._check(prompt)
-        logits, score = self._segment(frame, prompt)
-        size = frame.images.image_sizes[0]
-        mask = binary_masks(logits, stride=MASK_STRIDE, image_size=size, original_size=self._size)
-        return mask[0].cpu().numpy(), float(score)
+        if not self.settings.mirror:
+            found = self._segment(frame, prompt)
+            return self._instance(found, 0, self._binary(found.mask_logits[0])[0])
+        joint, joined = self._joint(frame, prompt)
+        return self._instance(joined, 0, joint.probability > MASK_THRESHOLD)
 
     def predict_prob(self, prompt: Prompt) -> tuple[np.ndarray, float]:
         """As ``predict``, with the probability (H, W) float32 of every pixel."""
         frame = self._check(prompt)
-        probability, score = self._probability(frame, prompt)
-        if self._mirrored is not None:
-            other, other_score = self._probability(self._mirrored, _mirrored_prompt(prompt))
-            joint = join_mirrored(
-                torch.stack((probability, other)), torch.stack((score, other_score))
-            )
+        if self.settings.mirror:
+            joint, _ = self._joint(frame, prompt)
             probability, score = joint.probability, joint.score
-        return probability.cpu().numpy(), float(score)
+        else:
+            found = self._segment(frame, prompt)
+            probability, score = self._probability(found), found.scores[0, 0]
+        present = score >= self.settings.score_threshold
+        return (probability * present).cpu().numpy(), float(score)
+
+    def detect(self, top_k: int = 100) -> list[Instance]:
+        """All objects of the image that reach the threshold, the highest score first.
+
+        Args:
+            top_k: largest number of them.
+
+        Raises:
+            InputError: no image is set.
+        """
+        frame = self._image_frame()
+        with torch.inference_mode(), self.encoder.autocast():
+            found = _float32(self.encoder.model.segment(frame.features, [], top_k=top_k))
+        scores = found.scores[0]
+        kept = ((scores > 0) & (scores >= self.settings.score_threshold)).nonzero()[:, 0].tolist()
+        instances: list[Instance] = []
+        for start in range(0, len(kept), MASKS_AT_ONCE):
+            part = kept[start : start + MASKS_AT_ONCE]
+            masks = self._binary(found.mask_logits[0, part])
+            instances += [self._instance(found, *pair) for pair in zip(part, masks, strict=True)]
+        with_extent = [instance for instance in instances if instance.box is not None]
+        return sorted(with_extent, key=lambda instance: -instance.score)
+
+    def _image_frame(self) -> EncodedFrame:
+        if self._frame is None:
+            raise InputError("no image to segment: call set_image first")
+        return self._frame
 
     def _check(self, prompt: Prompt) -> EncodedFrame:
         """The image as it was set, if there is one that the prompt fits."""
-        if self._frame is None:
-            raise InputError("no image to segment: call set_image first")
+        frame = self._image_frame()
         check_prompt(prompt, self._size)
-        return self._frame
+        return frame
 
-    def _probability(self, frame: EncodedFrame, prompt: Prompt) -> tuple[Tensor, Tensor]:
-        """Probabilities (H, W) at the image's size and score () of the best query."""
-        logits, score = self._segment(frame, prompt)
-        size = frame.images.image_sizes[0]
-        return mask_probabilities(
-            logits, stride=MASK_STRIDE, image_size=size, original_size=self._size
-        )[0], score
-
-    def _segment(self, frame: EncodedFrame, prompt: Prompt) -> tuple[Tensor, Tensor]:
-        """Mask logits (1, h, w) and score () of the best query."""
+    def _segment(self, frame: EncodedFrame, prompt: Prompt) -> Segmentation:
+        """The best query, B = K = 1."""
         references: list[References] = []
         if prompt.text is not None:
-            references.append(self._encoder.text(prompt.text))
-        visual = self._encoder.visual(frame, prompt)
+            references.append(self.encoder.text(prompt.text))
+        visual = self.encoder.visual(frame, prompt)
         if visual is not None:
             references.append(visual)
-        with torch.inference_mode(), self._encoder.autocast():
-            result = self._encoder.model.segment(
-                frame.features, references, top_k=1, mask_stride=MASK_STRIDE
-            )
-        return result.mask_logits[0].float(), result.scores[0, 0].float()
+        with torch.inference_mode(), self.encoder.autocast():
+            return _float32(self.encoder.model.segment(frame.features, references, top_k=1))
+
+    def _joint(self, frame: EncodedFrame, prompt: Prompt) -> tuple[Joint, Segmentation]:
+        """The answers about the image and its mirror image joined; box and class of both."""
+        if self._mirrored is None:
+            assert self._flipped is not None, "kept by set_image where mirror images are asked"
+            self._mirrored = self.encoder.image(self._flipped)
+        views = self._segment(frame, prompt), self._segment(self._mirrored, _mirrored(prompt))
+        joint = join_mirrored(
+            torch.stack([self._probability(view) for view in views]),
+            torch.stack([view.scores[0, 0] for view in views]),
+        )
+        boxes = None
+        if views[0].boxes is not None:
+            first, second = (view.boxes[0, 0] for view in views)  # (4,), cxcywh
+            flipped = torch.cat((1 - second[:1], second[1:]))
+            boxes = (joint.weights[0] * first + joint.weights[1] * flipped)[None, None]
+        better = views[int(joint.weights.argmax())]
+        return joint, replace(better, boxes=boxes, scores=joint.score[None, None])
+
+    def _probability(self, found: Segmentation) -> Tensor:
+        """(H, W) at the image's size, of the best query."""
+        return mask_probabilities(found.mask_logits[0, :1], **self._scale(found.mask_logits))[0]
+
+    def _binary(self, mask_logits: Tensor) -> Tensor:
+        """(N, h, w) -> (N, H, W) bool at the image's size."""
+        return binary_masks(mask_logits, **self._scale(mask_logits))
+
+    def _scale(self, mask_logits: Tensor) -> dict[str, Any]:
+        """How (..., h, w) logits of the padded input become the image's size."""
+        images = self._image_frame().images
+        return {
+            "stride": images.padded_size[0] // mask_logits.shape[-2],
+            "image_size": images.image_sizes[0],
+            "original_size": self._size,
+        }
+
+    def _instance(self, found: Segmentation, row: int, mask: Tensor) -> Instance:
+        score = float(found.scores[0, row])
+        present = score >= self.settings.score_threshold
+        array = (mask & present).cpu().numpy()
+        if found.boxes is None:
+            box = mask_box(array)
+        else:
+            box = _pixel_box(found.boxes[0, row], self._size)
+        return Instance(array, score, box, category=int(found.classes[0, row]))
 
 
 class VideoPredictor:
@@ -133,41 +201,15 @@ class VideoPredictor:
 
     Args:
         model: in eval mode.
-        score_threshold: an object whose best score is lower is absent on that frame.
-        merge_rule: "soft" lets objects compete for pixels (soft aggregation); "separate" keeps
-            every object's own mask (``FrameResult.masks``), as one expression at a time would.
-        use_memory: False segments every frame from the sentence alone.
-        mask_stride: stride of mask logits, 4, or 1 as the reference does for masks alone.
-        objects_per_pass: largest number of objects batched.
-        keep_probabilities: return (H, W) float probabilities of every object.
-        support_margin: example images are cropped around their object, see ``object_window``.
+        settings: sizes, threshold, merge rule and the rest; by default those the model carries.
+        changes: fields of ``VideoSettings`` that replace those.
     """
 
     def __init__(
-        self,
-        model: Segmenter,
-        *,
-        score_threshold: float = 0.3,
-        merge_rule: MergeRule = "soft",
-        use_memory: bool = True,
-        mask_stride: int = MASK_STRIDE,
-        short_side: int = 480,
-        max_size: int = 1333,
-        precision: str = "float32",
-        objects_per_pass: int = 8,
-        keep_probabilities: bool = False,
-        support_margin: float = math.inf,
+        self, model: Segmenter, settings: VideoSettings | None = None, **changes: Any
     ) -> None:
-        self.encoder = FrameEncoder(
-            model,
-            short_side=short_side,
-            max_size=max_size,
-            precision=precision,
-            support_margin=support_margin,
-        )
-        self.score_threshold, self.merge_rule = score_threshold, merge_rule
-        self.use_memory, self.mask_stride = use_memory, mask_stride
-        self.objects_per_pass, self.keep_probabilities = objects_per_pass, keep_probabilities
+        self.settings = replace(settings or inference_settings(model).video, **changes)
+        self.encoder = FrameEncoder(model, self.settings)
         self._waiting: dict[int, Prompt] = {}
         self.memory = VideoMemory()
 
@@ -276,20 +318,26 @@ class VideoPredictor:
             )[0, 0]
         unknown = [object_id for object_id in ids if object_id not in given]
         image_size = frame.images.image_sizes[0]
-        for chunk, references in self.memory.batches(unknown, self.objects_per_pass):
+        for chunk, references in self.memory.batches(unknown, self.settings.objects_per_pass):
+            described = self.memory.has_text(chunk[0])  # then all of the chunk are
             with torch.inference_mode(), self.encoder.autocast():
                 result = self.encoder.model.segment(
-                    frame.features.expand(len(chunk)), references, mask_stride=self.mask_stride
+                    frame.features.expand(len(chunk)),
+                    references,
+                    mask_stride=self.settings.text_stride
+                    if described
+                    else self.settings.mask_stride,
                 )
+                logits = result.mask_logits[:, 0].float()
                 probabilities = mask_probabilities(
-                    result.mask_logits[:, 0].float(),
-                    stride=self.mask_stride,
+                    logits,
+                    stride=frame.images.padded_size[0] // logits.shape[-2],
                     image_size=image_size,
                     original_size=size,
                 )
             for row, object_id in enumerate(chunk):
                 scores[object_id] = float(result.scores[row, 0])
-                present = scores[object_id] >= self.score_threshold
+                present = scores[object_id] >= self.settings.score_threshold
                 maps[object_id] = probabilities[row] * present
         device = frame.images.tensor.device
         return scores, torch.stack([maps[object_id].to(device) for object_id in ids])
@@ -304,25 +352,26 @@ class VideoPredictor:
         """Merges the objects, remembers the visible ones and describes the frame."""
         ids = self.memory.object_ids
         label_map = merge(probabilities, ids).cpu().numpy()
-        if self.merge_rule == "separate":
+        if self.settings.merge_rule == "separate":
             masks = dict(zip(ids, (probabilities > MASK_THRESHOLD).cpu().numpy(), strict=True))
         else:
             masks = {object_id: label_map == object_id for object_id in ids}
-        if self.use_memory and "mask" in self.encoder.model.reference_kinds:
+        if self.settings.use_memory and "mask" in self.encoder.model.reference_kinds:
             seen = [i for i in ids if i not in given and masks[i].any()]
-            for start in range(0, len(seen), self.objects_per_pass):
-                chunk = seen[start : start + self.objects_per_pass]
+            for start in range(0, len(seen), self.settings.objects_per_pass):
+                chunk = seen[start : start + self.settings.objects_per_pass]
                 references = self.encoder.masks(frame, [masks[i] for i in chunk])
                 for object_id, reference in zip(chunk, references, strict=True):
                     self.memory.update(object_id, reference)
-        kept = probabilities.cpu().numpy() if self.keep_probabilities else ()
+        keep = self.settings.keep_probabilities
+        kept = probabilities.cpu().numpy() if keep else ()
         return FrameResult(
             label_map=label_map,
             scores=dict(scores),
             boxes={i: mask_box(mask) for i, mask in masks.items()},
             areas={i: int(mask.sum()) for i, mask in masks.items()},
-            masks=masks if self.merge_rule == "separate" else {},
-            probabilities=dict(zip(ids, kept, strict=True)) if self.keep_probabilities else {},
+            masks=masks if self.settings.merge_rule == "separate" else {},
+            probabilities=dict(zip(ids, kept, strict=True)) if keep else {},
         )
 
 
@@ -332,10 +381,29 @@ def _check_object(object_id: int, prompt: Prompt) -> None:
     check_prompt(prompt)
 
 
-def _mirrored_prompt(prompt: Prompt) -> Prompt:
+def _mirrored(prompt: Prompt) -> Prompt:
     """What the same prompt is on the mirror image; example images stay."""
     return replace(
         prompt,
         text=None if prompt.text is None else swap_left_right(prompt.text),
         mask=None if prompt.mask is None else np.asarray(prompt.mask, bool)[:, ::-1],
     )
+
+
+def _float32(found: Segmentation) -> Segmentation:
+    """The answer in single precision, whatever the model runs in."""
+    return replace(
+        found,
+        mask_logits=found.mask_logits.float(),
+        scores=found.scores.float(),
+        boxes=None if found.boxes is None else found.boxes.float(),
+    )
+
+
+def _pixel_box(box: Tensor, size: Size) -> tuple[float, float, float, float] | None:
+    """(4,) cxcywh, relative, as xyxy in pixels within an image of (H, W); None if it is empty."""
+    height, width = size
+    corners = cxcywh_to_xyxy(box) * box.new_tensor([width, height, width, height])
+    left, right = corners[0::2].clamp(0, width).tolist()
+    top, bottom = corners[1::2].clamp(0, height).tolist()
+    return (left, top, right, bottom) if left < right and top < bottom else None

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unified.structures import Size, upload
+from unified.structures import MASK_STRIDE, Size, upload
 
-STRIDE = 4
 DILATION = 2
 MIN_SIMILARITY = 0.3
 WARMUP_LAYERS = 10_000
@@ -58,7 +57,7 @@ def color_similarity(
         image_sizes: B x (h, w) before padding.
         original_heights: B heights in pixels of the files, before resizing to h.
     """
-    lab = rgb_to_lab(F.avg_pool2d(images.float(), STRIDE).byte().flip(1))
+    lab = rgb_to_lab(F.avg_pool2d(images.float(), MASK_STRIDE).byte().flip(1))
     ignored = (
         int(IGNORED_BOTTOM_PIXELS * height / original)
         for (height, _), original in zip(image_sizes, original_heights, strict=True)
@@ -66,7 +65,8 @@ def color_similarity(
     ends = [(h - cut, w) for (h, w), cut in zip(image_sizes, ignored, strict=True)]
     bottom, right = upload(torch.tensor(ends), images.device)[:, :, None].unbind(1)  # (B, 1)
     rows, columns = (
-        torch.arange(STRIDE // 2, side, STRIDE, device=images.device) for side in images.shape[2:]
+        torch.arange(MASK_STRIDE // 2, side, MASK_STRIDE, device=images.device)
+        for side in images.shape[2:]
     )
     valid = (rows < bottom)[:, :, None] & (columns < right)[:, None]
     around = neighbours(lab.flatten(0, 1)).unflatten(0, (-1, 3))  # (B, 3, 8, h, w)

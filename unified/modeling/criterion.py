@@ -19,7 +19,7 @@ from unified.modeling.matcher import (
     match_hungarian,
     match_simota,
 )
-from unified.structures import Target, upload
+from unified.structures import MASK_STRIDE, Target, upload
 
 WEIGHTS: Mapping[str, float] = {
     "loss_ce": 2.0,
@@ -81,7 +81,7 @@ class Criterion:
         targets: Sequence[Target],
         decode_masks: DecodeMasks,
         *,
-        mask_stride: int = 4,
+        mask_stride: int = MASK_STRIDE,
     ) -> dict[str, Tensor]:
         """Scalars by name: ``loss_ce`` of the last layer, ``loss_ce_0`` of the first, ``_enc``.
 
@@ -104,7 +104,7 @@ class Criterion:
         targets: Sequence[Target],
         decode_masks: DecodeMasks,
         *,
-        mask_stride: int = 4,
+        mask_stride: int = MASK_STRIDE,
     ) -> dict[str, Tensor]:
         """The same before weighting."""
         padded = PaddedTargets.from_targets(targets)

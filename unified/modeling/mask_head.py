@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unified.modeling.layers import MLP, aligned_bilinear, xavier_init
+from unified.structures import MASK_STRIDE
 
 MASK_CHANNELS = 8
-STRIDE = 4
 
 
 class PixelDecoder(nn.Module):
@@ -70,7 +70,7 @@ class MaskHead(nn.Module):
         return self.mask_conv(F.relu(self.output_conv(x + lateral)))
 
     def forward(
-        self, features: Tensor, hidden: Tensor, points: Tensor, *, mask_stride: int = STRIDE
+        self, features: Tensor, hidden: Tensor, points: Tensor, *, mask_stride: int = MASK_STRIDE
     ) -> Tensor:
         """Mask logits of the given queries, in the dtype of the weights also under autocast.
 
@@ -89,7 +89,7 @@ class MaskHead(nn.Module):
         dtype = self.mask_conv.weight.dtype
         with torch.autocast(features.device.type, enabled=False):
             logits = self._decode(*(x.to(dtype) for x in (features, hidden, points)))
-            return aligned_bilinear(logits, STRIDE // mask_stride)
+            return aligned_bilinear(logits, MASK_STRIDE // mask_stride)
 
     def _decode(self, features: Tensor, hidden: Tensor, points: Tensor) -> Tensor:
         """(B, K, h, w) at the stride of ``features``."""
@@ -116,5 +116,5 @@ class MaskHead(nn.Module):
             torch.arange(width, device=points.device, dtype=points.dtype),
             indexing="ij",
         )
-        pixels = torch.stack((x, y)).flatten(1) * STRIDE + STRIDE // 2  # (2, h * w)
+        pixels = torch.stack((x, y)).flatten(1) * MASK_STRIDE + MASK_STRIDE // 2  # (2, h * w)
         return points[..., None] - pixels

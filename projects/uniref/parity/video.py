@@ -33,7 +33,7 @@ def _predictor(model: UniRef, frames: np.ndarray, **options: object) -> VideoPre
 
 def _replay_masks(model: UniRef, arrays: Arrays, frames: np.ndarray) -> dict[str, object]:
     """video_vos: objects given by masks, merged by soft aggregation."""
-    predictor = _predictor(model, frames, score_threshold=0.4, mask_stride=1)
+    predictor = _predictor(model, frames, score_threshold=0.4)
     prompts: dict[int, dict[int, Prompt]] = {}
     for name, mask in arrays.items():
         found = re.fullmatch(r"in/mask_obj(\d+)_frame(\d+)", name)

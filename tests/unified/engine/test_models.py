@@ -91,7 +91,7 @@ def test_a_yaml_without_weights_is_random_and_says_so(
     info = model.info
     assert (info.name, info.config) == (str(small), str(small))
     assert info.weights is None and info.sha256 is None
-    assert info.inference["score_threshold"] == 0.25
+    assert model.inference.video.score_threshold == 0.25
 
 
 @pytest.mark.parametrize("layout", ["native", "official"])

@@ -8,6 +8,7 @@ import torch
 
 from projects.uniref.model import UniRef
 from unified.inference.frames import FrameEncoder, resize_image
+from unified.inference.settings import ModelInput
 from unified.structures import resized_size
 
 SIZE = (60, 80)
@@ -44,7 +45,7 @@ def test_resize_is_antialiased_and_leaves_a_fitting_image_alone() -> None:
 
 
 def test_masks_given_as_numbers_are_the_same_as_booleans(uniref: UniRef) -> None:
-    encoder = FrameEncoder(uniref, short_side=64, max_size=128)
+    encoder = FrameEncoder(uniref, ModelInput(short_side=64, max_size=128))
     frame = encoder.image(noise())
     marked = np.zeros(SIZE, bool)
     marked[5:25, 10:35] = True

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import gc
+import logging
 import math
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,10 +15,16 @@ from torch import nn
 
 from projects.uniref.model import UniRef
 from unified.errors import ConfigError, InputError
-from unified.inference.frames import resize_image
+from unified.inference.frames import FEW_PIXELS, resize_image
 from unified.inference.predictor import ImagePredictor, VideoPredictor
-from unified.masks import binary_masks, join_mirrored, mask_probabilities, merge
-from unified.structures import FrameResult, Prompt, Support, join_levels, resized_size
+from unified.masks import (
+    binary_masks,
+    join_mirrored,
+    mask_probabilities,
+    merge,
+    resize_mask,
+)
+from unified.structures import FrameResult, Prompt, Support, join, join_levels, resized_size
 
 SIZE = (60, 80)
 SHORT, LONG = 64, 128
@@ -299,7 +308,7 @@ def test_supports_of_other_images_define_an_object(uniref: UniRef) -> None:
     predictor = video(uniref)
     with count_calls(uniref.backbone) as calls:
         results = list(predictor.run(clip, {0: {1: Prompt(supports=supports)}}))
-    assert len(calls) == 3 + len(clip), "each support is encoded once"
+    assert calls == [1, 3, 1, 1], "the supports are encoded once, as one batch"
     assert [list(result.scores) for result in results] == [[1]] * 3
     fewer = video(uniref).step(clip[0], {1: Prompt(supports=supports[:1])})
     assert fewer.scores != results[0].scores
@@ -327,7 +336,7 @@ def test_a_sentence_turns_into_memory_with_the_first_mask_that_is_not_empty(
     predictor.add(1, Prompt(text=TEXTS[0]))
     assert head_inputs(clip[0]) == [1], "absent"
     assert head_inputs(clip[1]) == [1], "so the next frame is tried with the sentence alone"
-    predictor.score_threshold = 0.0
+    predictor.settings = replace(predictor.settings, score_threshold=0.0)
     assert predictor.step(clip[2]).areas[1] > 0
     assert head_inputs(clip[3]) == [2], "seen: sentence and memory"
 
@@ -352,9 +361,9 @@ def test_an_absent_object_keeps_its_memory(uniref: UniRef) -> None:
     predictor = video(uniref)
     predictor.step(clip[0], {1: Prompt(mask=MASKS[0])})
     predictor.step(clip[1])
-    predictor.score_threshold = 1.1
+    predictor.settings = replace(predictor.settings, score_threshold=1.1)
     assert predictor.step(clip[4]).absent == (1,)
-    predictor.score_threshold = 0.0
+    predictor.settings = replace(predictor.settings, score_threshold=0.0)
     result = predictor.step(clip[2])
     expected = list(video(uniref).run(clip[:3], {0: {1: Prompt(mask=MASKS[0])}}))[2]
     equal(result, expected)
@@ -642,6 +651,69 @@ def test_a_bad_image_leaves_the_one_before(uniref: UniRef) -> None:
         predictor.set_image(np.zeros(SIZE, np.uint8))
     after = predictor.predict(Prompt(text="cat"))
     assert np.array_equal(before[0], after[0]) and before[1] == after[1]
+
+
+def test_examples_of_several_sizes_are_padded_to_one_batch(uniref: UniRef) -> None:
+    """As the reference does it: norms over whole maps see the padding."""
+    large, small = frames(1)[0], frames(1, size=(40, 96))[0]
+    masks = MASKS[0], np.zeros((40, 96), bool)
+    masks[1][10:30, 20:50] = True
+    predictor = ImagePredictor(uniref, short_side=SHORT, max_size=LONG)
+    predictor.set_image(large)
+    supports = tuple(Support(*pair) for pair in zip((large, small), masks, strict=True))
+    together, score = predictor.predict_prob(Prompt(supports=supports))
+
+    sizes = [resized_size(view.shape[:2], SHORT, LONG) for view in (large, small)]
+    views = [resize_image(view, size) for view, size in zip((large, small), sizes, strict=True)]
+    with torch.inference_mode():
+        batch = uniref.preprocess([torch.from_numpy(v.copy()).permute(2, 0, 1) for v in views])
+        marked = torch.zeros(2, *batch.padded_size)
+        for row, (mask, (height, width)) in enumerate(zip(masks, sizes, strict=True)):
+            marked[row, :height, :width] = resize_mask(mask, (height, width))
+        levels = uniref.encode_mask(batch, uniref.encode_image(batch), marked)
+        joined = [join([level[:1], level[1:]]) for level in levels]
+        image = predictor.encoder.image(large)
+        found = uniref.segment(image.features, [joined])
+    assert score == pytest.approx(float(found.scores), abs=1e-6)
+    assert batch.padding_mask.any() and together.shape == SIZE
+
+
+@pytest.mark.parametrize(
+    ("size", "part"),
+    [
+        ((2160, 3840), np.s_[1000:1003, 501:504]),
+        ((720, 1280), np.s_[701:702, 303:304]),
+        ((720, 1280), np.s_[99:101, 1278:1280]),
+    ],
+)
+def test_an_object_of_a_few_pixels_is_not_lost(
+    uniref: UniRef,
+    size: tuple[int, int],
+    part: tuple[slice, slice],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    mask = np.zeros(size, bool)
+    mask[part] = True
+    resized = resize_mask(mask, resized_size(size, SHORT, LONG))
+    assert resized.sum() == 1
+    (row, column) = resized.nonzero()[0].tolist()
+    assert abs(row / len(resized) - part[0].start / size[0]) < 2 / len(resized)
+    assert abs(column / resized.shape[1] - part[1].start / size[1]) < 2 / resized.shape[1]
+    predictor = video(uniref)
+    with caplog.at_level(logging.WARNING):
+        predictor.step(np.zeros((*size, 3), np.uint8), {1: Prompt(mask=mask)})
+    (record,) = caplog.records
+    assert "so little may be followed: short_side" in record.message
+    wanted = re.search(r"short_side (\d+) and max_size (\d+)", record.message)
+    assert wanted is not None
+    height, width = resized_size(size, int(wanted[1]), int(wanted[2]))
+    assert mask.sum() * height * width / mask.size >= 0.99 * FEW_PIXELS
+
+
+def test_a_large_mask_gives_no_warning(uniref: UniRef, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        video(uniref).step(frames(1)[0], {1: Prompt(mask=MASKS[0])})
+    assert not caplog.records
 
 
 def test_an_example_may_be_cropped_around_its_object(uniref: UniRef) -> None:

@@ -1,0 +1,99 @@
+"""Predictors ask as the model says, unless they are told otherwise."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import unified
+from projects.uniref.model import UniRef
+from unified.engine.config import load_config
+from unified.engine.inference import settings_of
+from unified.engine.models import CONFIGS
+from unified.errors import ConfigError
+from unified.inference.predictor import ImagePredictor, VideoPredictor
+from unified.inference.settings import (
+    ImageSettings,
+    InferenceSettings,
+    VideoSettings,
+    inference_settings,
+)
+from unified.structures import Prompt
+
+
+@pytest.fixture(scope="module")
+def lite() -> UniRef:
+    model: UniRef = unified.load("uniref-lite", device="cpu")
+    return model
+
+
+def test_a_loaded_model_is_asked_as_its_configuration_says(lite: UniRef) -> None:
+    image, video = ImagePredictor(lite).settings, VideoPredictor(lite).settings
+    assert (image.short_side, image.max_size, image.score_threshold) == (352, 576, 0.3)
+    assert image.mirror and image.support_margin == 0.15 and image.precision == "float32"
+    assert (video.short_side, video.max_size, video.score_threshold) == (256, 576, 0.3)
+    assert video.support_margin == 0.15 and (video.text_stride, video.mask_stride) == (4, 1)
+    assert settings_of(load_config(CONFIGS / "lite/uniref_lite.yaml")) == lite.inference
+
+
+def test_arguments_override_what_the_model_carries(lite: UniRef) -> None:
+    changed = ImagePredictor(lite, short_side=64, mirror=False).settings
+    assert (changed.short_side, changed.mirror, changed.max_size) == (64, False, 576)
+    given = VideoSettings(short_side=96, score_threshold=0.0)
+    assert VideoPredictor(lite, given, use_memory=False).settings == VideoSettings(
+        short_side=96, score_threshold=0.0, use_memory=False
+    )
+    with pytest.raises(TypeError, match="shortest_side"):
+        ImagePredictor(lite, shortest_side=64)
+
+
+def test_a_bare_model_is_asked_with_the_defaults(uniref: UniRef) -> None:
+    assert inference_settings(uniref) == InferenceSettings()
+    assert ImagePredictor(uniref).settings == ImageSettings()
+    assert ImageSettings().support_margin == math.inf and not ImageSettings().mirror
+    carrying = copy.copy(uniref)
+    carrying.inference = InferenceSettings(image=ImageSettings(short_side=96))
+    assert ImagePredictor(carrying).settings.short_side == 96
+
+
+@pytest.mark.parametrize("precision", ["float64", "half"])
+def test_an_unknown_precision_is_an_error(uniref: UniRef, precision: str) -> None:
+    with pytest.raises(ConfigError, match=f"precision '{precision}' is unknown"):
+        VideoPredictor(uniref, precision=precision)
+
+
+def test_below_the_threshold_a_mask_is_empty(uniref: UniRef) -> None:
+    picture = np.random.default_rng(0).integers(0, 255, (60, 80, 3), np.uint8)
+    kinds = {}
+    for threshold in (0.0, 1.1):
+        predictor = ImagePredictor(uniref, short_side=64, max_size=128, score_threshold=threshold)
+        predictor.set_image(picture)
+        mask, score = predictor.predict(Prompt(text="cat"))
+        probability, same = predictor.predict_prob(Prompt(text="cat"))
+        assert score == same
+        kinds[threshold] = (mask.any(), probability.any(), score, len(predictor.detect()))
+    assert kinds[0.0][:2] == (True, True) and kinds[1.1][:2] == (False, False)
+    assert kinds[0.0][2] == kinds[1.1][2] and kinds[0.0][3] > 0 == kinds[1.1][3]
+
+
+def test_detection_gives_all_instances_the_best_first(uniref: UniRef) -> None:
+    picture = np.random.default_rng(0).integers(0, 255, (60, 80, 3), np.uint8)
+    predictor = ImagePredictor(uniref, short_side=64, max_size=128)
+    predictor.set_image(picture)
+    found = predictor.detect(top_k=12)
+    assert 1 < len(found) <= 12
+    scores = [instance.score for instance in found]
+    assert scores == sorted(scores, reverse=True)
+    encoded = predictor.encoder.image(picture)
+    with torch.inference_mode():
+        raw = uniref.segment(encoded.features, [], top_k=12)
+    assert scores == pytest.approx(sorted(raw.scores[0][raw.scores[0] > 0].tolist())[::-1])
+    for instance in found:
+        assert instance.mask.shape == (60, 80) and instance.mask.dtype == bool
+        assert instance.box is not None
+        left, top, right, bottom = instance.box
+        assert 0 <= left < right <= 80 and 0 <= top < bottom <= 60

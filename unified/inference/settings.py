@@ -1,0 +1,102 @@
+"""How a model is asked: sizes, thresholds, precision; a model carries them, callers override.
+
+A model that was trained for other values has them as its attribute ``inference``; ``unified.load``
+sets it from the ``INFERENCE`` node of the configuration. A model without it is asked with the
+defaults here, which are the reference's.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from unified.errors import ConfigError
+from unified.label_maps import check_margin
+from unified.structures import MASK_STRIDE
+
+PRECISIONS = ("float32", "bfloat16", "float16")
+
+MergeRule = Literal["soft", "separate"]
+
+
+@dataclass(frozen=True)
+class ModelInput:
+    """What images and clips have in common.
+
+    Attributes:
+        short_side: the shorter side of the model's input.
+        max_size: its longer side is never larger than this.
+        score_threshold: an object with a lower score is absent, its mask empty.
+        precision: "float32", or "bfloat16" or "float16" autocast.
+        support_margin: example images are cropped around their object, see ``object_window``;
+            infinite takes whole pictures.
+    """
+
+    short_side: int
+    max_size: int = 1333
+    score_threshold: float = 0.0
+    precision: str = "float32"
+    support_margin: float = math.inf
+
+    def __post_init__(self) -> None:
+        """
+        Raises:
+            ConfigError: the precision is unknown, or the margin is negative or no number.
+        """
+        if self.precision not in PRECISIONS:
+            raise ConfigError(
+                f"precision {self.precision!r} is unknown: choose one of {PRECISIONS}"
+            )
+        check_margin(self.support_margin)
+
+
+@dataclass(frozen=True)
+class ImageSettings(ModelInput):
+    """How ``ImagePredictor`` asks.
+
+    Attributes:
+        mirror: ask the mirror image too, with left and right swapped in sentences, and join both
+            answers, see ``join_mirrored``; takes twice the time. Not in detection.
+    """
+
+    short_side: int = 800
+    mirror: bool = False
+
+
+@dataclass(frozen=True)
+class VideoSettings(ModelInput):
+    """How ``VideoPredictor`` asks.
+
+    Attributes:
+        merge_rule: "soft" lets objects compete for pixels (soft aggregation); "separate" keeps
+            every object's own mask (``FrameResult.masks``), as one object at a time would.
+        use_memory: False segments every frame from the sentence alone.
+        text_stride: stride of the mask logits of objects with a sentence.
+        mask_stride: the same of objects given by masks alone.
+        objects_per_pass: largest number of objects batched.
+        keep_probabilities: return (H, W) float probabilities of every object.
+    """
+
+    short_side: int = 480
+    score_threshold: float = 0.3
+    merge_rule: MergeRule = "soft"
+    use_memory: bool = True
+    text_stride: int = MASK_STRIDE
+    mask_stride: int = 1
+    objects_per_pass: int = 8
+    keep_probabilities: bool = False
+
+
+@dataclass(frozen=True)
+class InferenceSettings:
+    """What a model carries: how it is asked about images and about clips."""
+
+    image: ImageSettings = field(default_factory=ImageSettings)
+    video: VideoSettings = field(default_factory=VideoSettings)
+
+
+def inference_settings(model: object) -> InferenceSettings:
+    """Those that a model carries as ``inference``, or the defaults."""
+    carried = getattr(model, "inference", None)
+    return carried if isinstance(carried, InferenceSettings) else InferenceSettings()
