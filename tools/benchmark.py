@@ -108,19 +108,18 @@ def outcomes(
     options: argparse.Namespace, scratch: Path, model: Any, name: str, num_frames: int
 ) -> Iterator[benchmark.Outcome]:
     """Frame by frame, in a folder of that name."""
-    folder = scratch / name
-    folder.mkdir()
+    (folder := scratch / name).mkdir()
     work = {"num_frames": num_frames, "size": options.size, "num_objects": options.objects}
     # As the inference tools, but small frames stay as they are, and every object is worked on.
     changes: dict[str, Any] = {**cli.chosen_settings(options), "score_threshold": 0.0}
     changes["short_side"] = min(getattr(model.inference, options.mode).short_side, *options.size)
     if options.mode == "image":
-        asked = ImagePredictor(model, mirror=options.mirror, **changes)
-        return benchmark.segment_images(asked, folder, **work)
+        changes["mirror"] = options.mirror
+        return benchmark.segment_images(ImagePredictor(model, **changes), folder, **work)
+    changes["keep_probabilities"] = True
     if isinstance(model, ReferenceAlgorithm):
         changes["objects_per_pass"] = 1
-    predictor = VideoPredictor(model, keep_probabilities=True, **changes)
-    return benchmark.segment_clip(predictor, folder, **work)
+    return benchmark.segment_clip(VideoPredictor(model, **changes), folder, **work)
 
 
 def describe(laps: Sequence[benchmark.Lap], num_objects: int, peak: float) -> dict[str, Any]:
