@@ -33,11 +33,14 @@ class KeyTable:
             both sides.
         aliases: (alias, original) foreign patterns of entries stored twice.
         unused: foreign patterns of entries that our models do not need, also where a rule fits.
+        convolutions: foreign patterns of convolutions of kernel 1 along one axis, (out, in, 1),
+            which are linear layers, (out, in), here.
     """
 
     rules: Sequence[tuple[str, str]]
     aliases: Sequence[tuple[str, str]] = ()
     unused: Sequence[str] = ()
+    convolutions: Sequence[str] = ()
 
     def to_native(self, weights: Mapping[str, Tensor]) -> tuple[Weights, Conversion]:
         """Our layout of a foreign state dict.
@@ -64,7 +67,7 @@ class KeyTable:
                 renamed = FOREIGN_PREFIX + key
             if renamed in native:
                 raise CheckpointError(f"two entries of the file both become {renamed}")
-            native[renamed] = tensor
+            native[renamed] = tensor.squeeze(-1) if self._is_convolution(key) else tensor
         return native, report
 
     def to_foreign(self, weights: Mapping[str, Tensor]) -> Weights:
@@ -86,11 +89,14 @@ class KeyTable:
                     f"{key} has no counterpart in the official layout: only models with the parts "
                     "of the reference can be exported"
                 )
-            foreign[renamed] = tensor
+            foreign[renamed] = tensor[..., None] if self._is_convolution(renamed) else tensor
             alias = _translate(renamed, copies)
             if alias is not None:
-                foreign[alias] = tensor
+                foreign[alias] = foreign[renamed]
         return foreign
+
+    def _is_convolution(self, key: str) -> bool:
+        return any(_regex(pattern).fullmatch(key) for pattern in self.convolutions)
 
     def is_foreign(self, weights: Iterable[str]) -> bool:
         """True when the keys look like the foreign layout rather than ours."""

@@ -248,6 +248,31 @@ class Segmentation:
     boxes: Tensor
     classes: Tensor
 
+    @classmethod
+    def of_masks(cls, mask_logits: Tensor, features: FeaturePyramid) -> Segmentation:
+        """That of a model which predicts masks alone.
+
+        Scores are the mean probability inside each mask and 0 for an empty one; boxes are those of
+        the masks; the class is 0.
+
+        Args:
+            mask_logits: (B, K, h, w) at a stride of the padded input.
+            features: of the same images.
+        """
+        inside = mask_logits > 0
+        probabilities = mask_logits.detach().float().sigmoid() * inside
+        areas = inside.sum(dim=(2, 3))
+        scores = probabilities.sum(dim=(2, 3)) / areas.clamp(min=1)
+        stride = features.padded_size[0] / mask_logits.shape[2]
+        sides = torch.tensor(features.image_sizes) / stride  # (B, 2), unpadded
+        edges = [
+            _extent(inside.any(dim=axis)) / upload(side, mask_logits.device)[:, None, None]
+            for axis, side in ((2, sides[:, 1]), (3, sides[:, 0]))
+        ]
+        ends = torch.stack(edges, dim=-1).clamp(max=1)  # (B, K, 2 ends, x and y)
+        boxes = torch.cat((ends.mean(dim=2), ends[:, :, 1] - ends[:, :, 0]), dim=-1)
+        return cls(mask_logits, scores, boxes, torch.zeros_like(areas))
+
 
 @dataclass(frozen=True, eq=False)
 class Instance:
@@ -325,3 +350,12 @@ def resized_size(size: Sequence[int], short_side: int, max_size: int | None) -> 
         scale = min(scale, max_size / max(size))
     height, width = (max(1, int(side * scale + 0.5)) for side in size)
     return height, width
+
+
+def _extent(occupied: Tensor) -> Tensor:
+    """First index and one past the last of each row (..., N) of bools: (..., 2), 0 where none."""
+    length = occupied.shape[-1]
+    index = torch.arange(length, device=occupied.device)
+    first = torch.where(occupied, index, length).amin(dim=-1)
+    last = torch.where(occupied, index + 1, 0).amax(dim=-1)
+    return torch.stack((torch.minimum(first, last), last), dim=-1).float()

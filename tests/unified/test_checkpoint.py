@@ -86,6 +86,17 @@ def test_a_pattern_star_stands_for_dots_too_and_for_at_least_one_letter() -> Non
     assert "b.x.y" in native and report.unexpected == ["a..z"]
 
 
+def test_convolutions_of_kernel_one_become_linear_layers_and_back() -> None:
+    table = KeyTable(rules=[("theirs.*", "ours.*")], convolutions=["theirs.conv.weight"])
+    foreign = {"theirs.conv.weight": torch.rand(4, 3, 1), "theirs.other.weight": torch.rand(4, 1)}
+    native, _ = table.to_native(foreign)
+    assert {key: tuple(value.shape) for key, value in native.items()} == {
+        "ours.conv.weight": (4, 3),
+        "ours.other.weight": (4, 1),
+    }
+    assert identical(table.to_foreign(native), foreign)
+
+
 def test_an_alias_that_differs_is_refused() -> None:
     given = foreign()
     given["net.copy.0.w"] = given["net.copy.0.w"] + 1

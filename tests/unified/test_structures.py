@@ -9,6 +9,7 @@ from unified.structures import (
     FrameResult,
     ImageBatch,
     Reference,
+    Segmentation,
     join,
     join_levels,
     padded_size,
@@ -123,3 +124,20 @@ def test_absent_objects_are_those_without_a_pixel() -> None:
         areas={1: 0, 4: 0, 2: 1},
     )
     assert result.absent == (1, 4)
+
+
+def test_masks_alone_give_scores_and_boxes() -> None:
+    features = FeaturePyramid(
+        levels=(torch.zeros(2, 1, 2, 2),),
+        padding_masks=(torch.zeros(2, 2, 2, dtype=torch.bool),),
+        image_sizes=((64, 48), (40, 64)),  # of which (16, 12) and (10, 16) cells
+        padded_size=(64, 64),
+    )
+    logits = torch.full((2, 1, 16, 16), -3.0)
+    logits[0, 0, 4:8, 3:9] = torch.logit(torch.tensor(0.75))
+    found = Segmentation.of_masks(logits, features)
+    assert found.mask_logits is logits and found.classes.tolist() == [[0], [0]]
+    torch.testing.assert_close(found.scores, torch.tensor([[0.75], [0.0]]))
+    expected = torch.tensor([6 / 12, 6 / 16, 6 / 12, 4 / 16])  # cxcywh of the image itself
+    torch.testing.assert_close(found.boxes[0, 0], expected)
+    assert found.boxes[1, 0, 2:].tolist() == [0, 0]

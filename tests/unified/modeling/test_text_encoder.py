@@ -271,6 +271,14 @@ def test_dropout_is_active_in_training_only() -> None:
         assert not torch.equal(encoder(["a dog"]).words, encoder(["a dog"]).words)
 
 
+def test_words_without_projection_are_those_of_the_model() -> None:
+    encoder = build_text_encoder("minilm", hidden_dim=None, weights=MINILM).eval()
+    with torch.no_grad():
+        text = encoder(SENTENCES[:2])
+    assert text.words is text.last_hidden and text.words.shape[-1] == 384
+    assert not any(key.startswith("project.") for key in encoder.state_dict())
+
+
 def test_similar_sentences_are_similar_with_the_packaged_weights(minilm: TextEncoder) -> None:
     """A check that the weights are the trained ones and reach the right places."""
     with torch.inference_mode():
