@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from signal import SIGTERM
 from typing import Any
+from urllib.parse import urlsplit
 
 import torch
 import torch.distributed as dist
@@ -21,10 +22,11 @@ from detectron2.utils import comm
 from torch import multiprocessing
 
 from unified.commands import MISUSE
+from unified.engine.failures import FailureWatch
 from unified.errors import ConfigError, UnifiedError
 
 # How long a process waits for the others before it gives up. Long enough for the first process to
-# score a test set; a process that dies on the same machine is noticed at once.
+# score a test set; one that fails says so at once, one that dies on the same machine is noticed.
 TIMEOUT = timedelta(minutes=30)
 
 
@@ -62,18 +64,18 @@ def launch(main: Callable[..., None], args: Namespace, device: str, *more: Any) 
 
 def _wait(context: Any) -> int:
     """Joins all processes; when one fails the others are ended and the first cause is named."""
+    ended = multiprocessing.ProcessExitedException
     try:
         while not context.join():
             pass
-    except (
-        multiprocessing.ProcessExitedException,
-        multiprocessing.ProcessRaisedException,
-    ) as error:
+    except (ended, multiprocessing.ProcessRaisedException) as error:
         codes = [process.exitcode for process in context.processes]
         if MISUSE in codes:
             return MISUSE  # it has said why
         # Processes that lose their partner fail too; the ones ended here got SIGTERM.
         killed = [i for i, code in enumerate(codes) if code and code < 0 and code != -SIGTERM]
+        if not killed and 1 in codes and isinstance(error, ended):
+            return 1  # one of another machine failed; what it said was printed
         if not killed:
             raise
         name = signal.Signals(-codes[killed[0]]).name
@@ -123,27 +125,32 @@ def _work(
     local_world: int,
     url: str,
 ) -> int:
-    """Joins the group, if any, and runs ``main``; 0, or 2 after an error of the user."""
+    """Joins the group, if any, and runs ``main``; 0, or 2 after an error that was printed."""
     accelerator = _is_accelerator(device)
-    try:
-        if accelerator:
-            _backend(device).set_device(local_rank)
-        if world > 1:
-            dist.init_process_group(
-                "nccl" if accelerator else "gloo",
-                init_method=url,
-                rank=rank,
-                world_size=world,
-                timeout=TIMEOUT,
-            )
-            comm.create_local_process_group(local_world)
+    if accelerator:
+        _backend(device).set_device(local_rank)
+    if world == 1:
         main(*more)
-    except UnifiedError as error:
-        where = f"process {rank}: " if world > 1 else ""
-        sys.stderr.write(f"error: {where}{error}\n")
-        return MISUSE
-    if world > 1:
-        dist.destroy_process_group()
+        return 0
+    dist.init_process_group(
+        "nccl" if accelerator else "gloo",
+        init_method=url,
+        rank=rank,
+        world_size=world,
+        timeout=TIMEOUT,
+    )
+    comm.create_local_process_group(local_world)
+    host = urlsplit(url).hostname or os.environ.get("MASTER_ADDR", "localhost")
+    watch = FailureWatch(host, rank=rank, world=world, local_world=local_world)
+    try:
+        main(*more)
+        watch.finish()
+    except Exception as error:
+        code = watch.fail(error)
+        if isinstance(error, UnifiedError):
+            return code
+        raise
+    dist.destroy_process_group()
     return 0
 
 

@@ -1,0 +1,140 @@
+"""A process that fails takes those on other machines along, with its message."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from unified.data.synthetic.releases import RELEASES
+
+ROOT = Path(__file__).parents[3]
+CONFIG = ROOT / "tests/data/tiny_training.yaml"
+
+# Two machines of one process each; {body} is what a process does after it joined.
+SCRIPT = """
+import sys
+from argparse import Namespace
+from detectron2.utils import comm
+import torch.distributed as dist
+from unified.engine.launch import launch
+from unified.errors import InputError
+
+def work():
+{body}
+
+if __name__ == "__main__":
+    machine, url = int(sys.argv[1]), sys.argv[2]
+    args = Namespace(num_gpus=1, num_machines=2, machine_rank=machine, dist_url=url)
+    sys.exit(launch(work, args, "cpu"))
+"""
+BROKEN_SAMPLE = """
+    if comm.get_rank() == {rank}:
+        raise InputError("frame 7 of clip 3 is unreadable")
+    dist.barrier()
+"""
+UNEXPECTED = """
+    if comm.get_rank() == 1:
+        raise RuntimeError("out of memory")
+    dist.barrier()
+"""
+GONE = """
+    import os, signal
+    if comm.get_rank() == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    dist.barrier()
+"""
+WELL = """
+    import time
+    time.sleep(comm.get_rank())
+    print("done", comm.get_rank())
+"""
+NOT_A_NUMBER = """
+    import torch
+    from detectron2.engine import HookBase
+    from unified.engine.config import load_config
+    from unified.engine.sources import build_train_loader
+    from unified.engine.trainer import Trainer
+
+    class Spoil(HookBase):
+        def before_step(self):
+            if self.trainer.iter == 2 and comm.get_rank() == 1:
+                with torch.no_grad():
+                    next(self.trainer.segmenter.head.parameters()).fill_(float("nan"))
+
+    options = ["OUTPUT_DIR", {folder!r}, "SOLVER.MAX_ITER", "100000"]
+    cfg = load_config({config!r}, options)
+    trainer = Trainer(cfg, build_train_loader(cfg))
+    trainer.register_hooks([Spoil()])
+    trainer.train()
+"""
+
+
+def run_two(body: str, folder: Path) -> tuple[list[int], list[str], float]:
+    """Exit codes and what was printed by both, and the seconds until both had ended."""
+    script = folder / "work.py"
+    script.write_text(SCRIPT.format(body=body))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        url = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment["DETECTRON2_DATASETS"] = str(folder)
+    start = time.monotonic()
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", str(script), str(machine), url],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for machine in range(2)
+    ]
+    try:
+        printed = [process.communicate(timeout=120)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [process.returncode for process in processes], printed, time.monotonic() - start
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_unreadable_sample_ends_all_machines(rank: int, tmp_path: Path) -> None:
+    codes, printed, seconds = run_two(BROKEN_SAMPLE.format(rank=rank), tmp_path)
+    assert codes == [2, 2] and seconds < 60
+    message = f"error: process {rank}: frame 7 of clip 3 is unreadable\n"
+    assert [text.count(message) for text in printed] == [1, 1], printed
+
+
+def test_a_loss_that_is_no_number_ends_all_machines(tmp_path: Path) -> None:
+    for release in ("fss1000", "ytbvos19", "coco"):
+        RELEASES[release](tmp_path, 4, 0)
+    body = NOT_A_NUMBER.format(folder=str(tmp_path / "out"), config=str(CONFIG))
+    codes, printed, seconds = run_two(body, tmp_path)
+    assert codes == [2, 2] and seconds < 60
+    for text in printed:
+        assert "error: process 1: step 2: total_loss" in text and "--resume" in text, text
+
+
+def test_an_unexpected_error_ends_all_machines(tmp_path: Path) -> None:
+    codes, printed, seconds = run_two(UNEXPECTED, tmp_path)
+    assert codes == [1, 1] and seconds < 60
+    assert "error: process 1: RuntimeError: out of memory" in printed[0]
+    assert "Traceback" in printed[1] and "out of memory" in printed[1]
+
+
+def test_without_the_first_process_the_others_end(tmp_path: Path) -> None:
+    codes, printed, seconds = run_two(GONE, tmp_path)
+    assert codes[1] == 1 and seconds < 60
+    assert "error: process 0 was lost: continue with --resume" in printed[1]
+
+
+def test_processes_that_end_well_wait_for_each_other(tmp_path: Path) -> None:
+    codes, printed, _ = run_two(WELL, tmp_path)
+    assert codes == [0, 0]
+    assert printed == ["done 0\n", "done 1\n"]
