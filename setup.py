@@ -1,13 +1,21 @@
-"""Installs the toolkit into an existing environment: ``python -m pip install -e .``."""
+"""Installs the toolkit into an existing environment: ``python -m pip install -e .``.
+
+In the source tree ``unified``, ``projects``, ``configs`` and ``tools`` lie side by side. A wheel
+holds all of them inside the package ``unified``, since names as general as these would meet those
+of others in site-packages. The copies of the code say so: ``import projects.uniref`` becomes
+``import unified.projects.uniref``, and what names ``python tools/data.py`` names ``unified data``.
+"""
 
 from __future__ import annotations
 
 import re
+import shutil
 import sysconfig
 from importlib.metadata import distributions
 from pathlib import Path
 
 from setuptools import find_namespace_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "unified/__init__.py").read_text()).group(1)
@@ -24,6 +32,40 @@ def opencv() -> str:
     return next((name for name in variants if name in installed), "opencv-python-headless")
 
 
+class BuildPackage(build_py):
+    """Copies what lies beside ``unified`` into it."""
+
+    def run(self) -> None:
+        if self.editable_mode:
+            super().run()
+            return
+        self.packages = [name for name in self.packages if name.partition(".")[0] == "unified"]
+        super().run()
+        package = Path(self.build_lib) / "unified"
+        # check_metrics compares with recordings, by code of the tests.
+        ignore = shutil.ignore_patterns("__pycache__", "check_metrics.py")
+        for folder in ("projects", "configs", "tools"):
+            shutil.rmtree(package / folder, ignore_errors=True)  # of an earlier build
+            shutil.copytree(ROOT / folder, package / folder, ignore=ignore)
+        (package / "datasets").mkdir(exist_ok=True)
+        shutil.copyfile(ROOT / "datasets/README.md", package / "datasets/README.md")
+        for path in package.rglob("*.py"):
+            path.write_text(as_in_wheel(path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def as_in_wheel(code: str) -> str:
+    """The code of a module with the names that things have in a wheel."""
+    code = re.sub(r"^sys\.path\.insert\(0, .*\n", "", code, flags=re.MULTILINE)
+    code = re.sub(r"(?<![\w./}])projects\.(?=\w)", "unified.projects.", code)
+    code = re.sub(r"(torchrun .*)tools/train_net\.py", r"\1-m unified train", code)
+    return re.sub(r"(?:python )?tools/(\w+)\.py", lambda found: command(found[1]), code)
+
+
+def command(tool: str) -> str:
+    """As ``unified.__main__.command_name``, which cannot be imported here."""
+    return "unified " + tool.removeprefix("infer_").removesuffix("_net").replace("_", "-")
+
+
 setup(
     name="unified",
     version=VERSION,
@@ -32,6 +74,8 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_namespace_packages(include=["unified*", "projects*"]),
+    cmdclass={"build_py": BuildPackage},
+    entry_points={"console_scripts": ["unified = unified.__main__:main"]},
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.4",

@@ -22,6 +22,7 @@ from unified.data.catalog import CATALOG, data_root, find_dataset, own_names
 from unified.data.check import SECONDS, check_dataset, is_installed
 from unified.data.convert import convert_dataset
 from unified.errors import InputError, UnifiedError
+from unified.layout import DATASETS_GUIDE
 
 
 def check(names: Sequence[str]) -> int:
@@ -29,7 +30,7 @@ def check(names: Sequence[str]) -> int:
     installed = [name for name in CATALOG if is_installed(name)]
     wanted = [*installed, *own_names()] if names == ["all"] else names
     if not wanted:
-        raise InputError(f"no dataset is installed below {data_root()}: see datasets/README.md")
+        raise InputError(f"no dataset is installed below {data_root()}: see {DATASETS_GUIDE}")
     wrong = 0
     for name in wanted:
         start = time.perf_counter()

@@ -33,24 +33,25 @@ HEIGHT = 240  # of a tile, pixels
 
 
 def segment_clip(folder: Path, *prompts: str) -> Path:
-    """Runs tools/infer_video.py; returns its overlay."""
+    """Returns the overlay."""
     clip = ["--input", str(sample_path(CLIP)), "--end", str(LAST_FRAME)]
-    run("infer_video.py", *clip, *prompts, "--output", str(folder))
+    run("infer_video.py", "python tools/infer_video.py", *clip, *prompts, "--output", str(folder))
     return folder / "overlay.mp4"
 
 
 def segment_photo(folder: Path, name: str, sentences: Sequence[str]) -> Path:
-    """Runs tools/infer_image.py; returns its overlay."""
+    """Returns the overlay."""
     texts = [word for sentence in sentences for word in ("--text", sentence)]
-    run("infer_image.py", "--input", str(sample_path(name)), *texts, "--output", str(folder))
+    photo = ["--input", str(sample_path(name)), *texts, "--output", str(folder)]
+    run("infer_image.py", "python tools/infer_image.py", *photo)
     (overlay,) = (folder / "overlay").iterdir()
     return overlay
 
 
-def run(tool: str, *arguments: str) -> None:
+def run(tool: str, shown: str, *arguments: str) -> None:
     """Shows and runs what a user would type; a tool that fails has said why."""
     command = [sys.executable, str(TOOLS / tool), *arguments]
-    print("$", shlex.join(["python", f"tools/{tool}", *arguments]), flush=True)
+    print("$", shown, shlex.join(arguments), flush=True)
     if code := subprocess.run(command, check=False).returncode:
         sys.exit(code)
 

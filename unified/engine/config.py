@@ -12,9 +12,10 @@ from types import ModuleType
 from detectron2.config import CfgNode, get_cfg
 
 from unified.errors import ConfigError
+from unified.layout import PREFIX, find_config
 
 # MODEL.META_ARCHITECTURE -> module with add_config(cfg), build(cfg), key_table(weights).
-SYSTEMS = {"UniRef": "projects.uniref.config"}
+SYSTEMS = {"UniRef": f"{PREFIX}projects.uniref.config"}
 
 
 def system(name: str) -> ModuleType:
@@ -104,7 +105,8 @@ def load_config(file: str | Path | None = None, options: Sequence[str] = ()) -> 
     """
     cfg = default_config()
     if file is not None:
-        if not Path(file).is_file():
+        file = find_config(file)
+        if not file.is_file():
             raise ConfigError(f"config file {file} does not exist")
         try:
             cfg.merge_from_file(str(file))

@@ -16,11 +16,12 @@ from unified.engine.config import load_config, system, with_options
 from unified.engine.inference import settings_of
 from unified.errors import CheckpointError, ConfigError
 from unified.files import file_sha256
+from unified.layout import ROOT
 from unified.weights import WEIGHTS, resolve
 
 logger = logging.getLogger(__name__)
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = ROOT / "configs"
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,15 @@ from unified.files import atomic_path
 logger = logging.getLogger(__name__)
 
 
+def run_process(cfg: CfgNode, resume: bool, eval_only: bool) -> None:
+    """What every process of a run does."""
+    with run_folder(cfg):
+        if eval_only:
+            evaluate_weights(cfg)
+        else:
+            train(cfg, resume=resume)
+
+
 @contextmanager
 def run_folder(cfg: CfgNode) -> Iterator[None]:
     """Within the block, logs go to the terminal and to ``OUTPUT_DIR/log.txt``.

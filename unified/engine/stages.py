@@ -15,10 +15,11 @@ import yaml
 from unified.engine.checkpointing import FINAL, POINTER
 from unified.engine.config import check_pairs, load_config
 from unified.errors import ConfigError
+from unified.layout import ROOT, find_config
 
 logger = logging.getLogger(__name__)
 
-TRAIN = Path(__file__).parents[2] / "tools/train_net.py"
+TRAIN = ROOT / "tools" / "train_net.py"
 KEYS = {"OUTPUT_DIR", "STAGES"}
 STAGE_KEYS = {"NAME", "CONFIG", "OPTIONS"}
 
@@ -56,7 +57,7 @@ def read_stages(path: str | Path, options: Sequence[str] = ()) -> list[Stage]:
     Raises:
         ConfigError: the file is missing or wrong, or the config of a stage is.
     """
-    path = Path(path)
+    path = find_config(path)
     if not path.is_file():
         raise ConfigError(f"stages file {path} does not exist")
     try:
