@@ -35,12 +35,15 @@ class KeyTable:
         unused: foreign patterns of entries that our models do not need, also where a rule fits.
         convolutions: foreign patterns of convolutions of kernel 1 along one axis, (out, in, 1),
             which are linear layers, (out, in), here.
+        ours: our patterns of entries that have no place in the foreign layout and are left out of
+            it.
     """
 
     rules: Sequence[tuple[str, str]]
     aliases: Sequence[tuple[str, str]] = ()
     unused: Sequence[str] = ()
     convolutions: Sequence[str] = ()
+    ours: Sequence[str] = ()
 
     def to_native(self, weights: Mapping[str, Tensor]) -> tuple[Weights, Conversion]:
         """Our layout of a foreign state dict.
@@ -82,6 +85,8 @@ class KeyTable:
         for key, tensor in weights.items():
             if key.startswith(FOREIGN_PREFIX):
                 foreign[key.removeprefix(FOREIGN_PREFIX)] = tensor
+                continue
+            if any(_regex(pattern).fullmatch(key) for pattern in self.ours):
                 continue
             renamed = _translate(key, inverse)
             if renamed is None:
@@ -138,7 +143,7 @@ def _translate(key: str, rules: Iterable[tuple[str, str]]) -> str | None:
 
 
 def read_weights(path: str | Path) -> Weights:
-    """State dict of a .safetensors, .pth/.pt/.bin or Detectron2 .pkl file, on the CPU.
+    """State dict of a .safetensors, .pth/.pt/.bin, .npz or Detectron2 .pkl file, on the CPU.
 
     A training checkpoint is opened to its "model" entry.
 
@@ -203,7 +208,13 @@ def _read_pickle(path: Path) -> object:
     return safe_load_pkl(path)
 
 
+def _read_arrays(path: Path) -> object:
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
+
+
 _READERS: dict[str, Callable[[Path], object]] = {
+    ".npz": _read_arrays,
     ".safetensors": _read_safetensors,
     ".pkl": _read_pickle,
 }

@@ -31,6 +31,7 @@ class Backbone(nn.Module):
         stem: nn.Module,
         stages: Sequence[nn.Module],
         channels: Sequence[int],
+        strides: Sequence[int] = tuple(STRIDES.values()),
         norms: Sequence[nn.Module] = (),
         divisor: int = 1,
         freeze_at: int = 0,
@@ -42,6 +43,7 @@ class Backbone(nn.Module):
             stem: images to what the first stage takes.
             stages: four modules; a Sequential is checkpointed child by child.
             channels: of the four outputs.
+            strides: of the four outputs in input pixels.
             norms: maps each stage's output to (B, C, H, W); none leaves it as it is.
             divisor: images are zero-padded at the right and bottom to a multiple of this.
             freeze_at: 1 freezes the stem, 2 also res2, ... 5 everything but ``norms``.
@@ -57,7 +59,7 @@ class Backbone(nn.Module):
         self.res2, self.res3, self.res4, self.res5 = stages
         self.norms = nn.ModuleDict(dict(zip(STRIDES, norms, strict=False)))
         self.channels = dict(zip(STRIDES, channels, strict=True))
-        self.strides = dict(STRIDES)
+        self.strides = dict(zip(STRIDES, strides, strict=True))
         self.divisor = divisor
         self.freeze_at = freeze_at
         self.checkpoint = checkpoint
@@ -78,7 +80,7 @@ class Backbone(nn.Module):
         x = images.contiguous(memory_format=torch.channels_last)
         x = self.stem(F.pad(x, (0, -width % self.divisor, 0, -height % self.divisor)))
         features = {}
-        for name, stride in STRIDES.items():
+        for name, stride in self.strides.items():
             x = self._run(getattr(self, name), x)
             feature = self.norms[name](x) if name in self.norms else x
             features[name] = feature[..., : -(-height // stride), : -(-width // stride)]

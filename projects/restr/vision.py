@@ -1,0 +1,69 @@
+"""The visual encoder: timm's ViT for one image size."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unified.checkpoint import load_weights, read_weights
+from unified.dependencies import require
+
+EPSILON = 1e-5  # of the released code; timm has 1e-6
+
+
+class VisualEncoder(nn.Module):
+    """Tokens of patches, and of the whole image first, after the last norm.
+
+    Source: ViT (arXiv:2010.11929); ViT-B/16 by default.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: int = 480,
+        patch_size: int = 16,
+        dim: int = 768,
+        num_blocks: int = 12,
+        num_heads: int = 12,
+        drop_path: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.vit = require("timm.models.vision_transformer").VisionTransformer(
+            img_size=image_size,
+            patch_size=patch_size,
+            embed_dim=dim,
+            depth=num_blocks,
+            num_heads=num_heads,
+            num_classes=0,
+            drop_path_rate=drop_path,
+            norm_layer=partial(nn.LayerNorm, eps=EPSILON),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, image_size, image_size) -> (B, 1 + P, dim)."""
+        tokens: Tensor = self.vit.forward_features(images)
+        return tokens
+
+    def load(self, source: str | Path) -> None:
+        """Weights of the same ViT, of timm's layout, whatever the size of its images.
+
+        Raises:
+            CheckpointError: the file is missing, damaged or of another model.
+        """
+        weights = {key: x for key, x in read_weights(source).items() if not key.startswith("head.")}
+        places = weights.get("pos_embed")
+        if places is not None:
+            weights["pos_embed"] = resize_positions(places, self.vit.pos_embed.shape[1] - 1)
+        load_weights(self.vit, weights, source=str(source))
+
+
+def resize_positions(positions: Tensor, num_patches: int) -> Tensor:
+    """Position code (1, 1 + P, C) of a square grid, bilinearly for another number of patches."""
+    old, side = int((positions.shape[1] - 1) ** 0.5), int(num_patches**0.5)
+    grid = positions[:, 1:].transpose(1, 2).unflatten(2, (old, old))
+    grid = F.interpolate(grid, size=(side, side), mode="bilinear", align_corners=False)
+    return torch.cat((positions[:, :1], grid.flatten(2).transpose(1, 2)), dim=1)
