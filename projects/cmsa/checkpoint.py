@@ -93,7 +93,7 @@ class TensorFlowKeys(KeyTable):
                 continue
             if tensor.ndim == 2:
                 spatial = 3 if "/conv3d" in key else 2
-                tensor = tensor[(..., *(None,) * spatial)]
+                tensor = tensor.reshape(*tensor.shape, *(1,) * spatial)
             foreign[key] = tensor.movedim((0, 1), (-1, -2)).contiguous()
         return foreign
 

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from projects.cmsa.attention import CrossModalSelfAttention
 from projects.cmsa.gates import GATES
 from unified.errors import InputError
+from unified.modeling.backbones.base import Backbone
 from unified.modeling.layers import masked_mean, xavier_init
 from unified.modeling.pixel_masks import joined_masks, pixel_segmentation
 from unified.modeling.vocabulary import PADDING, WordTable
@@ -37,10 +38,13 @@ class Cmsa(nn.Module):
     Source: CMSA (arXiv:1904.04745), section 3; released code lwye/CMSA-Net.
     """
 
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
     def __init__(
         self,
         *,
-        backbone: nn.Module,
+        backbone: Backbone,
         text_encoder: WordTable,
         visual_dim: int = 1000,
         inner_dims: Sequence[int] = (64, 128, 512),
@@ -185,7 +189,7 @@ class Cmsa(nn.Module):
         """
         logits = self.logits(features, references).float()
         entropy = F.binary_cross_entropy_with_logits(logits, joined_masks(targets), reduction="sum")
-        squares = sum(layer.weight.square().sum() for layer in (self.reduce, self.score))
+        squares = self.reduce.weight.square().sum() + self.score.weight.square().sum()
         return {
             "loss_pixel": entropy / len(targets),
             "loss_weights": self.weight_penalty / 2 * squares,

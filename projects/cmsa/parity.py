@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from projects.cmsa.attention import coordinates
+from projects.cmsa.attention import CrossModalSelfAttention, coordinates
 from projects.cmsa.checkpoint import CMSA_KEYS, HEAD
 from projects.cmsa.gates import GatedFusion
 from projects.cmsa.model import Cmsa, resize_from_corner
 from unified.checkpoint import Weights, load_weights
 from unified.errors import InputError
+from unified.modeling.backbones.base import Backbone
 from unified.modeling.vocabulary import Vocabulary, WordTable
 from unified.parity import Comparison, compare
 from unified.structures import FeaturePyramid, ImageBatch
@@ -81,8 +83,9 @@ def _sentence(model: Cmsa, features: FeaturePyramid, ids: Tensor) -> dict[str, T
     """What the network makes of one sentence (T,), by the end of the recorded name."""
     reference = model.encode_ids(ids[None])
     found: dict[str, Tensor] = {}
+    attentions = [cast(CrossModalSelfAttention, part) for part in model.attentions]
     for number, attention, level, one in zip(
-        (3, 4, 5), model.attentions, features.levels, reference, strict=True
+        (3, 4, 5), attentions, features.levels, reference, strict=True
     ):
         found[f"f{number}"] = attention.attend(level, one.keys, one.padding_mask)[0]
     levels = model.attended(features, reference)
@@ -95,9 +98,7 @@ def _sentence(model: Cmsa, features: FeaturePyramid, ids: Tensor) -> dict[str, T
         found[f"g{number}"] = model.fusion.cell(index, levels, parts)[0].movedim(0, -1)
     found["score"] = model.score(model.fusion(levels))[0, 0]
     found["up"] = model.logits(features, [reference])[0, 0]
-    pairs = model.attentions[2].pairs(
-        features.levels[2], reference[2].keys, reference[2].padding_mask
-    )
+    pairs = attentions[2].pairs(features.levels[2], reference[2].keys, reference[2].padding_mask)
     found["attn5"] = (pairs.query.flatten(1, 2) @ pairs.key.transpose(1, 2)).softmax(dim=-1)[0]
     return found
 
@@ -116,7 +117,7 @@ def build(arrays: Arrays) -> Cmsa:
     words, word_dim = weights[f"{HEAD}embedding"].shape
     channels = {f"res{level}": arrays[f"c{level}"].shape[-1] for level in (3, 4, 5)}
     model = Cmsa(
-        backbone=_Maps(channels),
+        backbone=cast(Backbone, _Maps(channels)),
         text_encoder=WordTable(Vocabulary(), dim=word_dim, context_length=20, size=words),
         visual_dim=width("mlp_c5/DW"),
         inner_dims=[width(f"CMSA{end}/conv3d/kernel") for end in ("_C3", "_C4", "")],

@@ -45,6 +45,9 @@ class Restr(nn.Module):
         patch_weight: of the loss of patches.
     """
 
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
     def __init__(
         self,
         *,
