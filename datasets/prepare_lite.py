@@ -25,9 +25,9 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from projects.uniref.lite.data.pictures import ObjectFolder
+from projects.uniref.lite.data.sets import Options, build_sets
 from unified.commands import run_command
-from unified.data.composing.sets import Options, build_sets
-from unified.data.composing.sources import ObjectFolder
 from unified.errors import InputError
 
 

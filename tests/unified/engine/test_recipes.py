@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
+from projects.uniref.lite.data.writing import SET_SPLITS
 from unified.data.catalog import find_dataset
-from unified.data.composing.writing import SET_SPLITS
 from unified.engine.config import load_config
 from unified.weights import WEIGHTS
 

@@ -18,22 +18,22 @@ import cv2
 import numpy as np
 import pytest
 
+from projects.uniref.lite.data.attributes import name_colours
+from projects.uniref.lite.data.motion import Backdrop, make_clip
+from projects.uniref.lite.data.pictures import Scene, Thing
+from projects.uniref.lite.data.scenes import compose, cut_out
+from projects.uniref.lite.data.sentences import (
+    Expression,
+    absent_expressions,
+    expressions,
+    group_expressions,
+    wording,
+)
+from projects.uniref.lite.data.vocabulary import COLOURS
+from projects.uniref.lite.data.writing import SET_SPLITS, OwnWriter
 from unified.data.augmentation import Augmentation
 from unified.data.catalog import load_records
 from unified.data.check import check_dataset
-from unified.data.composing.facts import name_colours
-from unified.data.composing.motion import Backdrop, make_clip
-from unified.data.composing.scenes import compose, cut_out
-from unified.data.composing.sentences import (
-    Claim,
-    absent_claims,
-    claims,
-    group_claims,
-    phrase,
-)
-from unified.data.composing.sources import Scene, Thing
-from unified.data.composing.vocabulary import COLOURS
-from unified.data.composing.writing import SET_SPLITS, OwnWriter
 from unified.data.formats.files import read_label_map, segmentation_mask
 from unified.data.mappers import TestMapper, TrainMapper
 from unified.data.synthetic.clip_sets import write_davis16
@@ -44,7 +44,7 @@ from unified.data.synthetic.writing import random_streams, save_jpeg
 from unified.errors import InputError
 from unified.label_maps import write_label_map
 
-ROOT = Path(__file__).parents[4]
+ROOT = Path(__file__).parents[5]
 TOOL = ROOT / "datasets/prepare_lite.py"
 _SPEC = importlib.util.spec_from_file_location("prepare_lite", TOOL)
 assert _SPEC is not None and _SPEC.loader is not None
@@ -178,8 +178,8 @@ def test_what_is_held_out_is_in_no_training_set(given: Path, data_root: Path) ->
     assert len(held) == HELD_IMAGES
     trained = {Path(record["file_name"]) for record in load_records("lite_det")}
     assert len(trained) == NUM_IMAGES - HELD_IMAGES
-    told = {Path(record["file_name"]) for record in load_records("lite_ris")}
-    assert all(path.name not in held for path in trained | told if path.parent.name == "coco")
+    referred = {Path(record["file_name"]) for record in load_records("lite_ris")}
+    assert all(path.name not in held for path in trained | referred if path.parent.name == "coco")
     classes = {record["class_name"] for record in load_records("lite_fss")}
     assert f"coco_{HELD_CLASS}" not in classes and "coco_square" in classes
     assert {record["class_name"] for record in load_records("lite_fss_val")} == {"coco_circle"}
@@ -235,7 +235,7 @@ def _worlds() -> dict[str, World]:
     return {f"{n:012d}.jpg": make_scene(rng) for n, rng in enumerate(rngs, start=1)}
 
 
-def _told(root: Path, name: str) -> list[tuple[str, list[str], np.ndarray]]:
+def _referring(root: Path, name: str) -> list[tuple[str, list[str], np.ndarray]]:
     """Stored file, sentences and merged mask of each record of a COCO-style file."""
     content = json.loads((root / f"own/lite/{name}.json").read_text())
     images = {image["id"]: image for image in content["images"]}
@@ -263,7 +263,7 @@ def test_sentences_say_what_the_scene_was_drawn_from(built: Path) -> None:
     worlds = _worlds()
     seen: Counter[str] = Counter()
     for name in ("lite_ris_real", "lite_ris_val", "lite_ris_class_val", "lite_ris_absent_val"):
-        for file_name, texts, mask in _told(built, name):
+        for file_name, texts, mask in _referring(built, name):
             if not file_name.startswith("coco/"):
                 continue
             world = worlds[Path(file_name).name]
@@ -303,7 +303,7 @@ def _kinds() -> set[str]:
 
 def test_places_hold_after_mirroring_and_pasting(built: Path) -> None:
     checked = 0
-    for _, texts, mask in _told(built, "lite_ris"):
+    for _, texts, mask in _referring(built, "lite_ris"):
         if not mask.any():
             continue
         x = np.nonzero(mask)[1].mean() / mask.shape[1]
@@ -328,8 +328,8 @@ def test_objects_of_pseudo_clips_move_and_sentences_name_one(built: Path) -> Non
         assert any(labels.any() for labels in maps)
         moved += not np.array_equal(maps[0], maps[-1])
         numbers = {int(value) for labels in maps for value in np.unique(labels)}
-        told = videos.get(clip.name, {"expressions": {}})["expressions"].values()
-        assert {int(entry["obj_id"]) for entry in told} <= numbers
+        entries = videos.get(clip.name, {"expressions": {}})["expressions"].values()
+        assert {int(entry["obj_id"]) for entry in entries} <= numbers
     assert moved >= 3
 
 
@@ -428,7 +428,7 @@ def test_colours_are_named_as_people_name_them(colour: str) -> None:
     assert is_grey == (colour in ("black", "white", "gray"))
 
 
-def _scene(*things: tuple[str, str, tuple[int, int, int, int]], told: bool = True) -> Scene:
+def _scene(*things: tuple[str, str, tuple[int, int, int, int]]) -> Scene:
     """A dull picture with rectangles: class, colour, (x0, y0, x1, y1)."""
     image = np.full((100, 200, 3), (90, 110, 150), dtype=np.uint8)
     result = []
@@ -436,7 +436,7 @@ def _scene(*things: tuple[str, str, tuple[int, int, int, int]], told: bool = Tru
         mask = np.zeros((100, 200), dtype=bool)
         mask[y0:y1, x0:x1] = True
         image[mask] = SWATCHES[colour]
-        result.append(Thing(name, mask, told))
+        result.append(Thing(name, mask))
     return Scene(image, tuple(result), frozenset({"dog", "cat", "car", "truck", "cup"}))
 
 
@@ -444,7 +444,7 @@ def _scene(*things: tuple[str, str, tuple[int, int, int, int]], told: bool = Tru
 _CORNERS = ((4, 4, 40, 30), (160, 4, 196, 30), (4, 70, 40, 96), (160, 70, 196, 96))
 
 
-def _texts(found: dict[Claim, int], index: int) -> set[tuple[str, str, str]]:
+def _texts(found: dict[Expression, int], index: int) -> set[tuple[str, str, str]]:
     return {(c.colour, c.noun, c.rest) for c, number in found.items() if number == index}
 
 
@@ -454,34 +454,34 @@ def test_one_sentence_one_thing() -> None:
         ("dog", "white", (140, 30, 190, 90)),
         ("cup", "red", (65, 50, 85, 80)),
     )
-    found = claims(scene)
+    found = expressions(scene)
     assert ("", "dog", "") not in _texts(found, 0) | _texts(found, 1)
     assert ("black", "dog", "") in _texts(found, 0)
     assert {("", "dog", "left"), ("", "dog", "leftmost")} <= _texts(found, 0)
     assert ("", "dog", "left of the cup") in _texts(found, 0)
     assert ("", "dog", "right of the cup") not in _texts(found, 0)
     assert {("", "cup", ""), ("red", "cup", "")} <= _texts(found, 2)
-    assert {c.noun for c in group_claims(scene)} == {"dog", "animal", "pet"}
+    assert {c.noun for c in group_expressions(scene)} == {"dog", "animal", "pet"}
 
 
 def test_what_might_be_called_so_keeps_a_sentence_from_being_unique() -> None:
     scene = _scene(("car", "red", (10, 30, 60, 80)), ("truck", "blue", (120, 20, 190, 80)))
-    assert ("", "car", "") not in _texts(claims(scene), 0)
-    assert ("red", "car", "") in _texts(claims(scene), 0)
+    assert ("", "car", "") not in _texts(expressions(scene), 0)
+    assert ("red", "car", "") in _texts(expressions(scene), 0)
 
 
 def test_unreferred_things_block_and_are_not_described() -> None:
     scene = _scene(("dog", "black", (10, 40, 50, 80)), ("dog", "white", (140, 30, 190, 90)))
-    hidden = Thing("dog", scene.things[1].mask, told=False)
-    found = claims(Scene(scene.image, (scene.things[0], hidden), scene.complete))
+    hidden = Thing("dog", scene.things[1].mask, referable=False)
+    found = expressions(Scene(scene.image, (scene.things[0], hidden), scene.complete))
     assert set(found.values()) <= {0} and ("", "dog", "") not in _texts(found, 0)
-    assert not any(claim.kind in ("order", "size") for claim in found)
+    assert not any(expression.kind in ("order", "size") for expression in found)
 
 
 def test_absent_things_are_not_there() -> None:
     scene = _scene(("dog", "black", (10, 40, 50, 80)), ("car", "red", (120, 20, 190, 80)))
-    found = absent_claims(scene, ("dog", "cat", "car", "truck", "cup", "zebra"))
-    named = {claim.noun for claim in found if claim.kind == "absent class"}
+    found = absent_expressions(scene, ("dog", "cat", "car", "truck", "cup", "zebra"))
+    named = {expression.noun for expression in found if expression.kind == "absent class"}
     assert named == {"cat", "cup"}  # a truck may be meant by "car"; nobody looked for zebras
     coloured = {(c.colour, c.noun) for c in found if c.kind == "absent colour"}
     assert ("green", "dog") in coloured
@@ -532,6 +532,10 @@ def test_wordings_are_lower_case_words() -> None:
         ("dog", "white", (140, 30, 190, 90)),
         ("cup", "red", (65, 50, 85, 80)),
     )
-    for claim in [*claims(scene), *group_claims(scene), *absent_claims(scene, ("cat",))]:
+    for expression in [
+        *expressions(scene),
+        *group_expressions(scene),
+        *absent_expressions(scene, ("cat",)),
+    ]:
         for _ in range(5):
-            assert re.fullmatch(r"[a-z]+( [a-z]+)*", phrase(claim, rng))
+            assert re.fullmatch(r"[a-z]+( [a-z]+)*", wording(expression, rng))

@@ -1,7 +1,8 @@
 """What is measured of a scene: colours, places, sizes, and how its things lie to one another.
 
-Each fact has the things for which it surely holds and those for which it might; in between lies a
-margin in which neither it nor its opposite is claimed.
+Each attribute has positives, the things that have it beyond doubt, and candidates, those that
+someone might say have it. A thing between the two is described neither by the attribute nor by its
+opposite.
 """
 
 from __future__ import annotations
@@ -13,16 +14,16 @@ from itertools import pairwise, product
 import cv2
 import numpy as np
 
-from unified.data.composing.sources import Scene, Thing
-from unified.data.composing.vocabulary import (
+from projects.uniref.lite.data.pictures import Scene, Thing
+from projects.uniref.lite.data.vocabulary import (
     COLOURLESS,
     COLOURS,
+    candidate_nouns,
     near_colours,
-    possible_nouns,
-    sure_nouns,
+    synonyms,
 )
 
-SURE_COLOUR, SURE_CLOTHES, POSSIBLE_COLOUR, ABSENT_COLOUR = 0.6, 0.5, 0.12, 0.03
+POSITIVE_COLOUR, POSITIVE_CLOTHES, CANDIDATE_COLOUR, ABSENT_COLOUR = 0.6, 0.5, 0.12, 0.03
 COLOUR_STEP = 8  # of the table of named colours
 GREY_PICTURE = 5.0  # mean chroma below which a picture has no colours
 CLEAR_RATIO = 1.6  # of two areas of which one is clearly larger
@@ -32,21 +33,23 @@ UNANCHORED = frozenset(("", "hair", "dining table", "bed"))
 
 @dataclass(frozen=True)
 class Modifier:
-    """Part of a sentence: what it says, and of which things (by index) it holds.
+    """Part of a sentence, and the things (by index) that it describes.
 
     Attributes:
         kind: of sentence that it makes, a key of ``KIND_WEIGHTS``.
         value: a colour, place, size, or the words after the noun.
+        positives: things that it is true of beyond doubt.
+        candidates: things that someone might say it of, the positives among them.
     """
 
     kind: str
     value: str
-    sure: frozenset[int]
-    possible: frozenset[int]
+    positives: frozenset[int]
+    candidates: frozenset[int]
 
 
 @dataclass(frozen=True)
-class Facts:
+class SceneAttributes:
     """What is measured of a scene; indices are those of its things.
 
     Attributes:
@@ -62,26 +65,26 @@ class Facts:
     centres: np.ndarray
     areas: np.ndarray
 
-    def possible(self, noun: str) -> frozenset[int]:
+    def candidates(self, noun: str) -> frozenset[int]:
         """Things that someone might call so; a breed might be that of any thing of its class."""
         owners = {thing.name for thing in self.things if noun in thing.breeds}
         return frozenset(
             index
             for index, thing in enumerate(self.things)
-            if noun in possible_nouns(thing.name) or thing.name in owners
+            if noun in candidate_nouns(thing.name) or thing.name in owners
         )
 
-    def sure(self, noun: str) -> frozenset[int]:
+    def positives(self, noun: str) -> frozenset[int]:
         """Things that may be described and are called so."""
         return frozenset(
             index
             for index, thing in enumerate(self.things)
-            if thing.told and (noun in sure_nouns(thing.name) or noun in thing.breeds)
+            if thing.referable and (noun in synonyms(thing.name) or noun in thing.breeds)
         )
 
 
 @lru_cache(maxsize=8)
-def measure(scene: Scene) -> Facts:
+def measure(scene: Scene) -> SceneAttributes:
     """Colours, places and sizes of all things."""
     height, width = scene.size
     names, is_grey = name_colours(scene.image)
@@ -90,12 +93,12 @@ def measure(scene: Scene) -> Facts:
         rows, columns = np.nonzero(thing.mask)
         if not len(rows):
             rows, columns = np.array([0]), np.array([0])
-        shares.append({} if is_grey or not thing.told else colour_shares(names, thing.mask))
+        shares.append({} if is_grey or not thing.referable else colour_shares(names, thing.mask))
         boxes.append((columns.min(), rows.min(), columns.max() + 1, rows.max() + 1))
         centres.append((columns.mean(), rows.mean()))
         areas.append(thing.mask.mean())
     scale = np.array([width, height], dtype=float)
-    return Facts(
+    return SceneAttributes(
         scene.things,
         tuple(shares),
         np.array(boxes, dtype=float).reshape(-1, 4) / np.tile(scale, 2),
@@ -157,10 +160,10 @@ def colour_shares(names: np.ndarray, mask: np.ndarray) -> dict[str, float]:
     return {c: float(n) / max(len(pixels), 1) for c, n in zip(COLOURS, counts, strict=True)}
 
 
-def has_colour(facts: Facts, index: int) -> bool:
-    """Whether a colour can be said of a thing; of a person it is that of the clothes."""
-    name = facts.things[index].name
-    return bool(facts.shares[index]) and (name == "person" or name not in COLOURLESS)
+def has_colour(attributes: SceneAttributes, index: int) -> bool:
+    """Whether a thing can be described by a colour; for a person, that of the clothes."""
+    name = attributes.things[index].name
+    return bool(attributes.shares[index]) and (name == "person" or name not in COLOURLESS)
 
 
 def lacks_colour(shares: dict[str, float], colour: str) -> bool:
@@ -168,35 +171,35 @@ def lacks_colour(shares: dict[str, float], colour: str) -> bool:
     return shares[colour] < ABSENT_COLOUR and near < 0.2 and sum(shares.values()) > 0.5
 
 
-def colours(facts: Facts) -> list[Modifier]:
+def colours(attributes: SceneAttributes) -> list[Modifier]:
     result = []
     for colour in COLOURS:
-        sure, possible = set(), set()
-        for index, thing in enumerate(facts.things):
-            if not has_colour(facts, index):
-                possible.add(index)
+        positives, candidates = set(), set()
+        for index, thing in enumerate(attributes.things):
+            if not has_colour(attributes, index):
+                candidates.add(index)
                 continue
-            shares = facts.shares[index]
+            shares = attributes.shares[index]
             is_person = thing.name == "person"
             others = max(share for other, share in shares.items() if other != colour)
             if is_person and colour in ("orange", "brown", "pink"):  # the colours of skin
-                possible.add(index)
+                candidates.add(index)
                 continue
-            wanted = SURE_CLOTHES if is_person else SURE_COLOUR
+            wanted = POSITIVE_CLOTHES if is_person else POSITIVE_COLOUR
             if shares[colour] >= wanted and others < 0.2:
-                sure.add(index)
+                positives.add(index)
             near = max(shares[other] for other in near_colours(colour))
-            if shares[colour] >= POSSIBLE_COLOUR or near >= 0.35 or sum(shares.values()) < 0.4:
-                possible.add(index)
-        if sure:
-            result.append(Modifier("colour", colour, frozenset(sure), frozenset(possible)))
+            if shares[colour] >= CANDIDATE_COLOUR or near >= 0.35 or sum(shares.values()) < 0.4:
+                candidates.add(index)
+        if positives:
+            result.append(Modifier("colour", colour, frozenset(positives), frozenset(candidates)))
     return result
 
 
-def places(facts: Facts) -> list[Modifier]:
-    """Places in the picture, with a margin in which neither a place nor its opposite is claimed."""
-    x, y = facts.centres[:, 0], facts.centres[:, 1]
-    left, top, right, bottom = facts.boxes.T
+def places(attributes: SceneAttributes) -> list[Modifier]:
+    """Places in the picture; in a margin between two opposites a thing has neither."""
+    x, y = attributes.centres[:, 0], attributes.centres[:, 1]
+    left, top, right, bottom = attributes.boxes.T
     sides = {
         "left": ((x < 0.36) & (right < 0.58), x < 0.52),
         "right": ((x > 0.64) & (left > 0.42), x > 0.48),
@@ -208,8 +211,11 @@ def places(facts: Facts) -> list[Modifier]:
         ),
     }
     for vertical, horizontal in product(("top", "bottom"), ("left", "right")):
-        sure, possible = zip(sides[vertical], sides[horizontal], strict=True)
-        sides[f"{vertical} {horizontal}"] = (sure[0] & sure[1], possible[0] & possible[1])
+        positives, candidates = zip(sides[vertical], sides[horizontal], strict=True)
+        sides[f"{vertical} {horizontal}"] = (
+            positives[0] & positives[1],
+            candidates[0] & candidates[1],
+        )
     return [Modifier("place", value, _where(s), _where(p)) for value, (s, p) in sides.items()]
 
 
@@ -217,25 +223,25 @@ def _where(holds: np.ndarray) -> frozenset[int]:
     return frozenset(np.flatnonzero(holds).tolist())
 
 
-def sizes(facts: Facts, group: frozenset[int]) -> list[Modifier]:
+def sizes(attributes: SceneAttributes, group: frozenset[int]) -> list[Modifier]:
     """Largest and smallest of a noun's things, where the next one differs clearly."""
-    order = sorted(group, key=lambda index: facts.areas[index])
+    order = sorted(group, key=lambda index: attributes.areas[index])
     result = []
     if len(order) > 1:
         for word, first, second in (
             ("small", order[0], order[1]),
             ("large", order[-1], order[-2]),
         ):
-            areas = sorted((facts.areas[first], facts.areas[second]))
+            areas = sorted((attributes.areas[first], attributes.areas[second]))
             if areas[1] > CLEAR_RATIO * areas[0]:
                 result.append(_only("size", word + (" of two" if len(order) == 2 else ""), first))
     return result
 
 
-def orders(facts: Facts, group: frozenset[int]) -> list[Modifier]:
+def orders(attributes: SceneAttributes, group: frozenset[int]) -> list[Modifier]:
     """Ranks from left to right, where all things of the noun are clearly apart."""
-    order = sorted(group, key=lambda index: facts.centres[index, 0])
-    x = [facts.centres[index, 0] for index in order]
+    order = sorted(group, key=lambda index: attributes.centres[index, 0])
+    x = [attributes.centres[index, 0] for index in order]
     gaps = [second - first for first, second in pairwise(x)]
     result: list[Modifier] = []
     if len(order) < 2:
@@ -258,25 +264,27 @@ def _only(kind: str, value: str, index: int) -> Modifier:
     return Modifier(kind, value, frozenset((index,)), frozenset((index,)))
 
 
-def relations(facts: Facts, noun: str) -> list[Modifier]:
+def relations(attributes: SceneAttributes, noun: str) -> list[Modifier]:
     """Where things are relative to a thing of another class that its name alone tells apart."""
     result = []
-    group = facts.possible(noun)
-    for anchor, thing in enumerate(facts.things):
-        if not thing.told or thing.name in UNANCHORED or anchor in group:
+    group = attributes.candidates(noun)
+    for anchor, thing in enumerate(attributes.things):
+        if not thing.referable or thing.name in UNANCHORED or anchor in group:
             continue
-        if facts.possible(thing.name) != {anchor} or facts.areas[anchor] < 0.008:
+        if attributes.candidates(thing.name) != {anchor} or attributes.areas[anchor] < 0.008:
             continue
-        result += _relations_to(facts, anchor, group)
+        result += _relations_to(attributes, anchor, group)
     return result
 
 
-def _relations_to(facts: Facts, anchor: int, group: frozenset[int]) -> list[Modifier]:
-    name = facts.things[anchor].name
-    box, centre = facts.boxes[anchor], facts.centres[anchor]
-    wanted: dict[str, tuple[set[int], set[int]]] = {}
+def _relations_to(
+    attributes: SceneAttributes, anchor: int, group: frozenset[int]
+) -> list[Modifier]:
+    name = attributes.things[anchor].name
+    box, centre = attributes.boxes[anchor], attributes.centres[anchor]
+    found: dict[str, tuple[set[int], set[int]]] = {}
     for index in sorted(group):
-        other, middle = facts.boxes[index], facts.centres[index]
+        other, middle = attributes.boxes[index], attributes.centres[index]
         beside = min(box[3], other[3]) - max(box[1], other[1]) > 0.4 * (other[3] - other[1])
         stacked = min(box[2], other[2]) - max(box[0], other[0]) > 0.5 * (other[2] - other[0])
         gap_x = max(box[0] - other[2], other[0] - box[2], 0.0)
@@ -304,12 +312,12 @@ def _relations_to(facts: Facts, anchor: int, group: frozenset[int]) -> list[Modi
             ),
             "next to": (gap < 0.04 and level and apart and beside, gap < 0.15),
         }
-        for relation, (sure, possible) in tests.items():
-            held, maybe = wanted.setdefault(f"{relation} the {name}", (set(), set()))
-            held.update((index,) if sure else ())
-            maybe.update((index,) if possible else ())
+        for relation, (holds, may_hold) in tests.items():
+            positives, candidates = found.setdefault(f"{relation} the {name}", (set(), set()))
+            positives.update((index,) if holds else ())
+            candidates.update((index,) if may_hold else ())
     return [
-        Modifier("relation", value, frozenset(sure), frozenset(possible | sure))
-        for value, (sure, possible) in wanted.items()
-        if sure
+        Modifier("relation", value, frozenset(positives), frozenset(candidates | positives))
+        for value, (positives, candidates) in found.items()
+        if positives
     ]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import cv2
 
-from unified.data.composing.sources import QUALITY, resize_image
+from projects.uniref.lite.data.pictures import QUALITY, resize_image
 from unified.data.formats.clips import read_clip_folders
 from unified.data.formats.files import read_image, read_label_map, require
 from unified.data.formats.records import ClipRecord

@@ -1,7 +1,8 @@
 """What things are called: nouns of the COCO classes and of garments, plurals, and colour words.
 
-A noun is *sure* for a class when it is true of every instance, and *possible* when someone might
-call an instance so. Sentences use sure nouns and are unique among all things that are possible.
+The synonyms of a class (with its hypernyms) are true of every instance; its candidate nouns are all
+that someone might call an instance. Sentences use synonyms, and are unique among all things that
+the noun is a candidate for.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from functools import cache
 
 # class -> more nouns that are true of every instance
-SURE = {
+SYNONYMS = {
     "bicycle": "bike",
     "car": "vehicle, automobile",
     "motorcycle": "motorbike, bike, vehicle",
@@ -79,7 +80,7 @@ SURE = {
     "wedges": "shoes",
 }
 # class -> nouns that someone might use for an instance, but that are not used here
-POSSIBLE = {
+CONFUSABLE = {
     "bicycle": "vehicle",
     "car": "truck",
     "bus": "car, truck",
@@ -146,7 +147,7 @@ LOOK_ALIKE = (
     "hat, hair",
 )
 # not described: no object, a part of another thing, or better left alone
-UNTOLD = frozenset(
+UNREFERRED = frozenset(
     "null, skin, accessories, intimate, bra, panties, swimwear, bodysuit, romper".split(", ")
 )
 # no photo of a pet, a horse or a pedestrian shows these
@@ -197,17 +198,17 @@ def _words(text: str) -> set[str]:
     return set(text.split(", ")) if text else set()
 
 
-def sure_nouns(name: str) -> tuple[str, ...]:
+def synonyms(name: str) -> tuple[str, ...]:
     """Nouns that are true of every instance of a class; the name of the class is the first."""
-    return (name, *(SURE[name].split(", ") if name in SURE else ()))
+    return (name, *(SYNONYMS[name].split(", ") if name in SYNONYMS else ()))
 
 
 @cache
-def possible_nouns(name: str) -> frozenset[str]:
+def candidate_nouns(name: str) -> frozenset[str]:
     """All nouns that an instance of a class might be called."""
     alike = {word for group in LOOK_ALIKE if name in _words(group) for word in _words(group)}
-    names = {name} | alike | _words(POSSIBLE.get(name, ""))
-    return frozenset(names | {word for other in names for word in sure_nouns(other)[1:]})
+    names = {name} | alike | _words(CONFUSABLE.get(name, ""))
+    return frozenset(names | {word for other in names for word in synonyms(other)[1:]})
 
 
 def plural(noun: str) -> str:

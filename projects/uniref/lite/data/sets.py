@@ -13,10 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from unified.data.composing.motion import PseudoClip, make_clip
-from unified.data.composing.real_clips import copy_clip, read_davis_tree
-from unified.data.composing.scenes import CutPool, compose, cut_out
-from unified.data.composing.sources import (
+from projects.uniref.lite.data.motion import PseudoClip, make_clip
+from projects.uniref.lite.data.pictures import (
     COCO,
     COMPOSITES,
     MIN_CLASS_SHARE,
@@ -28,16 +26,18 @@ from unified.data.composing.sources import (
     check_origins,
     read_coco,
 )
-from unified.data.composing.told import (
+from projects.uniref.lite.data.real_clips import copy_clip, read_davis_tree
+from projects.uniref.lite.data.referring import (
     GROUP_CHANCE,
     MAX_OBJECTS,
-    Company,
-    ToldSet,
+    Cooccurrence,
+    ReferringSet,
     add_thing,
     describe_clip,
 )
-from unified.data.composing.vocabulary import UNTOLD
-from unified.data.composing.writing import OwnWriter
+from projects.uniref.lite.data.scenes import CutPool, compose, cut_out
+from projects.uniref.lite.data.vocabulary import UNREFERRED
+from projects.uniref.lite.data.writing import OwnWriter
 from unified.data.formats.files import (
     image_files,
     read_json,
@@ -172,7 +172,7 @@ class Builder:
         self.train = [p for p in pictures if p.file_name not in held]
         names = sorted({name for picture in pictures for name in picture.names if name})
         self.categories = {name: number for number, name in enumerate(names, start=1)}
-        self.company = Company(p.names for p in self.train if p.origin == COCO)
+        self.cooccurrence = Cooccurrence(p.names for p in self.train if p.origin == COCO)
         self.cuts = CutPool(self.train)
         self.few_shot: dict[str, list[tuple[Path, np.ndarray]]] = {}
 
@@ -180,8 +180,8 @@ class Builder:
         """Everything; returns set -> what is in it."""
         self._detection("lite_det", [p for p in self.train if p.origin == COCO])
         self._detection("lite_det_val", self.held)
-        self._told()
-        self._told_val()
+        self._referring()
+        self._referring_val()
         self._few_shot()
         self._clips()
         write_json(self.out.data / "summary.json", self.out.summary)
@@ -205,9 +205,9 @@ class Builder:
         self.out.save_coco(name, coco, "detection")
         self.out.summary[name] = {"images": len(coco.images), "objects": len(coco.annotations)}
 
-    def _told(self) -> None:
+    def _referring(self) -> None:
         """RIS for training, of all and of given pictures, and composites for detection."""
-        told, real = (ToldSet(self.categories, self.company) for _ in range(2))
+        every, real = (ReferringSet(self.categories, self.cooccurrence) for _ in range(2))
         composites = CocoFile({number: name for name, number in self.categories.items()})
         held = {picture.file_name for picture in self.held}
         rngs = self._streams("real sentences", len(self.pictures))
@@ -215,27 +215,27 @@ class Builder:
             if picture.file_name not in held and any(picture.names):
                 again, scene = copy.deepcopy(rng), picture.scene()
                 whole = picture.origin == COCO
-                self._tell(told, picture.file_name, scene, rng, whole=whole)
-                self._tell(real, picture.file_name, scene, again, whole=whole)
+                self._refer(every, picture.file_name, scene, rng, whole=whole)
+                self._refer(real, picture.file_name, scene, again, whole=whole)
         backgrounds = [p for p in self.train if p.origin == COCO]
         streams = self._streams("composites", self.options.size)
         for number, rng in enumerate(self._counted(streams)):
             scene = self._composite(backgrounds, rng)
             file_name = f"{COMPOSITES}/{number:06d}.jpg"
             save_jpeg(self.images / file_name, scene.image, quality=QUALITY)
-            self._tell(told, file_name, scene, rng)
+            self._refer(every, file_name, scene, rng)
             self._composite_samples(self.images / file_name, scene)
             image_id = composites.add_image(file_name, scene.size)
             for thing in scene.things:
-                if thing.told or thing.crowd:
+                if thing.referable or thing.crowd:
                     add_thing(composites, self.categories, image_id, thing)
-        self.out.save_told("lite_ris", told)
-        self.out.save_told("lite_ris_real", real)
+        self.out.save_referring("lite_ris", every)
+        self.out.save_referring("lite_ris_real", real)
         self.out.save_coco("lite_det_composites", composites, "detection")
 
-    def _tell(
+    def _refer(
         self,
-        told: ToldSet,
+        referring: ReferringSet,
         file_name: str,
         scene: Scene,
         rng: np.random.Generator,
@@ -244,27 +244,28 @@ class Builder:
     ) -> None:
         """Adds a picture; ``whole``: absent things are named freely, as all that is there is known.
 
-        Where only some classes are known, the few that are surely absent would be said too often.
+        Where only some classes are annotated, the few that are known to be absent would be named
+        too often.
         """
-        told.add_objects(file_name, scene, rng, limit=MAX_OBJECTS if whole else 3)
+        referring.add_objects(file_name, scene, rng, limit=MAX_OBJECTS if whole else 3)
         if rng.random() < GROUP_CHANCE:
-            told.add_group(file_name, scene, rng)
+            referring.add_group(file_name, scene, rng)
         most = 3 if whole else int(rng.random() < 0.3)
-        told.add_absent(file_name, scene, rng, count=min(told.missing_absent(), most))
+        referring.add_absent(file_name, scene, rng, count=min(referring.missing_absent(), most))
 
     def _composite(self, backgrounds: Sequence[Picture], rng: np.random.Generator) -> Scene:
         background = backgrounds[int(rng.integers(len(backgrounds)))].scene()
-        present = [thing.name for thing in background.things if thing.told]
+        present = [thing.name for thing in background.things if thing.referable]
         cutouts = [
             self.cuts.draw(rng, like=present)
             for _ in range(int(rng.choice([1, 2, 3, 4], p=[0.35, 0.35, 0.2, 0.1])))
         ]
         return compose(background, cutouts, rng)
 
-    def _told_val(self) -> None:
+    def _referring_val(self) -> None:
         """Three sets of held-out pictures: any sentence, class names, and absent things."""
         sets = {
-            name: ToldSet(self.categories, self.company)
+            name: ReferringSet(self.categories, self.cooccurrence)
             for name in ("lite_ris_val", "lite_ris_class_val", "lite_ris_absent_val")
         }
         for picture, rng in zip(
@@ -274,9 +275,9 @@ class Builder:
             sets["lite_ris_val"].add_objects(picture.file_name, scene, rng)
             sets["lite_ris_class_val"].add_class_names(picture.file_name, scene)
             sets["lite_ris_absent_val"].add_absent(picture.file_name, scene, rng, count=2)
-        for name, told in sets.items():
-            if sum(told.records.values()):
-                self.out.save_told(name, told)
+        for name, referring in sets.items():
+            if sum(referring.records.values()):
+                self.out.save_referring(name, referring)
 
     def _composite_samples(self, path: Path, scene: Scene) -> None:
         """Few-shot samples of the classes seen in a composite."""
@@ -292,7 +293,7 @@ class Builder:
 
     def _few_shot(self) -> None:
         """Class folders: real pictures, composites and pseudo-classes; held-out classes apart."""
-        unwanted = {*UNTOLD, *self.options.hold_out_classes, ""}
+        unwanted = {*UNREFERRED, *self.options.hold_out_classes, ""}
         train = dict(self.few_shot)
         for picture in self.train:
             for name in sorted(set(picture.names) - unwanted):
@@ -340,10 +341,10 @@ class Builder:
             for frame, (image, labels) in enumerate(zip(clip.images, clip.label_maps, strict=True)):
                 save_jpeg(folder / f"frames/{name}/{frame:05d}.jpg", image, quality=QUALITY)
                 write_label_map(folder / f"masks/{name}/{frame:05d}.png", labels)
-            told = describe_clip(clip, rng, kinds)
-            if told:
+            expressions = describe_clip(clip, rng, kinds)
+            if expressions:
                 frames = [f"{frame:05d}" for frame in range(len(clip.images))]
-                videos[name] = {"frames": frames, "expressions": told}
+                videos[name] = {"frames": frames, "expressions": expressions}
         pseudo = len(videos)
         if self.options.clips is not None:
             self._real_clips(self.options.clips, folder, videos)
@@ -381,7 +382,7 @@ class Builder:
         if stray:
             raise InputError(f"--hold-out-clips has {stray[0]!r}, which {root} does not have")
         sentences = root / "meta_expressions.json"
-        told = read_meta_expressions(sentences) if sentences.exists() else {}
+        described = read_meta_expressions(sentences) if sentences.exists() else {}
         held: dict[str, Any] = {}
         real: dict[str, Any] = {}
         side = self.options.longest_side
@@ -389,14 +390,14 @@ class Builder:
             name = record["clip_id"]
             if name in self.options.hold_out_clips:
                 copy_clip(record, folder.with_name("clips_val"), 1, None)
-                held.update({name: told[name]} if name in told else {})
+                held.update({name: described[name]} if name in described else {})
                 continue
             for target in (folder, folder.with_name("clips_real")):
                 copy_clip(record, target, REAL_STRIDE, side)
-            if name in told:
+            if name in described:
                 kept = set(record["frame_names"][::REAL_STRIDE])
-                frames = [frame for frame in told[name]["frames"] if frame in kept]
-                real[name] = {**told[name], "frames": frames}
+                frames = [frame for frame in described[name]["frames"] if frame in kept]
+                real[name] = {**described[name], "frames": frames}
         videos.update(real)
         for kind, found in (("real", real), ("val", held)):
             target = folder.with_name(f"clips_{kind}")
@@ -411,7 +412,7 @@ def _trackable(scene: Scene, rng: np.random.Generator) -> list[int]:
     usable = [
         index
         for index, thing in enumerate(scene.things)
-        if not thing.crowd and thing.name not in UNTOLD and 0.008 < thing.mask.mean() < 0.5
+        if not thing.crowd and thing.name not in UNREFERRED and 0.008 < thing.mask.mean() < 0.5
     ]
     if not usable or rng.random() < 0.15:
         return []

@@ -1,8 +1,8 @@
 """Sentences about real instances: class, colour, size, place and relation, true of one thing only.
 
-Every modifier of a noun has the things for which it surely holds and those for which it might. A
-sentence is used for a thing when everything in it surely holds there, and for every other thing
-that the noun might name some modifier surely does not.
+Every modifier of a noun has positives, the things that it is true of beyond doubt, and candidates,
+those that someone might say it of. A sentence refers to a thing when that thing is the only
+positive of all its parts and no other thing is a candidate of all of them.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from itertools import product
 
 import numpy as np
 
-from unified.data.composing.facts import (
-    Facts,
+from projects.uniref.lite.data.attributes import (
     Modifier,
+    SceneAttributes,
     colours,
     has_colour,
     lacks_colour,
@@ -26,14 +26,14 @@ from unified.data.composing.facts import (
     relations,
     sizes,
 )
-from unified.data.composing.sources import Scene
-from unified.data.composing.vocabulary import (
+from projects.uniref.lite.data.pictures import Scene
+from projects.uniref.lite.data.vocabulary import (
     ALWAYS_PLURAL,
     COLOURS,
     MASS,
+    candidate_nouns,
     plural,
-    possible_nouns,
-    sure_nouns,
+    synonyms,
 )
 
 NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five"}
@@ -55,7 +55,7 @@ PLACE_TAILS = {
 
 
 @dataclass(frozen=True, order=True)
-class Claim:
+class Expression:
     """A sentence before it is worded: kind, noun, and values of its modifiers."""
 
     kind: str
@@ -66,93 +66,93 @@ class Claim:
 
 
 @lru_cache(maxsize=8)
-def claims(scene: Scene) -> Mapping[Claim, int]:
+def expressions(scene: Scene) -> Mapping[Expression, int]:
     """Every sentence that is true of exactly one thing -> the index of that thing."""
-    facts = measure(scene)
-    found: dict[Claim, int] = {}
-    for noun in _nouns(facts, scene):
-        sure, possible = facts.sure(noun), facts.possible(noun)
-        plain = _plain_kind(noun, facts)
-        coloured = colours(facts)
-        rest = [*places(facts), *relations(facts, noun)]
-        if possible == sure and not noun.endswith("s"):
-            rest += [*sizes(facts, sure), *orders(facts, sure)]
+    attributes = measure(scene)
+    found: dict[Expression, int] = {}
+    for noun in _nouns(attributes, scene):
+        positives, candidates = attributes.positives(noun), attributes.candidates(noun)
+        plain = _plain_kind(noun, attributes)
+        coloured = colours(attributes)
+        rest = [*places(attributes), *relations(attributes, noun)]
+        if candidates == positives and not noun.endswith("s"):
+            rest += [*sizes(attributes, positives), *orders(attributes, positives)]
         singles: list[tuple[Modifier, ...]] = [(), *((m,) for m in [*coloured, *rest])]
         pairs = [p for p in product(coloured, rest) if p[1].kind in ("place", "relation")]
         for modifiers in [*singles, *pairs]:
-            held = sure.intersection(*(m.sure for m in modifiers))
-            maybe = possible.intersection(*(m.possible for m in modifiers))
-            if len(held) == 1 and maybe == held and _covered(scene, held):
-                found[_claim(plain, noun, modifiers)] = next(iter(held))
+            referents = positives.intersection(*(m.positives for m in modifiers))
+            possible = candidates.intersection(*(m.candidates for m in modifiers))
+            if len(referents) == 1 and possible == referents and _covered(scene, referents):
+                found[_expression(plain, noun, modifiers)] = next(iter(referents))
     return found
 
 
-def group_claims(scene: Scene) -> dict[Claim, tuple[int, ...]]:
+def group_expressions(scene: Scene) -> dict[Expression, tuple[int, ...]]:
     """Every plural that is true of exactly two to five things -> their indices."""
-    facts = measure(scene)
+    attributes = measure(scene)
     found = {}
-    for noun in _nouns(facts, scene):
-        sure, possible = facts.sure(noun), facts.possible(noun)
-        for modifiers in [(), *((m,) for m in colours(facts))] if plural(noun) else []:
-            held = sure.intersection(*(m.sure for m in modifiers))
-            maybe = possible.intersection(*(m.possible for m in modifiers))
-            if len(held) in NUMBERS and maybe == held and _covered(scene, held):
+    for noun in _nouns(attributes, scene):
+        positives, candidates = attributes.positives(noun), attributes.candidates(noun)
+        for modifiers in [(), *((m,) for m in colours(attributes))] if plural(noun) else []:
+            referents = positives.intersection(*(m.positives for m in modifiers))
+            possible = candidates.intersection(*(m.candidates for m in modifiers))
+            if len(referents) in NUMBERS and possible == referents and _covered(scene, referents):
                 colour = modifiers[0].value if modifiers else ""
-                found[Claim("group", noun, colour)] = tuple(sorted(held))
+                found[Expression("group", noun, colour)] = tuple(sorted(referents))
     return found
 
 
-def absent_claims(scene: Scene, names: Iterable[str]) -> list[Claim]:
+def absent_expressions(scene: Scene, names: Iterable[str]) -> list[Expression]:
     """Sentences that are true of nothing: of an absent class, or of a clearly absent colour.
 
     Args:
         names: all classes; a noun is named if the scene is complete in all that it might mean.
     """
-    facts = measure(scene)
-    unknown = {noun for name in set(names) - scene.complete for noun in possible_nouns(name)}
-    present = {noun for thing in scene.things for noun in possible_nouns(thing.name)}
-    absent = {noun for name in set(names) & scene.complete for noun in sure_nouns(name)}
-    found = [Claim("absent class", noun) for noun in sorted(absent - present - unknown)]
-    for noun in _nouns(facts, scene):
-        sure, possible = facts.sure(noun), facts.possible(noun)
-        if sure != possible or not all(has_colour(facts, index) for index in sure):
+    attributes = measure(scene)
+    unknown = {noun for name in set(names) - scene.complete for noun in candidate_nouns(name)}
+    present = {noun for thing in scene.things for noun in candidate_nouns(thing.name)}
+    absent = {noun for name in set(names) & scene.complete for noun in synonyms(name)}
+    found = [Expression("absent class", noun) for noun in sorted(absent - present - unknown)]
+    for noun in _nouns(attributes, scene):
+        positives, candidates = attributes.positives(noun), attributes.candidates(noun)
+        if positives != candidates or not all(has_colour(attributes, i) for i in positives):
             continue
         for colour in COLOURS:
-            if all(lacks_colour(facts.shares[index], colour) for index in sure):
-                found.append(Claim("absent colour", noun, colour))
+            if all(lacks_colour(attributes.shares[index], colour) for index in positives):
+                found.append(Expression("absent colour", noun, colour))
     return found
 
 
-def _nouns(facts: Facts, scene: Scene) -> list[str]:
+def _nouns(attributes: SceneAttributes, scene: Scene) -> list[str]:
     """Nouns of things that may be described, sorted."""
-    told = [t for t in facts.things if t.told and t.name in scene.complete]
-    return sorted({noun for t in told for noun in (*sure_nouns(t.name), *t.breeds)})
+    described = [t for t in attributes.things if t.referable and t.name in scene.complete]
+    return sorted({noun for t in described for noun in (*synonyms(t.name), *t.breeds)})
 
 
-def _covered(scene: Scene, held: Iterable[int]) -> bool:
+def _covered(scene: Scene, referents: Iterable[int]) -> bool:
     """Whether no other thing of the class can be in the picture without being known."""
-    return all(scene.things[index].name in scene.complete for index in held)
+    return all(scene.things[index].name in scene.complete for index in referents)
 
 
-def _plain_kind(noun: str, facts: Facts) -> str:
-    if any(noun in thing.breeds for thing in facts.things):
+def _plain_kind(noun: str, attributes: SceneAttributes) -> str:
+    if any(noun in thing.breeds for thing in attributes.things):
         return "breed"
-    return "class" if any(noun == thing.name for thing in facts.things) else "synonym"
+    return "class" if any(noun == thing.name for thing in attributes.things) else "synonym"
 
 
-def _claim(plain: str, noun: str, modifiers: Sequence[Modifier]) -> Claim:
+def _expression(plain: str, noun: str, modifiers: Sequence[Modifier]) -> Expression:
     colour = next((m.value for m in modifiers if m.kind == "colour"), "")
     rest = next((m for m in modifiers if m.kind != "colour"), None)
     kind = " and ".join(m.kind for m in modifiers) or plain
-    return Claim(kind, noun, colour, rest.kind if rest else "", rest.value if rest else "")
+    return Expression(kind, noun, colour, rest.kind if rest else "", rest.value if rest else "")
 
 
-def choose(found: Iterable[Claim], count: int, rng: np.random.Generator) -> list[Claim]:
-    """Up to ``count`` claims, of as many kinds as there are."""
-    by_kind: dict[str, list[Claim]] = {}
-    for claim in sorted(found):
-        by_kind.setdefault(claim.kind, []).append(claim)
-    chosen: list[Claim] = []
+def choose(found: Iterable[Expression], count: int, rng: np.random.Generator) -> list[Expression]:
+    """Up to ``count`` expressions, of as many kinds as there are."""
+    by_kind: dict[str, list[Expression]] = {}
+    for expression in sorted(found):
+        by_kind.setdefault(expression.kind, []).append(expression)
+    chosen: list[Expression] = []
     while by_kind and len(chosen) < count:
         kinds = list(by_kind)
         weights = np.array([KIND_WEIGHTS.get(kind, 1.0) for kind in kinds])
@@ -162,14 +162,14 @@ def choose(found: Iterable[Claim], count: int, rng: np.random.Generator) -> list
     return chosen
 
 
-def phrase(claim: Claim, rng: np.random.Generator) -> str:
-    """One of several wordings of a claim, in lower case."""
-    if claim.kind == "group":
-        return _group_phrase(claim, rng)
-    before, after, definite = _rest_words(claim, rng)
-    noun = claim.noun
-    if claim.colour:
-        colour = "grey" if claim.colour == "gray" and rng.random() < 0.3 else claim.colour
+def wording(expression: Expression, rng: np.random.Generator) -> str:
+    """One of several wordings of a expression, in lower case."""
+    if expression.kind == "group":
+        return _group_wording(expression, rng)
+    before, after, definite = _rest_words(expression, rng)
+    noun = expression.noun
+    if expression.colour:
+        colour = "grey" if expression.colour == "gray" and rng.random() < 0.3 else expression.colour
         if noun == "person":
             worn = str(rng.choice(["in", "wearing", "dressed in"]))
             after = f"{worn} {colour} {after}"
@@ -191,18 +191,18 @@ def _start(words: str, noun: str, rng: np.random.Generator, *, definite: bool) -
     return "an" if words[0] in "aeiou" else "a"
 
 
-def _rest_words(claim: Claim, rng: np.random.Generator) -> tuple[str, str, bool]:
+def _rest_words(expression: Expression, rng: np.random.Generator) -> tuple[str, str, bool]:
     """Words before and after the noun, and whether "a" would be wrong."""
-    value = claim.rest
-    if claim.rest_kind == "place":
+    value = expression.rest
+    if expression.rest_kind == "place":
         if value in ("left", "right", "top", "bottom", "middle") and rng.random() < 0.3:
             return value, "", True
         return "", str(rng.choice(PLACE_TAILS[value])), False
-    if claim.rest_kind == "size":
+    if expression.rest_kind == "size":
         return _size_word(value, rng), "", True
-    if claim.rest_kind == "order":
+    if expression.rest_kind == "order":
         return (*_order_words(value, rng), True)
-    if claim.rest_kind == "relation":
+    if expression.rest_kind == "relation":
         side, _, anchor = value.partition(" of ")
         if anchor:
             options = [f"to the {side} of", f"on the {side} of", f"{side} of"]
@@ -232,9 +232,9 @@ def _order_words(value: str, rng: np.random.Generator) -> tuple[str, str]:
     return rank, str(rng.choice([f"from the {side}", f"from {side}"]))
 
 
-def _group_phrase(claim: Claim, rng: np.random.Generator) -> str:
+def _group_wording(expression: Expression, rng: np.random.Generator) -> str:
     starts = ["all the", "all", "the", ""]
-    words = f"{claim.colour} {plural(claim.noun)}"
-    if claim.colour and claim.noun == "person":
-        words = f"people in {claim.colour}"
+    words = f"{expression.colour} {plural(expression.noun)}"
+    if expression.colour and expression.noun == "person":
+        words = f"people in {expression.colour}"
     return " ".join(f"{rng.choice(starts)} {words}".split())

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
-from unified.data.composing.sources import COCO, MIN_SHARE, Picture, Scene, Thing
+from projects.uniref.lite.data.pictures import COCO, MIN_SHARE, Picture, Scene, Thing
 from unified.errors import InputError
 
 MIN_CUT_SHARE = 0.015  # of its picture
@@ -152,7 +152,7 @@ def compose(background: Scene, cutouts: Sequence[Cutout], rng: np.random.Generat
         things.append(Thing(cutout.name, mask, True, False, cutout.breeds))
         whole.append(int(fitted.area))
     kept = [
-        replace(thing, told=thing.told and is_seen(thing.mask, pixels))
+        replace(thing, referable=thing.referable and is_seen(thing.mask, pixels))
         for thing, pixels in zip(things, whole, strict=True)
         if thing.mask.any()
     ]

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
-from unified.data.composing.scenes import Cutout, fit, is_seen, paste
-from unified.data.composing.sources import Scene, Thing
+from projects.uniref.lite.data.pictures import Scene, Thing
+from projects.uniref.lite.data.scenes import Cutout, fit, is_seen, paste
 
 MIN_PIXELS = 24  # smaller remains of an object are background
 MAX_BEND = 0.08  # largest shift of a bent cutout, in its own size
@@ -177,7 +177,7 @@ class Actor:
     def thing(self, mask: np.ndarray) -> Thing:
         """What is seen of it, described by its class if that is known."""
         name = self.cutout.name
-        return Thing(name, mask, told=bool(name), breeds=self.cutout.breeds)
+        return Thing(name, mask, referable=bool(name), breeds=self.cutout.breeds)
 
 
 def make_clip(
@@ -218,12 +218,12 @@ def make_clip(
         labels = label_things(things[:position], background.size)
         for number in range(1, position + 1):  # what a sentence says is true of these pixels
             things[number - 1] = replace(things[number - 1], mask=labels == number)
-        told = tuple(
-            replace(thing, told=thing.told and is_seen(thing.mask, pixels))
+        seen = tuple(
+            replace(thing, referable=thing.referable and is_seen(thing.mask, pixels))
             for thing, pixels in zip(things, whole, strict=True)
         )
         images.append(image)
-        scenes.append(Scene(image, told, background.complete))
+        scenes.append(Scene(image, seen, background.complete))
         label_maps.append(labels)
     return PseudoClip(tuple(images), tuple(label_maps), tuple(scenes), len(tracked) + len(cutouts))
 

@@ -16,7 +16,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from unified.data.composing.vocabulary import RARE, UNTOLD
+from projects.uniref.lite.data.vocabulary import RARE, UNREFERRED
 from unified.data.formats.coco import category_names, read_instances
 from unified.data.formats.files import (
     encode_mask,
@@ -45,14 +45,14 @@ class Thing:
     Attributes:
         name: its class; "" for a region of no known class.
         mask: (H, W) bool, visible pixels.
-        told: sentences may refer to it; the others only keep sentences from being unique.
+        referable: sentences may refer to it; the others only keep sentences from being unique.
         crowd: several instances in one mask.
         breeds: narrower nouns that are true of it.
     """
 
     name: str
     mask: np.ndarray
-    told: bool = True
+    referable: bool = True
     crowd: bool = False
     breeds: tuple[str, ...] = ()
 
@@ -115,8 +115,9 @@ class Picture:
         things = []
         for index, (name, crowd) in enumerate(zip(self.names, self.crowds, strict=True)):
             mask = self.mask(index)
-            told = not crowd and name not in UNTOLD and bool(name) and mask.mean() >= MIN_SHARE
-            things.append(Thing(name, mask, told, crowd, self.breeds))
+            described = bool(name) and name not in UNREFERRED
+            referable = described and not crowd and bool(mask.mean() >= MIN_SHARE)
+            things.append(Thing(name, mask, referable, crowd, self.breeds))
         return Scene(read_image(self.path), tuple(things), self.complete)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from unified.data.composing.told import ToldSet
+from projects.uniref.lite.data.referring import ReferringSet
 from unified.data.formats.files import write_json
 from unified.data.synthetic.writing import CocoFile, random_streams
 from unified.errors import InputError
@@ -97,11 +97,11 @@ class OwnWriter:
             write_json(path, {"videos": dict(videos)})
             self._save_yaml(rvos, task="rvos", **files, expressions=path)
 
-    def save_told(self, name: str, told: ToldSet) -> None:
-        self.save_coco(name, told.coco, "ris")
+    def save_referring(self, name: str, referring: ReferringSet) -> None:
+        self.save_coco(name, referring.coco, "ris")
         self.summary[name] = {
-            "records": dict(sorted(told.records.items())),
-            "kinds": dict(sorted(told.kinds.items())),
+            "records": dict(sorted(referring.records.items())),
+            "kinds": dict(sorted(referring.kinds.items())),
         }
 
     def save_coco(self, name: str, coco: CocoFile, task: str) -> None:

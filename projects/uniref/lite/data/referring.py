@@ -1,4 +1,4 @@
-"""What sentences say: the growing COCO-style file of a RIS set, and the sentences of a clip."""
+"""Referring sets: the growing COCO-style file of a RIS set, and the sentences of a clip."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from unified.data.composing.motion import PseudoClip
-from unified.data.composing.sentences import (
-    Claim,
-    absent_claims,
+from projects.uniref.lite.data.motion import PseudoClip
+from projects.uniref.lite.data.pictures import Scene, Thing
+from projects.uniref.lite.data.sentences import (
+    Expression,
+    absent_expressions,
     choose,
-    claims,
-    group_claims,
-    phrase,
+    expressions,
+    group_expressions,
+    wording,
 )
-from unified.data.composing.sources import Scene, Thing
-from unified.data.composing.vocabulary import COLOURLESS, COLOURS, MASS
+from projects.uniref.lite.data.vocabulary import COLOURLESS, COLOURS, MASS
 from unified.data.formats.files import encode_mask
 from unified.data.synthetic.writing import CocoFile
 
@@ -30,8 +30,8 @@ GROUP_CHANCE = 0.35  # of a picture with a group to have it as a record
 PLAIN_PLACES = ("left", "right", "top", "bottom", "middle")
 
 
-class Company:
-    """How often classes are seen in one picture: absent things are named from likely ones."""
+class Cooccurrence:
+    """How often two classes are in one picture, so that absent things are named plausibly."""
 
     def __init__(self, pictures: Iterable[Iterable[str]]) -> None:
         self.pairs: Counter[tuple[str, str]] = Counter()
@@ -47,12 +47,12 @@ class Company:
         return 1.0 + sum(self.pairs[min(name, o), max(name, o)] for o in others)
 
 
-class ToldSet:
+class ReferringSet:
     """A RIS set of own data while it grows."""
 
-    def __init__(self, categories: Mapping[str, int], company: Company) -> None:
+    def __init__(self, categories: Mapping[str, int], cooccurrence: Cooccurrence) -> None:
         self.categories = categories
-        self.company = company
+        self.cooccurrence = cooccurrence
         self.coco = CocoFile({number: name for name, number in categories.items()})
         self.kinds: Counter[str] = Counter()  # kind of sentence -> count
         self.records: Counter[str] = Counter()  # object, group, absent -> count
@@ -61,9 +61,9 @@ class ToldSet:
         self, file_name: str, scene: Scene, rng: np.random.Generator, *, limit: int = MAX_OBJECTS
     ) -> None:
         """Adds up to ``limit`` objects of a picture with sentences true of them alone."""
-        found: dict[int, list[Claim]] = {}
-        for claim, index in claims(scene).items():
-            found.setdefault(index, []).append(claim)
+        found: dict[int, list[Expression]] = {}
+        for expression, index in expressions(scene).items():
+            found.setdefault(index, []).append(expression)
         indices = sorted(found)
         rng.shuffle(indices)
         image_id = self._image(file_name, scene)
@@ -76,22 +76,22 @@ class ToldSet:
     def add_class_names(self, file_name: str, scene: Scene) -> None:
         """Adds every object that is the only one of its class, with the name of the class."""
         image_id: int | None = None
-        for claim, index in sorted(claims(scene).items()):
-            if claim.kind == "class":
+        for expression, index in sorted(expressions(scene).items()):
+            if expression.kind == "class":
                 image_id = image_id or self._image(file_name, scene)
-                self._object(image_id, scene.things[index], expressions=[f"the {claim.noun}"])
+                self._object(image_id, scene.things[index], expressions=[f"the {expression.noun}"])
                 self.kinds["class"] += 1
                 self.records["object"] += 1
 
     def add_group(self, file_name: str, scene: Scene, rng: np.random.Generator) -> None:
         """Adds one group of several things, if there is one."""
-        groups = group_claims(scene)
+        groups = group_expressions(scene)
         if not groups:
             return
-        claim = sorted(groups)[int(rng.integers(len(groups)))]
-        texts = self._word([claim], rng)
+        expression = sorted(groups)[int(rng.integers(len(groups)))]
+        texts = self._word([expression], rng)
         image_id = self._image(file_name, scene, expressions=texts)
-        for index in groups[claim]:
+        for index in groups[expression]:
             self._object(image_id, scene.things[index])
         self.records["group"] += 1
 
@@ -99,7 +99,7 @@ class ToldSet:
         self, file_name: str, scene: Scene, rng: np.random.Generator, *, count: int
     ) -> None:
         """Adds up to ``count`` records of two sentences that are true of nothing there."""
-        found = absent_claims(scene, self.company.names)
+        found = absent_expressions(scene, self.cooccurrence.names)
         present = {thing.name for thing in scene.things}
         by_kind = {kind: [c for c in found if c.kind == kind] for kind in {c.kind for c in found}}
         for _ in range(count if found else 0):
@@ -107,9 +107,9 @@ class ToldSet:
             for _ in range(2):
                 kind = "absent colour" if rng.random() < 0.35 else "absent class"
                 options = by_kind.get(kind, found)
-                weights = np.array([self.company.weight(c.noun, present) for c in options])
+                weights = np.array([self.cooccurrence.weight(c.noun, present) for c in options])
                 chosen.append(options[int(rng.choice(len(options), p=weights / weights.sum()))])
-            texts = self._word([_dressed(claim, rng) for claim in chosen], rng)
+            texts = self._word([_dressed(expression, rng) for expression in chosen], rng)
             self._image(file_name, scene, expressions=texts)
             self.records["absent"] += 1
 
@@ -119,9 +119,9 @@ class ToldSet:
         due = others * NEGATIVE_SHARE / (1 - NEGATIVE_SHARE)
         return max(0, round(due) - self.records["absent"])
 
-    def _word(self, chosen: Sequence[Claim], rng: np.random.Generator) -> list[str]:
-        texts = dict.fromkeys(phrase(claim, rng) for claim in chosen)
-        self.kinds.update(claim.kind for claim in chosen)
+    def _word(self, chosen: Sequence[Expression], rng: np.random.Generator) -> list[str]:
+        texts = dict.fromkeys(wording(expression, rng) for expression in chosen)
+        self.kinds.update(expression.kind for expression in chosen)
         return list(texts)
 
     def _image(self, file_name: str, scene: Scene, **more: Any) -> int:
@@ -136,21 +136,22 @@ def describe_clip(
 ) -> dict[str, Any]:
     """Entries of ``meta_expressions.json`` for the objects that sentences tell apart.
 
-    A sentence holds in every frame in which its object is well seen, and never of another thing.
+    A sentence is true in every frame in which its object is well visible, and never of another
+    thing.
     """
-    per_frame = [claims(scene) for scene in clip.scenes]
+    per_frame = [expressions(scene) for scene in clip.scenes]
     result: dict[str, Any] = {}
     for index in range(clip.num_objects):
-        seen = [n for n, scene in enumerate(clip.scenes) if scene.things[index].told]
+        seen = [n for n, scene in enumerate(clip.scenes) if scene.things[index].referable]
         if len(seen) < len(clip.scenes) // 2:
             continue
-        held: set[Claim] = set.intersection(
-            *({claim for claim, i in per_frame[n].items() if i == index} for n in seen)
+        common: set[Expression] = set.intersection(
+            *({expression for expression, i in per_frame[n].items() if i == index} for n in seen)
         )
-        held = {c for c in held if all(frame.get(c, index) == index for frame in per_frame)}
-        for claim in choose(held, 3, rng):
-            kinds[claim.kind] += 1
-            entry = {"exp": phrase(claim, rng), "obj_id": str(index + 1)}
+        common = {c for c in common if all(frame.get(c, index) == index for frame in per_frame)}
+        for expression in choose(common, 3, rng):
+            kinds[expression.kind] += 1
+            entry = {"exp": wording(expression, rng), "obj_id": str(index + 1)}
             result[str(len(result))] = entry
     return result
 
@@ -164,12 +165,12 @@ def add_thing(
     coco.add_object(image_id, thing.mask, categories[thing.name], **more)
 
 
-def _dressed(claim: Claim, rng: np.random.Generator) -> Claim:
+def _dressed(expression: Expression, rng: np.random.Generator) -> Expression:
     """An absent thing with a colour and a place at times, as those that are there have."""
-    if claim.kind != "absent class":
-        return claim
-    coloured = claim.noun not in COLOURLESS | MASS and rng.random() < 0.35
+    if expression.kind != "absent class":
+        return expression
+    coloured = expression.noun not in COLOURLESS | MASS and rng.random() < 0.35
     placed = rng.random() < 0.25
     colour = str(rng.choice(COLOURS)) if coloured else ""
     place = str(rng.choice(PLAIN_PLACES)) if placed else ""
-    return Claim(claim.kind, claim.noun, colour, "place" if placed else "", place)
+    return Expression(expression.kind, expression.noun, colour, "place" if placed else "", place)
