@@ -14,6 +14,11 @@ ROOT = Path(__file__).parents[4]
 LITE = "projects/uniref/lite"
 SCRIPT = """
 import sys
+# An editable installation would bring the folder back.
+sys.path[:] = [entry for entry in sys.path if "__editable__" not in entry]
+sys.meta_path[:] = [
+    finder for finder in sys.meta_path if "__editable__" not in getattr(finder, "__module__", "")
+]
 import numpy as np
 import unified
 from unified.errors import ConfigError
