@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def measure() -> None:
     """Prints speed and memory."""
-    from unified.evaluation.benchmark import run_benchmark
+    from tests.unified.evaluation.benchmark import run_benchmark
 
     for line in run_benchmark():
         print(line, flush=True)
@@ -37,7 +37,7 @@ def measure() -> None:
 
 def check(folder: Path) -> int:
     """Prints the largest difference per file; one that cannot be used does not stop the others."""
-    from unified.evaluation.golden import check_file, find_recordings
+    from tests.unified.evaluation.golden.check import check_file, find_recordings
 
     files = find_recordings(folder)
     width = max(len(path.name) for path in files)

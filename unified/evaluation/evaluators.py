@@ -5,10 +5,8 @@ Here are those of images, and which evaluator a dataset has.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,20 +20,19 @@ from unified.data.formats.files import encode_mask, write_json
 from unified.errors import ConfigError, InputError
 from unified.evaluation import images, results
 from unified.evaluation.detections import coco_entries
-from unified.evaluation.images import MAX_CLASSES, Episode, Overlap, measure
+from unified.evaluation.images import Episode, Overlap, measure
 from unified.evaluation.protocol_evaluator import (
     GROUND_TRUTH,
     PREDICTIONS,
     ProtocolEvaluator,
     Sample,
 )
-from unified.evaluation.reading import check_size, read_ids
 from unified.evaluation.records import coco_truth
 from unified.evaluation.report import Problems, Scores
 from unified.evaluation.results import BoxSample
-from unified.evaluation.video_evaluators import VideoEvaluator, VideoInstanceEvaluator
+from unified.evaluation.video_evaluators import VideoEvaluator
 from unified.label_maps import write_label_map, write_mask
-from unified.metrics import detection, few_shot, iou, semantic
+from unified.metrics import detection, few_shot, iou
 from unified.metrics.davis import VOID
 
 
@@ -161,66 +158,6 @@ class FewShotEvaluator(ProtocolEvaluator):
         return replace(scores, notes=(*scores.notes, *known))
 
 
-class SemanticEvaluator(ProtocolEvaluator):
-    """Semantic segmentation, for datasets registered as Detectron2 does: ``stuff_classes``.
-
-    An image's prediction has the name of its label map in the folder of all, so that
-    ``tools/evaluate.py`` compares that folder with the folder of predictions.
-    """
-
-    known_protocols: ClassVar[tuple[str, ...]] = ("mmseg", "mmseg-reduce-zero")
-    default_protocols: ClassVar[tuple[str, ...]] = ("mmseg",)
-
-    @property
-    def _ignored(self) -> int:
-        return int(self.metadata.get("ignore_label", semantic.IGNORE))
-
-    @cached_property
-    def _root(self) -> str:
-        """The folder of all label maps."""
-        files = (os.path.abspath(record["sem_seg_file_name"]) for record in self._records())
-        return os.path.commonpath([os.path.dirname(file) for file in files])
-
-    def process(self, inputs: Sequence[Sample], outputs: Sequence[Any]) -> None:
-        """``inputs`` have sem_seg_file_name; ``outputs`` sem_seg (C, H, W) scores.
-
-        Raises:
-            ConfigError: there are more classes than a label map of 8 bits holds.
-        """
-        num_classes = len(self.metadata.stuff_classes)
-        if num_classes > MAX_CLASSES:
-            raise ConfigError(
-                f"dataset {self.dataset} has {num_classes} classes: label maps of 8 bits hold "
-                f"{MAX_CLASSES} at most"
-            )
-        for sample, output in zip(inputs, outputs, strict=True):
-            path = Path(os.path.abspath(sample["sem_seg_file_name"]))
-            truth = read_ids(path)
-            labels = output["sem_seg"].argmax(dim=0).cpu().numpy().astype(np.uint8)
-            name = path.relative_to(self._root).with_suffix(".png")
-            written = self.folder / PREDICTIONS / name
-            check_size(written, labels, truth.shape)
-            write_label_map(written, labels)
-            self.samples.append(
-                {
-                    protocol: semantic.class_areas(
-                        truth,
-                        labels,
-                        num_classes,
-                        reduce_zero_label=protocol == "mmseg-reduce-zero",
-                        ignore=self._ignored,
-                    )
-                    for protocol in self.protocols
-                }
-            )
-
-    def score(self, protocol: str) -> Scores:
-        """mIoU, aAcc and mDice."""
-        each = [areas[protocol] for areas in self.samples]
-        classes = self.metadata.stuff_classes
-        return images.semantic_scores(each, Problems(allowed=False), classes, self._ignored)
-
-
 class DetectionEvaluator(ProtocolEvaluator):
     """COCO AP of masks and boxes."""
 
@@ -300,8 +237,6 @@ EVALUATORS: dict[str, type[ProtocolEvaluator]] = {
     "gris": ReferringEvaluator,
     "fss": FewShotEvaluator,
     "coco": DetectionEvaluator,
-    "sem_seg": SemanticEvaluator,
     "vos": VideoEvaluator,
     "rvos": VideoEvaluator,
-    "ytvis": VideoInstanceEvaluator,
 }

@@ -1,28 +1,22 @@
-"""Evaluators of clips: masks of objects and sentences, and instances as tubes."""
+"""The evaluator of clips: masks of objects and of sentences."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import numpy as np
-
-from unified.data.formats.files import encode_mask, write_json
 from unified.data.formats.records import Record
-from unified.evaluation import clips, results
+from unified.evaluation import clips
 from unified.evaluation.clips import Clip
-from unified.evaluation.detections import youtube_vis_entries
 from unified.evaluation.protocol_evaluator import PREDICTIONS, ProtocolEvaluator, Sample
 from unified.evaluation.protocols import PROTOCOLS
 from unified.evaluation.records import RecordTruth, annotated_frames
 from unified.evaluation.report import Problems, Request, Scores
 from unified.evaluation.videos import VideoScoring
 from unified.label_maps import write_label_map, write_mask
-from unified.metrics import detection
 from unified.structures import FrameResult
 
 
@@ -86,53 +80,3 @@ class VideoEvaluator(ProtocolEvaluator):
         if "frame_ranges" in record:
             return clips.with_spans(clip, record["frame_ranges"], protocol == "lvos")
         return clip
-
-
-class VideoInstanceEvaluator(ProtocolEvaluator):
-    """YouTube-VIS AP, for datasets registered with the ``json_file`` of the release.
-
-    Without annotations in that file, as in the public validation sets, the results are written for
-    ``tools/submit.py``.
-    """
-
-    known_protocols: ClassVar[tuple[str, ...]] = ("youtube-vis",)
-    default_protocols: ClassVar[tuple[str, ...]] = known_protocols
-
-    def process(self, inputs: Sequence[Sample], outputs: Any) -> None:
-        """Takes instances over whole clips.
-
-        Args:
-            inputs: each has video_id.
-            outputs: per clip, pred_scores (N,), pred_labels (N,) and pred_masks N x (T, H, W) bool;
-                or those of the only clip, as video models of Detectron2 return them.
-        """
-        outputs = [outputs] if isinstance(outputs, Mapping) else outputs
-        for sample, output in zip(inputs, outputs, strict=True):
-            columns = (output[key] for key in ("pred_scores", "pred_labels", "pred_masks"))
-            for score, label, masks in zip(*columns, strict=True):
-                frames = [np.asarray(mask, dtype=bool) for mask in masks]
-                self.samples.append(
-                    {
-                        "video_id": sample["video_id"],
-                        "score": float(score),
-                        "category_id": int(label),
-                        "segmentations": [encode_mask(m) if m.any() else None for m in frames],
-                    }
-                )
-
-    def write_results(self) -> None:
-        """The results as the server wants them."""
-        write_json(self.folder / PREDICTIONS / "results.json", self._with_released_classes())
-
-    def can_score(self) -> bool:
-        """Whether the annotation file has objects."""
-        return bool(self._truth["annotations"])
-
-    def score(self, protocol: str) -> Scores:
-        """The 12 numbers of YouTube-VIS."""
-        entries = youtube_vis_entries(self._truth, self._with_released_classes())
-        return results.detection_scores(self._truth, entries, detection.YOUTUBE_VIS_AREAS)
-
-    @cached_property
-    def _truth(self) -> Mapping[str, Any]:
-        return results.read_youtube_vis(Path(self.metadata.json_file))

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from unified.evaluation.benchmark import plain_boundary_accuracy, shape_map
+from tests.unified.evaluation.benchmark import plain_boundary_accuracy, shape_map
 from unified.metrics.davis import boundary_accuracy, frame_scores
 
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.unified.evaluation.golden.check import KINDS, SUFFIX, check_file, find_recordings
+from tests.unified.evaluation.golden.compare import largest_difference, rounded
 from unified.errors import InputError
-from unified.evaluation.golden import KINDS, SUFFIX, check_file, find_recordings
-from unified.evaluation.golden.compare import largest_difference, rounded
 
 DATA = Path(__file__).parents[2] / "data"
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tests.unified.evaluation.golden.compare import Recording, Triple, same_keys
 from unified.data.formats.files import segmentation_mask
 from unified.evaluation.detections import youtube_vis_entries
-from unified.evaluation.golden.compare import Recording, Triple, same_keys
 from unified.label_maps import davis_palette
 from unified.metrics import davis, detection, video
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tests.unified.evaluation.golden.compare import Recording, Triple, rounded, same_keys
 from unified.data.formats.refer import NO_TARGET, Ref, ReferData, read_refer
-from unified.evaluation.golden.compare import Recording, Triple, rounded, same_keys
 from unified.metrics import few_shot, generalized, iou, semantic
 
 

@@ -12,16 +12,16 @@ from pathlib import Path
 
 import numpy as np
 
-from unified.data.formats.files import read_json
-from unified.errors import InputError, first_line
-from unified.evaluation.golden import images, videos
-from unified.evaluation.golden.compare import (
+from tests.unified.evaluation.golden import images, videos
+from tests.unified.evaluation.golden.compare import (
     SUFFIX,
     Recording,
     Triple,
     Watched,
     largest_difference,
 )
+from unified.data.formats.files import read_json
+from unified.errors import InputError, first_line
 
 EXACT = 1e-9
 SINGLE_PRECISION = 1e-4  # hsnet sums in 32 bits
