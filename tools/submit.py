@@ -17,7 +17,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from unified.commands import run_command
 from unified.errors import InputError
-from unified.evaluation.doctor import Fault, diagnose, diagnose_results, read_videos
 from unified.evaluation.reading import read_split
 from unified.evaluation.report import counted
 from unified.evaluation.results import read_youtube_vis
@@ -29,6 +28,7 @@ from unified.evaluation.submission import (
     open_files,
     write_submission,
 )
+from unified.evaluation.submission_check import Fault, check_results, check_submission, read_videos
 
 MAX_SHOWN = 50
 
@@ -81,15 +81,15 @@ def submit(server: Server, files: Files, options: argparse.Namespace) -> int:
 
 
 def find_faults(server: Server, files: Files, options: argparse.Namespace) -> list[Fault]:
-    """Asks the doctor for this kind of submission."""
+    """Checks a submission of this kind."""
     if server.content == "results":
         truth = None if options.data is None else read_youtube_vis(options.data)
-        return diagnose_results(files, truth)
+        return check_results(files, truth)
     videos = None
     if options.data is not None:
         names = read_split(options.split, None).names
         videos = read_videos(server, options.data, options.meta, names)
-    return diagnose(server, files, videos, num_workers=os.cpu_count() or 1, progress=True)
+    return check_submission(server, files, videos, num_workers=os.cpu_count() or 1, progress=True)
 
 
 def show(faults: list[Fault], files: Files) -> None:

@@ -131,16 +131,15 @@ def detection_scores(
     areas: Sequence[detection.AreaRange],
 ) -> Scores:
     """The 12 numbers in percent and AP per category."""
-    summary = detection.detection_summary(entries, areas)
-    numbers = {key: 100 * v if v >= 0 else float("nan") for key, v in summary.items()}
-    each = [detection.average_precision(category) for category in entries]
+    found = detection.average_precision(entries, areas)
+    numbers = {key: 100 * v if v >= 0 else float("nan") for key, v in found.summary.items()}
     rows = [
         Row(
             str(category.get("name", category["id"])),
             "",
             {"AP": 100 * ap if ap >= 0 else float("nan")},
         )
-        for category, ap in zip(truth["categories"], each, strict=True)
+        for category, ap in zip(truth["categories"], found.per_category, strict=True)
     ]
     kind = "video" if "videos" in truth else "image"
     return Scores(

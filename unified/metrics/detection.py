@@ -1,20 +1,22 @@
 """Average precision and recall of scored detections: COCO images and YouTube-VIS clips alike.
 
-The caller says how much detections and ground truths overlap (boxes, masks or mask tubes); what is
-counted is the same. Source: Lin et al., Microsoft COCO, ECCV 2014; pycocotools COCOeval and
-youtubevos/cocoapi f3f9948 YTVOSeval.
+The caller says how much detections and ground truths overlap (boxes, masks or mask tubes);
+pycocotools matches and counts. Source: Lin et al., Microsoft COCO, ECCV 2014; YTVOSeval of
+youtubevos/cocoapi f3f9948 differs in the overlaps and the ranges of areas only.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pycocotools.cocoeval import COCOeval
 
-IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
-RECALL_POINTS = np.linspace(0.0, 1.0, 101)
 MAX_DETECTIONS = (1, 10, 100)
 LARGEST = 1e10
 
@@ -62,111 +64,81 @@ class Scored:
 
 
 @dataclass(frozen=True)
-class Matches:
-    """Detections of one image by falling score: (D,) scores, (10, D) hit, (10, D) ignored."""
+class AveragePrecision:
+    """Fractions; -1 where nothing counts.
 
-    scores: NDArray
-    hit: NDArray
-    ignored: NDArray
-    num_truths: int
+    Attributes:
+        summary: the 12 numbers of COCO in the order they are printed.
+        per_category: AP of each category.
+    """
+
+    summary: dict[str, float]
+    per_category: tuple[float, ...]
 
 
-def detection_summary(
+def average_precision(
     categories: Sequence[Sequence[Scored]], areas: Sequence[AreaRange] = COCO_AREAS
-) -> dict[str, float]:
-    """Returns the 12 numbers of COCO in the order they are printed, -1 where nothing counts.
+) -> AveragePrecision:
+    """Matches every detection, best score first, and averages over IoU 0.5 to 0.95.
 
     Args:
         categories: per category, one entry per image or clip.
         areas: all, small, medium, large.
     """
-    precision, recall = {}, {}
-    for area in areas:
-        for limit in MAX_DETECTIONS if not area.name else MAX_DETECTIONS[-1:]:
-            curves = [
-                precision_recall([match(s, area, limit) for s in entries]) for entries in categories
-            ]
-            precision[area.name, limit] = np.array([p for p, _ in curves])  # (C, 10, 101)
-            recall[area.name, limit] = np.array([r for _, r in curves])  # (C, 10)
-    top = MAX_DETECTIONS[-1]
-    whole = precision["", top]
-    return {
+    precision, recall = _evaluate(categories, areas)
+    whole = precision[..., 0, -1]
+    names = [area.name for area in areas]
+    summary = {
         "AP": _mean(whole),
-        "AP50": _mean(whole[:, 0]),
-        "AP75": _mean(whole[:, 5]),
-        **{f"AP{a.name}": _mean(precision[a.name, top]) for a in areas[1:]},
-        **{f"AR{limit}": _mean(recall["", limit]) for limit in MAX_DETECTIONS},
-        **{f"AR{a.name}": _mean(recall[a.name, top]) for a in areas[1:]},
+        "AP50": _mean(whole[0]),
+        "AP75": _mean(whole[5]),
+        **{f"AP{name}": _mean(precision[..., a, -1]) for a, name in enumerate(names) if name},
+        **{f"AR{limit}": _mean(recall[..., 0, m]) for m, limit in enumerate(MAX_DETECTIONS)},
+        **{f"AR{name}": _mean(recall[..., a, -1]) for a, name in enumerate(names) if name},
     }
+    return AveragePrecision(summary, tuple(_mean(whole[:, :, c]) for c in range(len(categories))))
 
 
-def average_precision(entries: Sequence[Scored]) -> float:
-    """Returns AP of one category, as fraction; -1 without ground truth."""
-    matches = [match(entry, COCO_AREAS[0], MAX_DETECTIONS[-1]) for entry in entries]
-    return _mean(precision_recall(matches)[0])
+def _evaluate(
+    categories: Sequence[Sequence[Scored]], areas: Sequence[AreaRange]
+) -> tuple[NDArray, NDArray]:
+    """Precision (IoU, recall points, categories, areas, limits) and recall without its points."""
+    evaluation = COCOeval(iouType="segm")
+    params = evaluation.params
+    params.catIds = list(range(len(categories)))
+    params.imgIds = list(range(max(map(len, categories), default=0)))
+    params.areaRng = [[area.low, area.high] for area in areas]
+    params.maxDets = list(MAX_DETECTIONS)
+    for category, entries in enumerate(categories):
+        for image, entry in enumerate(entries):
+            _add(evaluation, (image, category), entry)
+    evaluation.evalImgs = [
+        evaluation.evaluateImg(image, category, area, MAX_DETECTIONS[-1])
+        for category in params.catIds
+        for area in params.areaRng
+        for image in params.imgIds
+    ]
+    evaluation._paramsEval = params
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints how long it took
+        evaluation.accumulate()
+    return evaluation.eval["precision"], evaluation.eval["recall"]
 
 
-def match(entry: Scored, area: AreaRange, limit: int) -> Matches:
-    """Gives each detection, best score first, the free ground truth it overlaps most."""
-    order = np.argsort(-np.asarray(entry.scores), kind="stable")[:limit]
-    truth_areas = np.asarray(entry.truth_areas, dtype=float)
-    crowd = np.asarray(entry.crowd, dtype=bool)
-    truth_ignored = crowd | (truth_areas < area.low) | (truth_areas > area.high)
-    truths = np.argsort(truth_ignored, kind="stable")  # those that count come first
-    overlaps = np.asarray(entry.overlaps, float).reshape(len(entry.scores), len(truth_areas))
-    overlaps = overlaps[order][:, truths]
-    truth_ignored, crowd = truth_ignored[truths], crowd[truths]
-    outside = np.asarray(entry.detection_areas, dtype=float)[order]
-    outside = (outside < area.low) | (outside > area.high)
-    shape = (len(IOU_THRESHOLDS), len(order))
-    hit, ignored = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
-    for t, threshold in enumerate(IOU_THRESHOLDS):
-        taken = np.zeros(len(truths), dtype=bool)
-        for d, row in enumerate(overlaps):
-            best = _best_truth(row, taken & ~crowd, truth_ignored, threshold)
-            if best is None:
-                ignored[t, d] = outside[d]
-                continue
-            taken[best] = True
-            hit[t, d], ignored[t, d] = True, truth_ignored[best]
-    scores = np.asarray(entry.scores, dtype=float)[order]
-    return Matches(scores, hit, ignored, int(np.count_nonzero(~truth_ignored)))
-
-
-def precision_recall(images: Sequence[Matches]) -> tuple[NDArray, NDArray]:
-    """Returns (10, 101) precision at the recall points and (10,) final recall; -1 without truth."""
-    num_thresholds = len(IOU_THRESHOLDS)
-    num_truths = sum(image.num_truths for image in images)
-    if num_truths == 0:
-        return -np.ones((num_thresholds, len(RECALL_POINTS))), -np.ones(num_thresholds)
-    order = np.argsort(-np.concatenate([i.scores for i in images]), kind="stable")
-    hit = np.concatenate([i.hit for i in images], axis=1)[:, order]
-    counted = ~np.concatenate([i.ignored for i in images], axis=1)[:, order]
-    true = np.cumsum(hit & counted, axis=1).astype(float)
-    false = np.cumsum(~hit & counted, axis=1).astype(float)
-    precision = np.zeros((num_thresholds, len(RECALL_POINTS)))
-    final = np.zeros(num_thresholds)
-    for t in range(num_thresholds):
-        recall = true[t] / num_truths
-        envelope = true[t] / (true[t] + false[t] + np.spacing(1))
-        envelope = np.maximum.accumulate(envelope[::-1])[::-1]
-        at = np.searchsorted(recall, RECALL_POINTS, side="left")
-        precision[t, at < len(envelope)] = envelope[at[at < len(envelope)]]
-        final[t] = recall[-1] if len(recall) else 0.0
-    return precision, final
-
-
-def _best_truth(
-    overlaps: NDArray, blocked: NDArray, ignored: NDArray, threshold: float
-) -> int | None:
-    """Index of the best ground truth, one that counts before one that is ignored."""
-    for group in (~ignored, ignored):
-        open_to = np.flatnonzero(group & ~blocked & (overlaps >= min(threshold, 1 - 1e-10)))
-        if len(open_to):
-            # the last of equals, as in the official loop
-            best = overlaps[open_to]
-            return int(open_to[len(best) - 1 - np.argmax(best[::-1])])
-    return None
+def _add(evaluation: Any, key: tuple[int, int], entry: Scored) -> None:
+    """Enters the objects of one category in one image, as ``COCOeval.evaluate`` prepares them."""
+    order = np.argsort(-np.asarray(entry.scores, float), kind="stable")[: MAX_DETECTIONS[-1]]
+    shape = len(entry.scores), len(entry.truth_areas)
+    evaluation.ious[key] = np.asarray(entry.overlaps, float).reshape(shape)[order]
+    # An id of 0 would mean that nothing matched.
+    evaluation._dts[key] = [
+        {"id": place, "score": float(entry.scores[d]), "area": float(entry.detection_areas[d])}
+        for place, d in enumerate(order, start=1)
+    ]
+    truths = zip(entry.truth_areas, entry.crowd, strict=True)
+    evaluation._gts[key] = [
+        {"id": place, "area": float(area), "iscrowd": int(crowd), "ignore": int(crowd)}
+        for place, (area, crowd) in enumerate(truths, start=1)
+    ]
 
 
 def _mean(values: NDArray) -> float:

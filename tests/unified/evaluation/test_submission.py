@@ -16,13 +16,13 @@ import pytest
 from PIL import Image
 
 from unified.errors import ConfigError, InputError
-from unified.evaluation.doctor import Fault, diagnose, diagnose_results, read_videos
 from unified.evaluation.submission import (
     SERVERS,
     find_server,
     open_files,
     write_submission,
 )
+from unified.evaluation.submission_check import Fault, check_results, check_submission, read_videos
 
 sys.path.insert(0, str(Path(__file__).parent))
 from golden_folders import write_json, write_mask
@@ -57,7 +57,7 @@ class Case:
         server = SERVERS[self.server]
         videos = read_videos(server, self.root / "data") if data else None
         with open_files(server, source or self.pred) as files:
-            return diagnose(server, files, videos, num_workers=2)
+            return check_submission(server, files, videos, num_workers=2)
 
 
 def make(server: str, root: Path) -> Case:
@@ -285,7 +285,7 @@ SEEDED: list[tuple[str, bool, Callable[[Path], None], str, str]] = [
 
 
 @pytest.mark.parametrize("seed", range(len(SEEDED)))
-def test_the_doctor_finds_every_seeded_fault(seed: int, tmp_path: Path) -> None:
+def test_every_seeded_fault_is_found(seed: int, tmp_path: Path) -> None:
     server, data, spoil, path, message = SEEDED[seed]
     case = make(server, tmp_path)
     spoil(case.pred)
@@ -381,7 +381,7 @@ def test_results_files(tmp_path: Path, content: object, message: str) -> None:
     path = tmp_path / "my_results.json"
     path.write_text(json.dumps(content))
     with open_files(SERVERS["youtube-vis"], path) as files:
-        faults = diagnose_results(files, TRUTH)
+        faults = check_results(files, TRUTH)
     if message:
         assert any(message in fault.message for fault in faults)
     else:
@@ -397,7 +397,7 @@ def test_results_in_the_wrong_place(tmp_path: Path) -> None:
         with zipfile.ZipFile(tmp_path / "r.zip", "w") as archive:
             archive.writestr(name, json.dumps([entry()]))
         with open_files(SERVERS["youtube-vis"], tmp_path / "r.zip") as files:
-            assert any(message in fault.message for fault in diagnose_results(files))
+            assert any(message in fault.message for fault in check_results(files))
     (tmp_path / "results.json").write_text("{not json")
     with open_files(SERVERS["youtube-vis"], tmp_path / "results.json") as files:
-        assert "not valid JSON" in diagnose_results(files)[0].message
+        assert "not valid JSON" in check_results(files)[0].message

@@ -1,4 +1,4 @@
-"""Average precision against pycocotools on random images with crowds and empty classes."""
+"""Average precision against COCO's own command on random images with crowds, empty classes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from unified.evaluation.detections import coco_entries
-from unified.metrics.detection import detection_summary
+from unified.metrics.detection import average_precision
 
 NUM_IMAGES, NUM_CATEGORIES = 6, 4
 
@@ -63,11 +63,12 @@ def test_boxes_agree_with_pycocotools(seed: int) -> None:
         evaluator.evaluate()
         evaluator.accumulate()
         evaluator.summarize()
-    ours = detection_summary(coco_entries(truth, results, boxes=True))
-    assert list(ours.values()) == pytest.approx(evaluator.stats.tolist(), abs=1e-12)
+    ours = average_precision(coco_entries(truth, results, boxes=True))
+    assert list(ours.summary.values()) == pytest.approx(evaluator.stats.tolist(), abs=1e-12)
 
 
 def test_without_any_truth_every_number_is_minus_one() -> None:
     truth, results = random_data(0)
     truth["annotations"] = []
-    assert set(detection_summary(coco_entries(truth, results, boxes=True)).values()) == {-1.0}
+    found = average_precision(coco_entries(truth, results, boxes=True))
+    assert {*found.summary.values(), *found.per_category} == {-1.0}

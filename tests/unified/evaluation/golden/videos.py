@@ -213,8 +213,7 @@ def check_youtube_vis(recording: Recording) -> Iterator[Triple]:
     """The 12 numbers of YouTube-VIS and AP per category."""
     recorded = recording.content
     categories = youtube_vis_entries(recorded["ground_truth"], recorded["results"])
-    ours = detection.detection_summary(categories, detection.YOUTUBE_VIS_AREAS)
+    ours = detection.average_precision(categories, detection.YOUTUBE_VIS_AREAS)
     order = dict(zip(recorded["stats_order"], recorded["stats"], strict=True))
-    yield from same_keys("stats", ours, order)
-    each = [detection.average_precision(entries) for entries in categories]
-    yield "AP per category", each, recorded["AP_per_category"]
+    yield from same_keys("stats", ours.summary, order)
+    yield "AP per category", list(ours.per_category), recorded["AP_per_category"]

@@ -131,7 +131,7 @@ def _meta_videos(path: Path) -> Mapping[str, Any]:
     return videos
 
 
-def diagnose(
+def check_submission(
     server: Server,
     files: Files,
     videos: Mapping[str, Video] | None = None,
@@ -299,7 +299,7 @@ def _id_faults(mask: Mask, masks: Sequence[Mask], known: Video | None) -> Iterat
         yield Fault(mask.name, f"holds {len(rare)} ids no other frame has: was it smoothed?")
 
 
-def diagnose_results(files: Files, truth: Mapping[str, Any] | None = None) -> list[Fault]:
+def check_results(files: Files, truth: Mapping[str, Any] | None = None) -> list[Fault]:
     """Every fault of a ``results.json`` for YouTube-VIS or OVIS.
 
     Args:
