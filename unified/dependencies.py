@@ -14,6 +14,7 @@ warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarn
 INSTALL = {
     "detectron2": "python tools/install_detectron2.py",
     "flash_attn": 'python -m pip install "flash-attn>=2.5"',
+    "nltk": 'python -m pip install "nltk>=3.9"',
     "wandb": "python -m pip install wandb",
 }
 INSTALL_CORE = "python -m pip install -e ."
