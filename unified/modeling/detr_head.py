@@ -10,7 +10,24 @@ import torch
 from torch import Tensor, nn
 
 from unified.modeling.layers import MLP, inverse_sigmoid, zero_init
-from unified.modeling.transformer import DeformableTransformer
+from unified.modeling.transformer import DeformableTransformer, TokenLayout
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """What the encoder proposes.
+
+    Attributes:
+        memory: (B, N, C) encoder output.
+        layout: of its tokens.
+        logits: (B, N, num_classes) of every token.
+        boxes: (B, N, 4) unactivated; infinite where no proposal is allowed.
+    """
+
+    memory: Tensor
+    layout: TokenLayout
+    logits: Tensor
+    boxes: Tensor
 
 
 @dataclass(frozen=True)
@@ -66,17 +83,32 @@ class DetrHead(nn.Module):
 
     def forward(self, levels: Sequence[Tensor], padding_masks: Sequence[Tensor]) -> Queries:
         """L x (B, C, h, w) and L x (B, h, w) True on padding -> decoded queries."""
-        transformer = self.transformer
-        memory, layout = transformer.encode(levels, padding_masks)
-        features, anchors = transformer.propose(memory, layout)
-        proposal_logits = self.class_embed[-1](features)
-        proposal_boxes = self.bbox_embed[-1](features) + anchors
-        num_queries = min(self.query_embed.num_embeddings, anchors.shape[1])
-        selected = proposal_logits[..., 0].topk(num_queries, dim=1).indices
-        boxes = proposal_boxes.gather(1, selected[..., None].expand(-1, -1, 4)).detach()
+        proposals = self.propose(levels, padding_masks)
+        return self.decode(proposals, self.choose(proposals))
+
+    def propose(self, levels: Sequence[Tensor], padding_masks: Sequence[Tensor]) -> Proposals:
+        """A proposal for every token of the encoder."""
+        memory, layout = self.transformer.encode(levels, padding_masks)
+        features, anchors = self.transformer.propose(memory, layout)
+        return Proposals(
+            memory=memory,
+            layout=layout,
+            logits=self.class_embed[-1](features),
+            boxes=self.bbox_embed[-1](features) + anchors,
+        )
+
+    def choose(self, proposals: Proposals) -> Tensor:
+        """Tokens (B, Q) of the best proposals, best first: the order gives each its query."""
+        num_queries = min(self.query_embed.num_embeddings, proposals.boxes.shape[1])
+        return proposals.logits[..., 0].topk(num_queries, dim=1).indices
+
+    def decode(self, proposals: Proposals, selected: Tensor) -> Queries:
+        """The chosen proposals, tokens (B, Q), refined layer by layer."""
+        transformer, memory, layout = self.transformer, proposals.memory, proposals.layout
+        boxes = proposals.boxes.gather(1, selected[..., None].expand(-1, -1, 4)).detach()
 
         position = transformer.query_position(boxes)
-        hidden = self.query_embed.weight[:num_queries].expand(len(boxes), -1, -1)
+        hidden = self.query_embed.weight[: selected.shape[1]].expand(len(boxes), -1, -1)
         valid = torch.cat((layout.valid_ratios, layout.valid_ratios), dim=-1)  # (B, L, 4)
         hiddens, references = [], [boxes.sigmoid()]
         for index, layer in enumerate(transformer.decoder.layers):
@@ -89,8 +121,8 @@ class DetrHead(nn.Module):
             hidden=tuple(hiddens),
             references=tuple(references),
             memory=layout.split(memory),
-            proposal_logits=proposal_logits,
-            proposal_boxes=proposal_boxes,
+            proposal_logits=proposals.logits,
+            proposal_boxes=proposals.boxes,
             selected=selected,
         )
 

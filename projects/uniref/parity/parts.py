@@ -68,10 +68,10 @@ def _references(model: UniRef, arrays: Arrays) -> list[References]:
         for name in ("init", "prev")
         if f"in/{name}_image" in arrays
     ]
-    for image, mask in zip(
-        _numbered(arrays, "support"), _numbered(arrays, "support_mask"), strict=True
-    ):
-        frames.append(_mask_reference(model, [image], [mask]))
+    supports = _numbered(arrays, "support")
+    if supports:  # one batch: GroupNorm sees the padding
+        batch = _mask_reference(model, supports, _numbered(arrays, "support_mask"))
+        frames += [tuple(level[k : k + 1] for level in batch) for k in range(len(supports))]
     if frames:
         references.append(join_levels(frames))
     return references

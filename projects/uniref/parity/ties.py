@@ -1,95 +1,100 @@
 """Takes nearly tied proposals in the order in which a recording took them.
 
-The order of proposals decides which learned query each of them gets. Where two proposal logits
-differ by less than rounding, another implementation may take them the other way round, and the call
-is then another one. A recording of a clip says for every call what came out, which tells the order.
+The order of proposals decides which learned query each of them gets. Where proposal logits differ
+by less than rounding, another implementation, or the same one with another number of threads, may
+take them in another order, and the call is then another one. A recording says for every call what
+came out, which tells the order.
 """
 
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import combinations
 
-import torch
 from torch import Tensor
 
 from projects.uniref.model import UniRef
-from unified.modeling.detr_head import Queries
+from unified.modeling.detr_head import Proposals
 
 logger = logging.getLogger(__name__)
 
-# Proposal logits closer than this are tied; measured rounding is 2e-6 to 3e-6 on each of them.
-TIED = 6e-6
+# Proposal logits closer than this are tied; measured rounding is 2e-6 to 3e-6 on each of them, here
+# and in the recording.
+TIED = 1e-5
 # A call taken in another order differs by far more than this, the same call by far less.
 SAME_CALL = 1e-4
-MAX_PAIRS = 6
+MAX_PAIRS = 60
 
 Pair = tuple[int, int]
 
 
 @contextmanager
 def recorded_order(model: UniRef, call_logits: Tensor, tied: float = TIED) -> Iterator[None]:
-    """While active, a call that matches no recorded one is taken again with tied proposals swapped.
+    """While active, tied proposals are taken as in the recorded call that then comes out.
+
+    Exchanges of two that bring a call closer to a recorded one are kept, until it is that one: each
+    puts a token where it was, so that chains of ties are sorted out too.
 
     Args:
         call_logits: (calls, Q) or (calls, Q, classes) recorded class logits, calls in any order.
         tied: proposal logits closer than this may change places.
     """
+    head, choose = model.head, model.head.choose
     first_class = call_logits.view(*call_logits.shape[:2], -1)[..., 0]
-    swaps: list[tuple[int, Pair]] = []
-    last = model.head.num_layers - 1
 
-    def swap(_: object, __: object, logits: Tensor) -> Tensor:
-        for image, (first, second) in swaps:
-            order = torch.arange(logits.shape[1])
-            order[[first, second]] = torch.tensor([second, first])
-            logits = logits.clone()
-            logits[image] = logits[image, order]
-        return logits
+    def errors(proposals: Proposals, selected: Tensor, image: int) -> tuple[float, float]:
+        """Mean and largest difference to the recorded call that is closest."""
+        logits = head.logits(head.decode(proposals, selected), head.num_layers - 1)
+        differences = (first_class - logits[image, :, 0]).abs()
+        closest = differences[differences.mean(dim=1).argmin()]
+        return float(closest.mean()), float(closest.max())
 
-    def known(queries: Queries, image: int) -> bool:
-        ours = model.head.logits(queries, last)[image, :, 0]
-        return bool(((first_class - ours).abs().amax(dim=1) < SAME_CALL).any())
-
-    def take_again(head: torch.nn.Module, inputs: tuple, queries: Queries) -> Queries:
-        chosen: list[tuple[int, Pair]] = []
-        for image in range(len(queries.selected)):
-            if known(queries, image):
+    def choose_as_recorded(proposals: Proposals) -> Tensor:
+        selected = choose(proposals)
+        for image in range(len(selected)):
+            best, worst = errors(proposals, selected, image)
+            if worst <= SAME_CALL:
                 continue
-            for candidate in _subsets(tied_pairs(queries, image, tied)):
-                swaps[:] = [(image, pair) for pair in candidate]
-                if known(head.forward(*inputs), image):
-                    chosen += swaps
-                    logger.info("a call was taken again with %d tied pairs swapped", len(swaps))
-                    break
-        swaps[:] = chosen
-        again = head.forward(*inputs) if chosen else queries
-        swaps.clear()
-        return again
+            pairs = deque(tied_pairs(proposals, image, selected.shape[1], tied))
+            rejected = 0
+            while worst > SAME_CALL and rejected < len(pairs):
+                order = _exchanged(selected, image, pairs[0])
+                mean, largest = errors(proposals, order, image)
+                pairs.rotate(-1)
+                rejected += 1
+                if mean < best:
+                    best, worst, selected, rejected = mean, largest, order, 0
+                    logger.info("two tied proposals changed places, mean error now %.1e", mean)
+        return selected
 
-    handles = [
-        model.head.class_embed[-1].register_forward_hook(swap),
-        model.head.register_forward_hook(take_again),
-    ]
+    head.choose = choose_as_recorded  # type: ignore[method-assign]
     try:
         yield
     finally:
-        for handle in handles:
-            handle.remove()
+        del head.choose
 
 
-def tied_pairs(queries: Queries, image: int, tied: float) -> list[Pair]:
-    """Neighbouring tokens, by proposal logit, that rounding may exchange, closest first."""
-    num = queries.selected.shape[1]
-    logits, tokens = queries.proposal_logits[image, :, 0].sort(descending=True, stable=True)
-    gaps = -logits[: num + 1].diff()
-    close = ((gaps > 0) & (gaps < tied)).nonzero()[:, 0]
-    close = close[gaps[close].argsort()][:MAX_PAIRS]
-    return [(int(tokens[i]), int(tokens[i + 1])) for i in close]
+def tied_pairs(proposals: Proposals, image: int, num: int, tied: float) -> list[Pair]:
+    """Pairs of tokens that rounding may exchange among the first ``num``, closest first.
+
+    Tokens where no proposal is allowed are all alike, and their order changes nothing.
+    """
+    logits, tokens = proposals.logits[image, :, 0].sort(descending=True, stable=True)
+    allowed = proposals.boxes[image, tokens].isfinite().all(dim=1)
+    pairs: list[tuple[float, Pair]] = []
+    for rank in range(num):
+        close = logits[rank] - logits[rank + 1 :] < tied
+        for other in (close & allowed[rank] & allowed[rank + 1 :]).nonzero()[:, 0].tolist():
+            gap = float(logits[rank] - logits[rank + 1 + other])
+            pairs.append((gap, (int(tokens[rank]), int(tokens[rank + 1 + other]))))
+    return [pair for _, pair in sorted(pairs)[:MAX_PAIRS]]
 
 
-def _subsets(pairs: list[Pair]) -> Iterator[tuple[Pair, ...]]:
-    for size in range(1, len(pairs) + 1):
-        yield from combinations(pairs, size)
+def _exchanged(selected: Tensor, image: int, pair: Pair) -> Tensor:
+    """(B, Q) tokens with two of an image exchanged; the second may not be among them yet."""
+    first, second = (selected[image] == token for token in pair)
+    selected = selected.clone()
+    selected[image, first], selected[image, second] = pair[1], pair[0]
+    return selected
