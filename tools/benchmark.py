@@ -5,8 +5,8 @@
 
 Reports the median ms per frame and stage after two frames of warm-up, and the peak memory; with
 more than 100 frames also the growth since frame 100. --baseline runs the reference's algorithm too,
-in turn on every frame, and compares time and results. A --config-file without --weights gets
-weights made from key names: fusion is no identity then, and objects are visible.
+in turn on every frame, and compares time and results. Without weights the model gets some with
+which every part does its work.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from projects.uniref.baseline import ReferenceAlgorithm
-from projects.uniref.parity import load_recorded_weights
 from unified.commands import run_command
+from unified.engine.system import System, system
+from unified.errors import InputError
 from unified.files import atomic_path
 from unified.inference import benchmark, cli, profiling
 from unified.inference.predictor import ImagePredictor, VideoPredictor
@@ -46,7 +46,6 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--objects", type=int, default=1, help="per frame (default 1)")
     parser.add_argument("--size", type=_size, default=(480, 864), metavar="HxW")
     parser.add_argument("--threads", type=int, default=2, help="of the CPU (default 2)")
-    parser.add_argument("--attention", choices=("bfloat16",), help="default float32")
     parser.add_argument("--baseline", action="store_true", help="also the reference's algorithm")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the report there")
     cli.add_model_arguments(parser)
@@ -68,20 +67,21 @@ def run(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     torch.set_num_threads(options.threads)
     if not options.weights:
         options.opts += ["MODEL.WEIGHTS", ""]
-    if options.attention:
-        options.opts += ["MODEL.UNIREF.FUSION.ATTENTION_DTYPE", options.attention]
     model = cli.load_model(options)
+    found = system(model.info.system)
     if model.info.weights is None:
-        load_recorded_weights(model, {"in/controller_last_bias": 0.8})
+        found.benchmark_weights(model)
     alone = options.mode == "image" and not options.baseline  # the reference has no mirror image
     options.mirror = alone and model.inference.image.mirror
     kept = ("mode", "size", "objects", "mirror")
     report: dict[str, Any] = {key: getattr(options, key) for key in kept}
-    report |= {"model": model.info.name, "attention": options.attention or "float32"}
+    report |= {"model": model.info.name, "options": options.opts}
     report["environment"] = profiling.environment(next(model.parameters()).device)
-    start = partial(outcomes, options, scratch)
+    start = partial(outcomes, options, scratch, found)
     total = WARM_UP + options.frames
     profiling.forget_peak()
+    if found.baseline is None and options.baseline:
+        raise InputError(f"{found.name} has no reference algorithm: leave out --baseline")
     if not options.baseline:
         laps = [outcome.lap for outcome in start(model, "ours", total)]
         report["ours"] = describe(laps, options.objects, profiling.memory("VmHWM"))
@@ -91,7 +91,7 @@ def run(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     list(start(model, "alone", WARM_UP + 1))
     ours_peak = profiling.memory("VmHWM")
     profiling.forget_peak()
-    baseline = ReferenceAlgorithm(model)
+    baseline = found.baseline(model)
     baseline.inference = model.inference
     runs = zip(start(model, "ours", total), start(baseline, "baseline", total), strict=True)
     pairs = [(a.lap, b.lap, benchmark.difference(a, b)) for a, b in runs]
@@ -105,11 +105,17 @@ def run(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
 
 
 def outcomes(
-    options: argparse.Namespace, scratch: Path, model: Any, name: str, num_frames: int
+    options: argparse.Namespace,
+    scratch: Path,
+    found: System,
+    model: Any,
+    name: str,
+    num_frames: int,
 ) -> Iterator[benchmark.Outcome]:
     """Frame by frame, in a folder of that name."""
     (folder := scratch / name).mkdir()
     work = {"num_frames": num_frames, "size": options.size, "num_objects": options.objects}
+    work["stages"] = system(model.info.system).stages
     # As the inference tools, but small frames stay as they are, and every object is worked on.
     changes: dict[str, Any] = {**cli.chosen_settings(options), "score_threshold": 0.0}
     changes["short_side"] = min(getattr(model.inference, options.mode).short_side, *options.size)
@@ -117,7 +123,7 @@ def outcomes(
         changes["mirror"] = options.mirror
         return benchmark.segment_images(ImagePredictor(model, **changes), folder, **work)
     changes["keep_probabilities"] = True
-    if isinstance(model, ReferenceAlgorithm):
+    if name == "baseline":
         changes["objects_per_pass"] = 1
     return benchmark.segment_clip(VideoPredictor(model, **changes), folder, **work)
 

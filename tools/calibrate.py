@@ -26,6 +26,7 @@ import unified
 from unified.checkpoint import read_weights, write_weights
 from unified.commands import run_command
 from unified.data.catalog import load_records
+from unified.engine.system import system
 from unified.errors import InputError
 from unified.inference.image_io import read_image
 from unified.inference.predictor import ImagePredictor
@@ -55,6 +56,9 @@ def calibrate(options: argparse.Namespace) -> None:
     """Measures, shifts, writes and prints."""
     weights = read_weights(options.weights)
     model: Any = unified.load(options.config_file, weights=options.weights, device=options.device)
+    bias_of = system(model.info.system).score_bias
+    if bias_of is None:
+        raise InputError(f"{model.info.system} has no bias that shifts all scores")
     predictor = ImagePredictor(model)
     true, absent = logits(predictor, options.true), logits(predictor, options.absent)
     wanted = float(np.log(options.threshold / (1 - options.threshold)))
@@ -62,7 +66,7 @@ def calibrate(options: argparse.Namespace) -> None:
     kept_number = math.ceil(options.keep * len(true))
     order = np.sort(true)[::-1]
     shift = wanted - float(order[kept_number - 1 : kept_number + 1].mean())
-    key = f"head.class_embed.{model.head.num_layers - 1}.bias"
+    key = bias_of(model)
     weights[key] = (weights[key].float() + shift).to(weights[key].dtype)
     write_weights(options.output, weights)
     kept, refused = (true + shift >= wanted).mean(), (absent + shift < wanted).mean()

@@ -19,11 +19,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from projects.uniref.parity import check_file, kind_of, read_arrays
-from projects.uniref.parity.training import check_train_file
 from unified.commands import run_command
 from unified.dependencies import require
+from unified.engine.system import Recording, find_systems
 from unified.errors import InputError
+from unified.parity import read_arrays
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -37,7 +37,10 @@ def check_all(args: argparse.Namespace) -> int:
     """Checks file after file; returns 0 if all passed."""
     require("detectron2.config")  # what unified.engine needs, imported below
     manifest = None if args.manifest is None else read_manifest(args.manifest)
-    failures = sum(check(path, manifest, args) for path in args.files)
+    failures = sum(
+        check(Recording(path, read_arrays(path), manifest, args.config_file, args.opts))
+        for path in args.files
+    )
     print(f"{failures} arrays failed" if failures else "all arrays passed")
     return 1 if failures else 0
 
@@ -49,7 +52,7 @@ def parse_args(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE.npz")
     parser.add_argument("--manifest", type=Path, help="{official key: [shape, dtype]} as JSON")
     parser.add_argument(
-        "--config-file", type=Path, help="model; by default from the manifest or the file's name"
+        "--config-file", type=Path, help="instead of the one that the file asks for"
     )
     parser.add_argument("--opts", nargs="+", default=[], help="KEY VALUE pairs for the config")
     return parser.parse_args(arguments)
@@ -72,34 +75,26 @@ def read_manifest(path: Path) -> dict[str, list]:
     return manifest
 
 
-def check(path: Path, manifest: dict[str, list] | None, args: argparse.Namespace) -> int:
-    """Prints the comparison of one file; returns the number of failures."""
-    from unified.engine.config import load_config, system
+def check(recording: Recording) -> int:
+    """Prints the comparison of one file; returns the number of failures.
 
-    arrays = read_arrays(path)
-    config = args.config_file or choose_config(path, arrays, manifest)
-    kind = kind_of(arrays)
-    print(f"{path.name}: {kind}, {config.stem}")
-    cfg = load_config(config, args.opts)
-    replay = check_train_file if kind == "train" else check_file
-    if "in/boxes0" in arrays and any("fusion" in key for key in manifest or {}):
-        print("  the manifest is of a later stage: keys of the detector are used")
-        manifest = None
-    results = replay(path, system("UniRef").build(cfg), manifest)
-    for result in results:
-        print(f"  {result}")
-    return sum(not result.passed for result in results)
-
-
-def choose_config(path: Path, arrays: dict, manifest: dict[str, list] | None) -> Path:
-    """Swin-L if the manifest or the name says so; the detector for box-supervised training."""
-    from unified.engine.models import CONFIGS
-
-    keys = manifest or {}
-    swin = "swin" in path.stem or any(".layers.0.blocks.0.attn" in key for key in keys)
-    detector = "in/boxes0" in arrays or (bool(keys) and not any("fusion" in key for key in keys))
-    stage = "pretrain_objects365" if detector else "video_joint"
-    return CONFIGS / f"{stage}_{'swin_l' if swin else 'r50'}.yaml"
+    Raises:
+        InputError: no system knows such a file.
+    """
+    systems = find_systems()
+    for name, found in systems.items():
+        for kind, replay in found.replays.items():
+            if replay.fits(recording):
+                print(f"{recording.path.name}: {name}, {kind}")
+                results = replay.run(recording)
+                for result in results:
+                    print(f"  {result}")
+                return sum(not result.passed for result in results)
+    known = "; ".join(f"{n}: {', '.join(s.replays)}" for n, s in systems.items() if s.replays)
+    raise InputError(
+        f"{recording.path} is no recorded run that a system here can compute again ({known}): it "
+        f"holds {', '.join(sorted(recording.arrays)[:6])}"
+    )
 
 
 if __name__ == "__main__":

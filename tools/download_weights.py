@@ -9,6 +9,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from unified.commands import run_command
+from unified.engine.system import find_systems
 from unified.weights import WEIGHTS, download
 
 
@@ -29,6 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> None:
     """Lists, downloads, and prints where each is."""
+    find_systems()  # they bring weights of their own
     if options.list:
         for name, entry in WEIGHTS.items():
             print(f"{name:26}{entry.licence:14}{entry.home}")

@@ -30,12 +30,12 @@ def models() -> tuple[str, ...]:
 
 
 def load(
-    name_or_config: str | Path | CfgNode = "uniref-lite",
+    name_or_config: str | Path | CfgNode | None = None,
     weights: str | Path | None = None,
     device: str = "auto",
     options: Sequence[str] = (),
 ) -> nn.Module:
-    """A model in eval mode with its weights, ready for the predictors.
+    """A model in eval mode with its weights, ready for the predictors; by default the small one.
 
     See ``unified.engine.models.load``; importing it at the top would import Detectron2.
     """

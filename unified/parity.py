@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
 from unified.errors import InputError
+
+Arrays = Mapping[str, np.ndarray]
 
 # Labels of argmax maps and thresholded masks flip where two values are equal up to rounding.
 FLIPPED_SHARE = 2e-4
@@ -90,3 +95,21 @@ def compare(name: str, expected: np.ndarray, actual: np.ndarray, allowed: float)
     differing = int((expected != actual).sum())
     tolerated = int(FLIPPED_SHARE * expected.size) if expected.ndim >= 2 else 0
     return Comparison(name, differing, tolerated)
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a recorded file.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            content = np.load(file)
+            if isinstance(content, np.ndarray):
+                raise ValueError("a single array")
+            return {name: content[name] for name in content.files}
+    except (OSError, ValueError, EOFError, BadZipFile, zlib.error) as error:
+        raise InputError(
+            f"{path} cannot be read as an .npz file of recorded arrays: {error}"
+        ) from error

@@ -72,5 +72,9 @@ class TrainableSegmenter(Segmenter, Protocol):
         *,
         mask_stride: int = MASK_STRIDE,
     ) -> Mapping[str, Tensor]:
-        """Weighted scalar losses by name; their plain sum is the objective."""
+        """Weighted scalar losses by name; their plain sum is the objective.
+
+        Names that differ in a number at the end (``loss_mask_0``, ``loss_mask_1``) are summed in
+        the log.
+        """
         ...

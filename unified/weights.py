@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
@@ -52,7 +52,7 @@ class WeightsEntry:
     Attributes:
         licence: the publisher's, as SPDX where there is one.
         package: the index package that mirrors (or is the home of) the weights.
-        bundled: path below ``unified.layout.ROOT`` of a file that comes with the project.
+        bundled: a file that comes with the system.
         hub: Hugging Face repository; resolves to a folder in transformers' layout.
         url: direct link to a file.
         page: web page from which a person downloads the file.
@@ -62,7 +62,7 @@ class WeightsEntry:
 
     licence: str
     package: IndexPackage | None = None
-    bundled: str | None = None
+    bundled: Path | None = None
     hub: str | None = None
     url: str | None = None
     page: str | None = None
@@ -73,20 +73,14 @@ class WeightsEntry:
         """Where the publisher keeps the weights."""
         if self.hub:
             return f"https://huggingface.co/{self.hub}"
-        here = self.package.requirement if self.package else self.bundled
+        here = self.package.requirement if self.package else self.bundled and self.bundled.name
         return self.url or self.page or here or ""
 
 
-_UNIREF = "https://github.com/FoundationVision/UniRef"
 _D2 = "https://dl.fbaipublicfiles.com/detectron2/ImageNetPretrained/torchvision"
 _SWIN = "https://github.com/SwinTransformer/storage/releases/download/v1.0.0"
 
 WEIGHTS: dict[str, WeightsEntry] = {
-    "uniref_lite": WeightsEntry(
-        licence="Apache-2.0",  # see projects/uniref/MODEL_CARD.md for that of the training data
-        bundled="projects/uniref/weights/uniref_lite.safetensors",
-        sha256="3e95906763257a307bb8253a706482a605de640e37af9c58742c7106a747fdd7",
-    ),
     "minilm": WeightsEntry(
         licence="Apache-2.0",
         hub="sentence-transformers/all-MiniLM-L6-v2",
@@ -123,13 +117,18 @@ WEIGHTS: dict[str, WeightsEntry] = {
     "resnet50": WeightsEntry(licence="BSD-3-Clause", url=f"{_D2}/R-50.pkl"),
     "resnet101": WeightsEntry(licence="BSD-3-Clause", url=f"{_D2}/R-101.pkl"),
     "swin_l": WeightsEntry(licence="MIT", url=f"{_SWIN}/swin_large_patch4_window12_384_22k.pth"),
-    "uniref_objects365_r50": WeightsEntry(licence="MIT", page=_UNIREF),
-    "uniref_objects365_swin_l": WeightsEntry(licence="MIT", page=_UNIREF),
-    "uniref_image_r50": WeightsEntry(licence="MIT", page=_UNIREF),
-    "uniref_image_swin_l": WeightsEntry(licence="MIT", page=_UNIREF),
-    "uniref_video_r50": WeightsEntry(licence="MIT", page=_UNIREF),
-    "uniref_video_swin_l": WeightsEntry(licence="MIT", page=_UNIREF),
 }
+
+
+def register_weights(entries: Mapping[str, WeightsEntry]) -> None:
+    """Adds rows to the registry.
+
+    Raises:
+        ValueError: a name stands for other weights already.
+    """
+    for name, entry in entries.items():
+        if WEIGHTS.setdefault(name, entry) != entry:
+            raise ValueError(f"other weights are called {name!r} already")
 
 
 def cache_dir() -> Path:
@@ -206,7 +205,7 @@ def _entry(name: str) -> WeightsEntry:
 def _remedy(name: str) -> str:
     entry = WEIGHTS[name]
     if entry.bundled:
-        return f"they come with the project as {entry.bundled}: check it out again"
+        return f"they come with the toolkit as {entry.bundled}: install it again"
     if entry.page:
         return f"download them from {entry.page} and save the file as {cache_path(name)}"
     return f"run `{COMMAND} {name}`"
@@ -216,8 +215,7 @@ def _find(name: str) -> Path | None:
     """What was downloaded wins over an installed package, that over the Hugging Face cache."""
     entry = WEIGHTS[name]
     if entry.bundled:
-        path = ROOT / entry.bundled
-        return path if path.exists() else None
+        return entry.bundled if entry.bundled.exists() else None
     candidates = [cache_path(name)]
     if entry.package:
         package, _, rest = entry.package.inside.partition("/")

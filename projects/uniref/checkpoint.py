@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from unified.checkpoint import KeyTable
-from unified.errors import CheckpointError
 from unified.modeling.backbones import KEY_TABLES
 
 _BACKBONE = "detr.detr.backbone.0.backbone."
@@ -66,11 +65,10 @@ def uniref_keys(backbone: str) -> KeyTable:
     )
 
 
-def find_uniref_keys(weights: Iterable[str]) -> KeyTable:
+def find_uniref_keys(weights: Iterable[str]) -> KeyTable | None:
     """The table for a file, chosen by its backbone's keys in either layout.
 
-    Raises:
-        CheckpointError: the file holds no backbone of a known family.
+    None if the file holds no backbone of a known family.
     """
     keys = list(weights)
     official = [key.removeprefix(_BACKBONE) for key in keys if key.startswith(_BACKBONE)]
@@ -82,7 +80,4 @@ def find_uniref_keys(weights: Iterable[str]) -> KeyTable:
             return uniref_keys(name)
     if native and all(map(_DETECTRON2.knows_native, native)):
         return uniref_keys("")
-    raise CheckpointError(
-        "these weights are of no UniRef model: expected keys that start with "
-        f"{_BACKBONE} (official) or backbone. (ours) of one of {', '.join(KEY_TABLES)}"
-    )
+    return None

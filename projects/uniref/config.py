@@ -12,10 +12,8 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import BACKBONE_REGISTRY
 
-from projects.uniref.checkpoint import find_uniref_keys
 from projects.uniref.model import UniRef
 from unified.engine.backbone import Detectron2Backbone, build_detectron2_backbone
-from unified.engine.meta_arch import SegmenterShell
 from unified.errors import ConfigError
 from unified.modeling.attention import BACKENDS
 from unified.modeling.backbones import BACKBONES, Backbone, build_backbone, load_pretrained
@@ -30,14 +28,6 @@ from unified.modeling.text_encoder import TextEncoder, build_text_encoder
 from unified.modeling.transformer import DeformableTransformer
 from unified.weights import WEIGHTS, resolve
 
-# Part of what ``unified.engine`` expects of a system: the key table of a weights file, which of our
-# keys depend on the number of classes, which belong to additions that change nothing at first, and
-# which belong to parts that a model may do without.
-key_table = find_uniref_keys
-CLASS_KEYS = ("head.class_embed.", "name_head.names")
-ADDED_KEYS = ("neck.top_down.",)
-SPARE_KEYS = ("name_head.",)
-
 ATTENTION_DTYPES = {"input": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -46,6 +36,7 @@ def add_config(cfg: CfgNode) -> None:
     node = CfgNode()
     node.BACKBONE = "resnet50"  # one of ours, or a name of Detectron2's BACKBONE_REGISTRY
     node.BACKBONE_WEIGHTS = ""  # name in the weights registry or a file
+    node.BACKBONE_LR_MULTIPLIER = 0.1
     node.FREEZE_AT = 2
     node.DROP_PATH = 0.0
     # RGB on the 0..255 scale, as the backbone was trained.
@@ -74,6 +65,7 @@ def add_config(cfg: CfgNode) -> None:
     node.TEXT_ENCODER = CfgNode()
     node.TEXT_ENCODER.NAME = "bert-base"  # "" builds a model without sentences
     node.TEXT_ENCODER.WEIGHTS = ""  # name in the weights registry or a folder
+    node.TEXT_ENCODER.LR = 1e-5  # of the language model
     node.TEXT_ENCODER.CONTEXT_LENGTH = 77
     node.TEXT_ENCODER.DROPOUT = 0.1
     node.TEXT_ENCODER.FREEZE = False  # the language model, not the projection of its words
@@ -141,18 +133,6 @@ def build(cfg: CfgNode) -> UniRef:
             "folder back, or take a config without these keys"
         )
     return UniRef(**parts)
-
-
-def build_shell(cfg: CfgNode, model: UniRef) -> SegmenterShell:
-    """The model as Detectron2 trains and evaluates it."""
-    node, lite = cfg.MODEL.UNIREF, _lite()
-    return SegmenterShell(
-        model,
-        class_agnostic=node.NUM_CLASSES == 1,
-        box_supervised=node.BOX_SUPERVISED,
-        decoder_layers=node.DECODER_LAYERS,
-        complete_target=None if lite is None else lite.complete_target(node),
-    )
 
 
 def load_parts(model: UniRef, cfg: CfgNode, given: Collection[str]) -> tuple[str, ...]:

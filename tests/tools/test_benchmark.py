@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import torch
 
 from projects.uniref.baseline import ReferenceAlgorithm
 from projects.uniref.model import UniRef
-from unified.inference.profiling import MODEL_STAGES, STAGES, StageTimer
+from projects.uniref.system import SYSTEM
+from unified.inference.profiling import STAGES, VERB_STAGES, StageTimer
 
 ROOT = Path(__file__).parents[2]
 # fmt: off
@@ -26,7 +28,7 @@ TINY = [
 # fmt: on
 
 
-def benchmark(tmp_path: Path, *arguments: str) -> dict[str, Any]:
+def benchmark(tmp_path: Path, *arguments: str, options: Sequence[str] = ()) -> dict[str, Any]:
     """The report of a run that ends well; the number of threads is as before."""
     spec = importlib.util.spec_from_file_location("benchmark", ROOT / "tools/benchmark.py")
     assert spec is not None and spec.loader is not None
@@ -34,7 +36,9 @@ def benchmark(tmp_path: Path, *arguments: str) -> dict[str, Any]:
     spec.loader.exec_module(module)
     threads = torch.get_num_threads()
     try:
-        assert module.main([*arguments, "--json", str(tmp_path / "report.json"), *TINY]) == 0
+        assert (
+            module.main([*arguments, "--json", str(tmp_path / "report.json"), *TINY, *options]) == 0
+        )
     finally:
         torch.set_num_threads(threads)
     return json.loads((tmp_path / "report.json").read_text())
@@ -60,8 +64,9 @@ def test_baseline_and_ours_give_the_same_masks(tmp_path: Path, mode: str) -> Non
 
 
 def test_attention_in_bfloat16_is_ours_alone(tmp_path: Path) -> None:
-    report = benchmark(tmp_path, "video", "--baseline", "--attention", "bfloat16")
-    assert report["attention"] == "bfloat16"
+    options = ["MODEL.UNIREF.FUSION.ATTENTION_DTYPE", "bfloat16"]
+    report = benchmark(tmp_path, "video", "--baseline", options=options)
+    assert set(options) <= set(report["options"])
     assert report["largest_difference"]["probability"] > 1e-4, "both ran in the same precision"
 
 
@@ -103,7 +108,10 @@ def test_a_stage_inside_another_one_pauses_it(monkeypatch: pytest.MonkeyPatch) -
 def test_watching_ends(build_uniref: Any) -> None:
     model = build_uniref()
     timer = StageTimer()
-    with timer.watch(model):
+    with timer.watch(model, SYSTEM.stages):
         assert "segment" in vars(model) and "encode" in vars(model.head.transformer)
-    assert not {path.rpartition(".")[2] for path in MODEL_STAGES} & vars(model).keys()
+    assert (
+        not {path.rpartition(".")[2] for path in {**VERB_STAGES, **SYSTEM.stages}}
+        & vars(model).keys()
+    )
     assert "forward" not in vars(model.head)

@@ -13,6 +13,9 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from projects.uniref.parity.check import choose_config
+from unified.engine.system import Recording
+
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "tests" / "data" / "uniref"
 # Deformable attention alone: a small model has the same module under the same key names.
@@ -70,7 +73,7 @@ def test_one_line_per_array_and_exit_code_0(
 ) -> None:
     assert check(recording, *SMALL) == 0
     first, *lines, last = capsys.readouterr().out.splitlines()
-    assert first == "golden_msdeform.npz: msdeform, video_joint_r50"
+    assert first == "golden_msdeform.npz: UniRef, msdeform"
     assert [line.split()[:2] for line in lines] == [
         ["pass", name] for name in ("ref2", "ref4", "ref2_nopad", "core")
     ]
@@ -109,7 +112,7 @@ def test_errors_are_one_sentence_and_exit_code_2(
         message = "no replay for the recorded arrays surprise"
     elif case == "no kind":
         np.savez(recording, a=np.zeros(2))
-        message = "expected a recorded file of one of the kinds"
+        message = "is no recorded run that a system here can compute again (UniRef: msdeform, "
     elif case == "missing":
         recording.unlink()
     elif case == "text":
@@ -125,13 +128,13 @@ def test_errors_are_one_sentence_and_exit_code_2(
     assert captured.err.count("\n") == 1
 
 
-def test_the_model_follows_from_manifest_and_file(module: ModuleType) -> None:
+def test_the_model_follows_from_manifest_and_file() -> None:
     def config(stem: str, manifest: str | None = None, **arrays: np.ndarray) -> str:
         keys = None
         if manifest is not None:
             keys = json.loads((DATA / f"manifest_{manifest}.json").read_text())
         given = {name.replace("__", "/"): array for name, array in arrays.items()}
-        return module.choose_config(Path(f"{stem}.npz"), given, keys).stem
+        return choose_config(Recording(Path(f"{stem}.npz"), given, keys)).stem
 
     assert config("golden_det") == "video_joint_r50"
     assert config("golden_det", "r50") == "video_joint_r50"

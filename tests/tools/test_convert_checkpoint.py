@@ -118,10 +118,13 @@ class Bomb:
         ("missing", "does not exist"),
         ("truncated", "truncated"),
         ("malicious", "could run code"),
-        ("another model", "are of no UniRef model"),
+        ("another model", "holds weights of no system here: its first key is layer.weight"),
         ("no tensors", "holds no tensors"),
         ("altered alias", "should be the same as"),
-        ("native already", "already has the native layout: nothing to convert, choose --to off"),
+        (
+            "native already",
+            "what was asked for: nothing to convert; choose --to official",
+        ),
         ("no room", "cannot be written"),
     ],
 )
@@ -171,7 +174,7 @@ def test_wrong_direction(
 ) -> None:
     save_official(tmp_path / "in.pth", official)
     assert convert(tmp_path / "in.pth", tmp_path / "out.pth", "--to", "official") == 2
-    assert "already has the official layout" in capsys.readouterr().err
+    assert "nothing to convert; choose --to native" in capsys.readouterr().err
 
 
 def test_a_detector_of_365_classes_converts_too(

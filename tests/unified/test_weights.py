@@ -187,13 +187,13 @@ def test_every_entry_has_a_home_and_a_licence(name: str) -> None:
 
 def test_a_file_of_the_project_is_used_where_it_lies(monkeypatch: pytest.MonkeyPatch) -> None:
     content = (ROOT / "LICENSE").read_bytes()
-    register(monkeypatch, bundled="LICENSE", sha256=sha256(content))
+    register(monkeypatch, bundled=ROOT / "LICENSE", sha256=sha256(content))
     assert resolve("tiny") == download("tiny") == ROOT / "LICENSE"
-    register(monkeypatch, bundled="LICENSE", sha256="0" * 64)
+    register(monkeypatch, bundled=ROOT / "LICENSE", sha256="0" * 64)
     with pytest.raises(CheckpointError, match="damaged or not the published file"):
         download("tiny")
-    register(monkeypatch, bundled="nothing.safetensors")
-    with pytest.raises(CheckpointError, match=r"come with the project as nothing\.safetensors"):
+    register(monkeypatch, bundled=ROOT / "nothing.safetensors")
+    with pytest.raises(CheckpointError, match=r"come with the toolkit as .*nothing\.safetensors"):
         resolve("tiny")
 
 

@@ -7,32 +7,19 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 
 from detectron2.config import CfgNode, get_cfg
 
+from unified.engine.system import find_systems, prepare
 from unified.errors import ConfigError
 from unified.layout import PREFIX, find_config
-
-# MODEL.META_ARCHITECTURE -> module with add_config(cfg), build(cfg), key_table(weights).
-SYSTEMS = {"UniRef": f"{PREFIX}projects.uniref.config"}
-
-
-def system(name: str) -> ModuleType:
-    """The config module of a system.
-
-    Raises:
-        ConfigError: there is no such system, or its folder was removed.
-    """
-    if name not in SYSTEMS:
-        raise ConfigError(f"MODEL.META_ARCHITECTURE is {name!r}: choose one of {sorted(SYSTEMS)}")
-    return importlib.import_module(SYSTEMS[name])
 
 
 def default_config() -> CfgNode:
     """Detectron2's defaults with the keys of every installed system."""
     cfg = get_cfg()
-    cfg.MODEL.META_ARCHITECTURE = "UniRef"
+    cfg.MODEL.META_ARCHITECTURE = ""  # name of a system
+    cfg.EXTENSIONS = ()  # modules to import that register fusion layers, backbones, tasks, datasets
     cfg.MODEL.DEVICE = "auto"
     cfg.INFERENCE = CfgNode()
     cfg.INFERENCE.SCORE_THRESHOLD = 0.3  # of clips: an object with a lower score is absent
@@ -47,8 +34,8 @@ def default_config() -> CfgNode:
     cfg.INFERENCE.MIRROR = False  # images are asked as their mirror image too
     _add_data(cfg)
     _add_solver(cfg)
-    for name in SYSTEMS:
-        system(name).add_config(cfg)
+    for found in find_systems().values():
+        prepare(found, cfg)
     return cfg
 
 
@@ -59,12 +46,12 @@ def _add_data(cfg: CfgNode) -> None:
     cfg.DATALOADER.BATCH_SIZES = CfgNode(new_allowed=True)  # instead of SOLVER.IMS_PER_BATCH
     cfg.DATALOADER.NUM_WORKERS = 4  # per process
     image = cfg.INPUT
-    image.MIN_SIZE_TRAIN = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
+    image.MIN_SIZE_TRAIN = (480,)
     image.MAX_SIZE_TRAIN = 1333
     image.SIZE_PER_BATCH = False  # one of MIN_SIZE_TRAIN for a batch, not for each sample
-    image.CROP_PROBABILITY = 0.5
+    image.CROP_PROBABILITY = 0.0
     image.CROP_RANGE = (384, 600)
-    image.PRE_CROP_SIZES = (400, 500, 600)  # shorter sides before a crop; () crops the original
+    image.PRE_CROP_SIZES = ()  # shorter sides before a crop; () crops the original
     image.FLIP_PROBABILITY = 0.5
     image.COLOR = 0.0  # largest relative change of brightness, contrast and saturation
     image.FRAME_RANGE = 10  # largest distance of the two frames of a clip
@@ -77,19 +64,15 @@ def _add_data(cfg: CfgNode) -> None:
 
 
 def _add_solver(cfg: CfgNode) -> None:
-    """How to train; Detectron2's keys where it has them, with the reference's values."""
+    """How to train; Detectron2's keys where it has them, with plain values for AdamW."""
     cfg.SEED = 0
     solver = cfg.SOLVER
     solver.BASE_LR = 1e-4
-    solver.BACKBONE_MULTIPLIER = 0.1
-    solver.TEXT_ENCODER_LR = 1e-5
-    solver.WEIGHT_DECAY = 0.05
+    solver.WEIGHT_DECAY = 0.01
     solver.STEPS = ()
     solver.WARMUP_FACTOR, solver.WARMUP_ITERS = 1.0, 0
     # Over the gradient of the whole model, in all groups.
-    solver.CLIP_GRADIENTS.ENABLED = True
     solver.CLIP_GRADIENTS.CLIP_TYPE = "full_model"
-    solver.CLIP_GRADIENTS.CLIP_VALUE = 0.1
     solver.AMP.DTYPE = "bfloat16"  # or float16, with loss scaling; used if AMP.ENABLED
     solver.ACCUMULATE = 1  # batches per process and step; IMS_PER_BATCH stays that of a step
     solver.EMA_DECAY = 0.0  # of the averaged weights that are evaluated and handed on; 0 is off
@@ -101,7 +84,8 @@ def load_config(file: str | Path | None = None, options: Sequence[str] = ()) -> 
     """The configuration of a yaml file and ``KEY VALUE`` pairs, frozen.
 
     Raises:
-        ConfigError: the file is missing or no yaml, a key is unknown or a value does not fit.
+        ConfigError: the file is missing or no yaml, a key is unknown, a value does not fit, or a
+            module of ``EXTENSIONS`` cannot be imported.
     """
     cfg = default_config()
     if file is not None:
@@ -131,7 +115,19 @@ def with_options(cfg: CfgNode, options: Sequence[str]) -> CfgNode:
     except (KeyError, ValueError, AssertionError) as error:
         raise ConfigError(f"command line options: {_reason(error)}") from error
     cfg.freeze()
+    _import_extensions(cfg)
     return cfg
+
+
+def _import_extensions(cfg: CfgNode) -> None:
+    """Lets the modules of ``EXTENSIONS`` register what the configuration may name."""
+    for module in cfg.EXTENSIONS:
+        try:
+            importlib.import_module(module)
+        except Exception as error:  # whatever the module of a user raises
+            raise ConfigError(
+                f"EXTENSIONS names {module!r}, which cannot be imported: {_reason(error)}"
+            ) from error
 
 
 def check_pairs(options: Sequence[str]) -> None:

@@ -10,10 +10,11 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
 
+from unified.engine.system import Supervision
 from unified.expressions import swap_left_right
 from unified.masks import MASK_THRESHOLD, binary_masks, join_mirrored, mask_probabilities
 from unified.modeling.box_ops import cxcywh_to_xyxy, xyxy_to_cxcywh
-from unified.modeling.boxinst import box_masks, color_similarity, warm_up
+from unified.modeling.boxinst import box_masks, color_similarity
 from unified.segmenter import TrainableSegmenter
 from unified.structures import (
     ImageBatch,
@@ -39,23 +40,9 @@ class SegmenterShell(nn.Module):
     expression, or reference_images K x (3, h, w) with reference_masks K x (h, w).
     """
 
-    def __init__(
-        self,
-        model: TrainableSegmenter,
-        *,
-        class_agnostic: bool,
-        box_supervised: bool = False,
-        decoder_layers: int = 6,
-        complete_target: Callable[[Target, Sample], Target] | None = None,
-    ) -> None:
-        """``class_agnostic`` trains with every label 0; ``box_supervised`` ignores masks and warms
-        up by ``decoder_layers`` a step; ``complete_target`` adds what else of a sample the losses
-        want to know."""
+    def __init__(self, model: TrainableSegmenter, supervision: Supervision) -> None:
         super().__init__()
-        self.model = model
-        self.class_agnostic, self.box_supervised = class_agnostic, box_supervised
-        self.decoder_layers = decoder_layers
-        self.complete_target = complete_target
+        self.model, self.supervision = model, supervision
 
     @property
     def device(self) -> torch.device:
@@ -76,8 +63,8 @@ class SegmenterShell(nn.Module):
             ]
         targets = self._targets(batched_inputs, images)
         losses = self.model.losses(features, references, targets, mask_stride=task.mask_stride)
-        if self.box_supervised and has_event_storage():
-            losses = warm_up(losses, get_event_storage().iter * self.decoder_layers)
+        if self.supervision.schedule is not None and has_event_storage():
+            losses = self.supervision.schedule(losses, get_event_storage().iter)
         return losses
 
     def predict_mirrored(self, sample: Sample) -> dict[str, Instances]:
@@ -149,9 +136,9 @@ class SegmenterShell(nn.Module):
         scale = sizes.repeat_interleave(torch.tensor(counts), dim=0).to(corners)
         boxes = upload(xyxy_to_cxcywh(corners / scale), self.device)
         labels = upload(torch.cat([truth.gt_classes for truth in truths]), self.device)
-        labels = torch.zeros_like(labels) if self.class_agnostic else labels
+        labels = torch.zeros_like(labels) if self.supervision.class_agnostic else labels
         similarities: Sequence[Tensor | None] = (None,) * len(samples)
-        if self.box_supervised:
+        if self.supervision.from_boxes:
             masks = box_masks(upload(corners, self.device), images.padded_size)
             pixels = stack_padded([sample["image"] for sample in samples], images.padded_size)
             similarities = color_similarity(

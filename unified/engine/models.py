@@ -12,8 +12,9 @@ from torch import nn
 
 from unified.checkpoint import FOREIGN_PREFIX, LoadReport, Weights, load_weights, read_weights
 from unified.devices import pick_device
-from unified.engine.config import load_config, system, with_options
+from unified.engine.config import load_config, with_options
 from unified.engine.inference import settings_of
+from unified.engine.system import ModelEntry, find_systems, system
 from unified.errors import CheckpointError, ConfigError
 from unified.files import file_sha256
 from unified.layout import ROOT
@@ -25,56 +26,50 @@ CONFIGS = ROOT / "configs"
 
 
 @dataclass(frozen=True)
-class ModelEntry:
-    """A model that users can name.
-
-    Attributes:
-        config: file under ``configs/``.
-        weights: name in the weights registry.
-    """
-
-    config: str
-    weights: str
-
-
-MODELS = {
-    "uniref-lite": ModelEntry("lite/uniref_lite.yaml", "uniref_lite"),
-    "uniref-r50": ModelEntry("video_joint_r50.yaml", "uniref_video_r50"),
-    "uniref-r50-image": ModelEntry("image_joint_r50.yaml", "uniref_image_r50"),
-    "uniref-r50-objects365": ModelEntry("pretrain_objects365_r50.yaml", "uniref_objects365_r50"),
-    "uniref-swin-l": ModelEntry("video_joint_swin_l.yaml", "uniref_video_swin_l"),
-    "uniref-swin-l-image": ModelEntry("image_joint_swin_l.yaml", "uniref_image_swin_l"),
-    "uniref-swin-l-objects365": ModelEntry(
-        "pretrain_objects365_swin_l.yaml", "uniref_objects365_swin_l"
-    ),
-}
-DEFAULT_MODEL = "uniref-lite"
-
-
-@dataclass(frozen=True)
 class ModelInfo:
     """Where a loaded model comes from.
 
     Attributes:
         name: as the user named it.
+        system: name of the system.
         config: file of the configuration, or None for a ``CfgNode``.
         weights: file of the weights, or None when they are untrained.
         sha256: of that file.
     """
 
     name: str
+    system: str
     config: str | None
     weights: str | None
     sha256: str | None
 
 
+def model_entries() -> dict[str, ModelEntry]:
+    """What users can name, of all systems."""
+    return {
+        name: entry for found in find_systems().values() for name, entry in found.models.items()
+    }
+
+
 def models() -> tuple[str, ...]:
     """Names that ``load`` takes."""
-    return tuple(MODELS)
+    return tuple(model_entries())
+
+
+def default_model() -> str:
+    """The model that is used where none is named.
+
+    Raises:
+        ConfigError: no system that works brings one.
+    """
+    for name, entry in model_entries().items():
+        if entry.default:
+            return name
+    raise ConfigError("no model is the default here: name one, or give a yaml file")
 
 
 def load(
-    name_or_config: str | Path | CfgNode = DEFAULT_MODEL,
+    name_or_config: str | Path | CfgNode | None = None,
     weights: str | Path | None = None,
     device: str = "auto",
     options: Sequence[str] = (),
@@ -82,7 +77,8 @@ def load(
     """A model in eval mode with its weights, ready for the predictors.
 
     Args:
-        name_or_config: a name of ``models()``, a yaml file, or a configuration.
+        name_or_config: a name of ``models()``, a yaml file, or a configuration; by default the
+            small model that comes with the toolkit.
         weights: a weights file (ours or the official layout) or a name of the weights registry.
             Without it, those of the named model or of ``MODEL.WEIGHTS``; if there are none, a
             warning says that the model is untrained.
@@ -97,7 +93,8 @@ def load(
         ConfigError: name, configuration or device are wrong.
         CheckpointError: the weights are not there or belong to another model.
     """
-    cfg, name, file, registered = _configuration(name_or_config, options)
+    wanted_model = default_model() if name_or_config is None else name_or_config
+    cfg, name, file, registered = _configuration(wanted_model, options)
     target = pick_device(device)
     wanted = weights or registered or cfg.MODEL.WEIGHTS or None
     path = None if wanted is None else _weights_file(wanted)
@@ -109,6 +106,7 @@ def load(
         )
     model.info = ModelInfo(
         name=name,
+        system=cfg.MODEL.META_ARCHITECTURE,
         config=None if file is None else str(file),
         weights=None if path is None else str(path),
         sha256=None if path is None else file_sha256(path),
@@ -122,11 +120,12 @@ def load_checkpoint(
 ) -> LoadReport | None:
     """Loads a weights file of either layout, and the parts that the config takes from elsewhere.
 
-    Parts among ``SPARE_KEYS`` that the model lacks are left out.
+    Parts among ``System.spare_keys`` that the model lacks are left out.
 
     Args:
-        to_train: whole parts and ``ADDED_KEYS`` that the file lacks, and class predictors for other
-            classes, keep their initial values; whole parts that the model lacks are left out.
+        to_train: whole parts and ``System.added_keys`` that the file lacks, and class predictors
+            for other classes, keep their initial values; whole parts that the model lacks are left
+            out.
 
     Returns:
         What became of the entries of the file, if there is one.
@@ -138,8 +137,8 @@ def load_checkpoint(
     content: Weights = {}
     if path is not None:
         content = read_weights(path)
-        table = builder.key_table(content)
-        if table.is_foreign(content):
+        table = builder.table_of(content)
+        if table is not None and table.is_foreign(content):
             content, report = table.to_native(content)
             if report.unexpected:
                 raise CheckpointError(
@@ -153,11 +152,11 @@ def load_checkpoint(
     own = model.state_dict()
     absent = tuple(
         part
-        for part in (*parts, *builder.ADDED_KEYS)
+        for part in (*parts, *builder.added_keys)
         if any(key.startswith(part) for key in own)
         and not any(key.startswith(part) for key in content)
     )
-    spare = tuple(part for part in builder.SPARE_KEYS if part not in parts)
+    spare = tuple(part for part in builder.spare_keys if part not in parts)
     if to_train:
         known = (*parts, FOREIGN_PREFIX)
         content = _without(content, {key for key in content if not key.startswith(known)}, path)
@@ -169,7 +168,7 @@ def load_checkpoint(
         model,
         content,
         optional=(*elsewhere, *absent) if to_train else elsewhere,
-        reinitialise=builder.CLASS_KEYS if to_train else (),
+        reinitialise=builder.class_keys if to_train else (),
         source=str(path),
     )
 
@@ -190,10 +189,11 @@ def _configuration(
         cfg = with_options(name_or_config, options)
         return cfg, cfg.MODEL.META_ARCHITECTURE, None, None
     name = str(name_or_config)
-    entry = MODELS.get(name)
+    entries = model_entries()
+    entry = entries.get(name)
     if entry is None and Path(name).suffix not in (".yaml", ".yml"):
         raise ConfigError(
-            f"model {name!r} is unknown: choose one of {', '.join(MODELS)} or give a yaml file"
+            f"model {name!r} is unknown: choose one of {', '.join(entries)} or give a yaml file"
         )
     file = Path(name) if entry is None else CONFIGS / entry.config
     registered = entry.weights if entry and "MODEL.WEIGHTS" not in options else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -11,37 +11,30 @@ from detectron2.solver import build_lr_scheduler
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
+from unified.engine.system import ParameterGroup
 from unified.errors import ConfigError
 
-SAMPLING_MULTIPLIER = 0.1
 SCHEDULERS = ("WarmupMultiStepLR", "WarmupCosineLR")
 
 
-def learning_rate(name: str, cfg: CfgNode) -> float:
-    """Initial learning rate of a parameter by its key; the first rule that matches counts.
+def build_optimizer(
+    cfg: CfgNode, model: nn.Module, group_of: Callable[[str, CfgNode], ParameterGroup]
+) -> torch.optim.AdamW:
+    """AdamW over all trainable parameters, one group per learning rate and weight decay.
 
-    Source: UniRef's optimiser. Its last group holds the language model alone, not the projection
-    of the words, which is why ours is matched by "text_encoder.bert".
+    Args:
+        group_of: key of a parameter -> its group, as a ``System`` says it.
     """
-    base = cfg.SOLVER.BASE_LR
-    if "backbone" in name:
-        return base * cfg.SOLVER.BACKBONE_MULTIPLIER
-    if "sampling_offsets" in name or "reference_points" in name:
-        return base * SAMPLING_MULTIPLIER
-    if "text_encoder.bert" in name:
-        return cfg.SOLVER.TEXT_ENCODER_LR
-    return base
-
-
-def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.AdamW:
-    """AdamW over all trainable parameters, one group per learning rate, all with weight decay."""
-    groups: dict[float, list[nn.Parameter]] = {}
+    groups: dict[ParameterGroup, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault(learning_rate(name, cfg), []).append(parameter)
+            groups.setdefault(group_of(name, cfg), []).append(parameter)
     fusible = all(p.is_cpu or p.is_cuda for group in groups.values() for p in group)
     return torch.optim.AdamW(
-        [{"params": group, "lr": rate} for rate, group in groups.items()],
+        [
+            {"params": parameters, "lr": group.lr, "weight_decay": group.weight_decay}
+            for group, parameters in groups.items()
+        ],
         lr=cfg.SOLVER.BASE_LR,
         weight_decay=cfg.SOLVER.WEIGHT_DECAY,
         fused=fusible or None,  # elsewhere torch chooses well by itself

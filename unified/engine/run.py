@@ -14,10 +14,11 @@ from detectron2.utils import comm
 
 from unified.devices import pick_device
 from unified.engine.checkpointing import POINTER, find_weights
-from unified.engine.config import system
 from unified.engine.hooks import default_hooks
+from unified.engine.meta_arch import SegmenterShell
 from unified.engine.models import load_checkpoint
 from unified.engine.sources import build_train_loader
+from unified.engine.system import system
 from unified.engine.testing import check_test_sets, evaluate
 from unified.engine.trainer import Trainer
 from unified.errors import ConfigError
@@ -114,5 +115,5 @@ def evaluate_weights(cfg: CfgNode) -> dict[str, float]:
     builder = system(cfg.MODEL.META_ARCHITECTURE)
     model = builder.build(cfg)
     load_checkpoint(model, cfg, path)
-    shell = builder.build_shell(cfg, model).to(pick_device(cfg.MODEL.DEVICE))
+    shell = SegmenterShell(model, builder.supervision(cfg)).to(pick_device(cfg.MODEL.DEVICE))
     return evaluate(cfg, shell, path)

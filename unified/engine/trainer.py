@@ -9,6 +9,7 @@ the same numbers.
 from __future__ import annotations
 
 import random
+import re
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -37,8 +38,8 @@ from unified.engine.checkpointing import (
     remove_partial_files,
     save_checkpoint,
 )
-from unified.engine.config import system
 from unified.engine.launch import ended_in_order
+from unified.engine.meta_arch import SegmenterShell
 from unified.engine.optimizer import (
     AveragedWeights,
     build_optimizer,
@@ -47,8 +48,8 @@ from unified.engine.optimizer import (
     clip_gradients,
     drop_zero_gradients,
 )
+from unified.engine.system import system
 from unified.errors import ConfigError, UnifiedError
-from unified.modeling.criterion import base_name
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -84,12 +85,13 @@ class Trainer(TrainerBase):
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
         self.device = pick_device(cfg.MODEL.DEVICE)
         seed_everything(cfg.SEED)
-        segmenter = system(cfg.MODEL.META_ARCHITECTURE).build(cfg)
-        load_initial_weights(segmenter, cfg)
-        self.shell = system(cfg.MODEL.META_ARCHITECTURE).build_shell(cfg, segmenter)
+        builder = system(cfg.MODEL.META_ARCHITECTURE)
+        self._segmenter: nn.Module = builder.build(cfg)
+        load_initial_weights(self._segmenter, cfg)
+        self.shell = SegmenterShell(self._segmenter, builder.supervision(cfg))
         self.shell.to(self.device).train()
         self.model = distribute(self.shell)
-        self.optimizer = build_optimizer(cfg, self.segmenter)
+        self.optimizer = build_optimizer(cfg, self.segmenter, builder.parameter_group)
         self.scheduler = build_scheduler(cfg, self.optimizer)
         half = cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.DTYPE == "float16"
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=half)
@@ -101,8 +103,7 @@ class Trainer(TrainerBase):
     @property
     def segmenter(self) -> nn.Module:
         """The model itself; its keys are those of checkpoints."""
-        segmenter: nn.Module = self.shell.model
-        return segmenter
+        return self._segmenter
 
     def resume(self) -> bool:
         """Goes on from the last checkpoint of ``OUTPUT_DIR``; False if there is none.
@@ -264,7 +265,8 @@ class Trainer(TrainerBase):
             )
         terms: dict[str, float] = {}
         for name, value in named.items():
-            terms[base_name(name)] = terms.get(base_name(name), 0.0) + value
+            curve = re.sub(r"_\d+$", "", name)  # layers of a decoder make one curve
+            terms[curve] = terms.get(curve, 0.0) + value
         return terms
 
     def _record(self, terms: dict[str, float], waited: float, seconds: float) -> None:

@@ -55,7 +55,13 @@ def moving_rectangles(number: int, size: Size, num_objects: int) -> tuple[np.nda
 
 
 def segment_clip(
-    predictor: VideoPredictor, folder: Path, *, num_frames: int, size: Size, num_objects: int
+    predictor: VideoPredictor,
+    folder: Path,
+    *,
+    num_frames: int,
+    size: Size,
+    num_objects: int,
+    stages: Mapping[str, str],
 ) -> Iterator[Outcome]:
     """Outcomes of a clip in which every object has a mask on the first frame.
 
@@ -63,6 +69,7 @@ def segment_clip(
         predictor: keeps probabilities.
         folder: an empty one, for the clip and the results.
         size: (H, W) of the frames.
+        stages: of the model's methods, see ``StageTimer.watch``.
     """
     clip, output = folder / "clip.mp4", folder / "output"
     with VideoWriter(clip, fps=24, size=size) as writer:
@@ -83,7 +90,7 @@ def segment_clip(
                 frame = next(frames, None)
             if frame is None:
                 return
-            with timer.watch(predictor.encoder.model), timer.stage("merge"):
+            with timer.watch(predictor.encoder.model, stages), timer.stage("merge"):
                 result = predictor.step(frame.image, {} if frame.number else prompts)
             probabilities = np.stack([result.probabilities[i] for i in prompts])
             with timer.stage("write"):
@@ -97,7 +104,13 @@ def segment_clip(
 
 
 def segment_images(
-    predictor: ImagePredictor, folder: Path, *, num_frames: int, size: Size, num_objects: int
+    predictor: ImagePredictor,
+    folder: Path,
+    *,
+    num_frames: int,
+    size: Size,
+    num_objects: int,
+    stages: Mapping[str, str],
 ) -> Iterator[Outcome]:
     """Outcomes of single images; every object is prompted by its mask on the image itself."""
     output = folder / "output"
@@ -110,7 +123,7 @@ def segment_images(
         write_image(path, image)
         with timer.stage("decode"):
             image = read_image(path)
-        with timer.watch(predictor.encoder.model), timer.stage("merge"):
+        with timer.watch(predictor.encoder.model, stages), timer.stage("merge"):
             predictor.set_image(image)
             found = [predictor.predict_prob(Prompt(mask=mask)) for mask in masks]
             probabilities, scores = zip(*found, strict=True)

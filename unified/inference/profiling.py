@@ -14,16 +14,13 @@ from typing import Any, Literal
 
 import torch
 
-# Methods of a model and the stage that their time counts for. What a method spends in another one
-# of this table counts for that one's stage only.
-MODEL_STAGES = {
+# The verbs of a model and the stage that their time counts for; a system may tell more (its
+# ``stages``). What a method spends in another one of them counts for that one's stage only.
+VERB_STAGES = {
     "preprocess": "backbone",
     "encode_image": "backbone",
     "encode_text": "references",
     "encode_mask": "references",
-    "fuse": "fusion",
-    "head.transformer.encode": "encoder",
-    "head.forward": "decoder",
     "segment": "masks",
 }
 # In the order of a frame's life; "merge" is what the predictor does around the model.
@@ -65,10 +62,10 @@ class StageTimer:
             self._open.pop()
 
     @contextmanager
-    def watch(self, model: object) -> Iterator[None]:
-        """Counts the methods of ``MODEL_STAGES`` that ``model`` has, while inside."""
+    def watch(self, model: object, stages: Mapping[str, str]) -> Iterator[None]:
+        """Counts the verbs of ``model``, and other methods by their stages, while inside."""
         watched = []
-        for path, stage in MODEL_STAGES.items():
+        for path, stage in {**VERB_STAGES, **stages}.items():
             parent, _, method = path.rpartition(".")
             try:
                 owner = attrgetter(parent)(model) if parent else model

@@ -63,7 +63,7 @@ class FusionLayer(nn.Module, ABC):
             if reference.keys.shape[-1] != tokens.shape[-1]:
                 raise ConfigError(
                     f"reference has {reference.keys.shape[-1]} channels, features have "
-                    f"{tokens.shape[-1]}: set MODEL.UNIREF.HIDDEN_DIM alike"
+                    f"{tokens.shape[-1]}: build the fusion layer as wide as the features"
                 )
         return sum((self.fuse(tokens, reference) for reference in references), tokens)
 

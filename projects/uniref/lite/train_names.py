@@ -53,7 +53,8 @@ def train(options: argparse.Namespace) -> None:
     if not num_names:
         raise ConfigError(f"{options.config_file} has no names: set MODEL.UNIREF.LITE.NAMES.NUM")
     given = read_weights(options.weights)
-    if find_uniref_keys(given).is_foreign(given):
+    table = find_uniref_keys(given)
+    if table is not None and table.is_foreign(given):
         raise CheckpointError(
             f"{options.weights} is official: use tools/convert_checkpoint.py first"
         )

@@ -24,19 +24,17 @@ from projects.uniref.parity.parts import (
     replay_text,
     replay_unifusion,
 )
-from projects.uniref.parity.recorded import Arrays, load_recorded_weights, read_arrays
+from projects.uniref.parity.recorded import load_recorded_weights
 from projects.uniref.parity.ties import recorded_order
 from projects.uniref.parity.video import replay_video
 from unified.errors import InputError
-from unified.parity import Comparison, NoiseFloor, compare
+from unified.parity import Arrays, Comparison, NoiseFloor, compare, read_arrays
 
 __all__ = [
-    "Arrays",
     "check_file",
     "compare_recorded",
     "kind_of",
     "load_recorded_weights",
-    "read_arrays",
     "replay",
 ]
 
@@ -55,12 +53,8 @@ REPLAYS: dict[str, Callable[[UniRef, Arrays], dict[str, object]]] = {
 }
 
 
-def kind_of(arrays: Arrays) -> str:
-    """Which replay a recorded file needs.
-
-    Raises:
-        InputError: it is of no kind known here.
-    """
+def kind_of(arrays: Arrays) -> str | None:
+    """Which replay a recorded file needs; None if it is of no kind known here."""
     signatures = {
         "msdeform": "in/core_value",
         "unifusion": "in/src0",
@@ -75,10 +69,7 @@ def kind_of(arrays: Arrays) -> str:
     for kind, name in signatures.items():
         if name in arrays:
             return kind
-    raise InputError(
-        f"expected a recorded file of one of the kinds {', '.join(signatures)}, got the arrays "
-        f"{', '.join(sorted(arrays)[:6])}"
-    )
+    return None
 
 
 def check_file(
@@ -98,12 +89,21 @@ def replay(model: UniRef, arrays: Arrays) -> dict[str, np.ndarray]:
     """Our arrays for the inputs of a recorded file, on the weights that ``model`` has.
 
     Nearly tied proposals are taken in the recorded order.
+
+    Raises:
+        InputError: the file is of no kind known here.
     """
+    kind = kind_of(arrays)
+    if kind not in REPLAYS:
+        raise InputError(
+            f"expected a recorded file of one of the kinds {', '.join(REPLAYS)}, got the arrays "
+            f"{', '.join(sorted(arrays)[:6])}"
+        )
     model.eval()
     calls = [arrays[name] for name in CALL_LOGITS if name in arrays]
     order = recorded_order(model, torch.from_numpy(calls[0])) if calls else nullcontext()
     with torch.no_grad(), order:
-        ours = REPLAYS[kind_of(arrays)](model, arrays)
+        ours = REPLAYS[kind](model, arrays)
     return {name: _array(value) for name, value in ours.items()}
 
 

@@ -12,13 +12,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from projects.uniref.model import UniRef
-from projects.uniref.parity.recorded import Arrays
 from unified.masks import binary_masks
 from unified.modeling.box_ops import cxcywh_to_xyxy
 from unified.modeling.deform_attn import sample_and_sum
 from unified.modeling.detr_head import Queries
 from unified.modeling.fusion import UniFusion
 from unified.modeling.layers import sine_position
+from unified.parity import Arrays
 from unified.structures import (
     FeaturePyramid,
     ImageBatch,

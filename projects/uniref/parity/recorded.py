@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Mapping
-from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -14,9 +12,7 @@ import torch
 from projects.uniref.checkpoint import uniref_keys
 from projects.uniref.model import UniRef
 from unified.checkpoint import Weights, load_weights
-from unified.errors import InputError
-
-Arrays = Mapping[str, np.ndarray]
+from unified.parity import Arrays
 
 
 def make_weight(key: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -77,21 +73,3 @@ def load_recorded_weights(
     table = uniref_keys(model.backbone.name)
     ours_alone = [key for key in model.state_dict() if not table.knows_native(key)]
     load_weights(model, weights, table=table, optional=ours_alone)
-
-
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a recorded file.
-
-    Raises:
-        InputError: it cannot be read.
-    """
-    try:
-        with open(path, "rb") as file:
-            content = np.load(file)
-            if isinstance(content, np.ndarray):
-                raise ValueError("a single array")
-            return {name: content[name] for name in content.files}
-    except (OSError, ValueError, EOFError, BadZipFile, zlib.error) as error:
-        raise InputError(
-            f"{path} cannot be read as an .npz file of recorded arrays: {error}"
-        ) from error

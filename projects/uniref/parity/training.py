@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from projects.uniref.checkpoint import uniref_keys
 from projects.uniref.model import UniRef
-from projects.uniref.parity.recorded import Arrays, load_recorded_weights, read_arrays
+from projects.uniref.parity.recorded import load_recorded_weights
 from unified.errors import InputError
 from unified.label_maps import mask_box
 from unified.modeling.box_ops import xyxy_to_cxcywh
@@ -23,7 +23,7 @@ from unified.modeling.boxinst import box_masks, color_similarity, warm_up
 from unified.modeling.criterion import Criterion, base_name
 from unified.modeling.detr_head import Queries
 from unified.modeling.matcher import Match, PaddedTargets, match_hungarian, match_simota
-from unified.parity import Comparison, NoiseFloor, compare
+from unified.parity import Arrays, Comparison, NoiseFloor, compare, read_arrays
 from unified.structures import ImageBatch, References, Size, Target
 
 # Layers counted before the recorded steps, where the recording does not say.

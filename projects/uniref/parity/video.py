@@ -9,9 +9,9 @@ import torch
 
 from projects.uniref.model import UniRef
 from projects.uniref.parity.parts import Call, call_arrays, catch_predictions
-from projects.uniref.parity.recorded import Arrays
 from unified.inference.predictor import VideoPredictor
 from unified.masks import soft_aggregate
+from unified.parity import Arrays
 from unified.structures import Prompt
 
 

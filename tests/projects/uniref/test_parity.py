@@ -22,16 +22,16 @@ from projects.uniref.parity import (
     compare_recorded,
     kind_of,
     load_recorded_weights,
-    read_arrays,
     replay,
 )
 from projects.uniref.parity.parts import replay_call
 from projects.uniref.parity.recorded import make_weight
 from projects.uniref.parity.ties import recorded_order
-from unified.engine.config import load_config, system
+from unified.engine.config import load_config
 from unified.engine.models import CONFIGS
+from unified.engine.system import system
 from unified.errors import CheckpointError, InputError
-from unified.parity import Comparison, NoiseFloor
+from unified.parity import Comparison, NoiseFloor, read_arrays
 
 DATA = Path(__file__).parents[2] / "data" / "uniref"
 KINDS = {

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from projects.uniref.parity.training import check_train_file, compare_output
-from unified.engine.config import load_config, system
+from unified.engine.config import load_config
 from unified.engine.models import CONFIGS
+from unified.engine.system import system
 from unified.parity import Comparison
 
 DATA = Path(__file__).parents[2] / "data" / "uniref"

@@ -9,7 +9,8 @@ from detectron2.config import CfgNode
 from projects.uniref.checkpoint import find_uniref_keys
 from unified.checkpoint import load_weights, read_weights, write_weights
 from unified.engine.backbone import build_detectron2_backbone
-from unified.engine.config import default_config, system
+from unified.engine.config import default_config
+from unified.engine.system import system
 from unified.errors import ConfigError
 
 STAGES = ["res2", "res3", "res4", "res5"]

@@ -18,7 +18,8 @@ from unified.engine.checkpointing import (
     remove_partial_files,
     save_checkpoint,
 )
-from unified.engine.config import load_config, system
+from unified.engine.config import load_config
+from unified.engine.system import system
 from unified.errors import CheckpointError
 
 ROOT = Path(__file__).parents[3]

@@ -14,8 +14,9 @@ import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
 
-from unified.engine.config import SYSTEMS, default_config, load_config, system, with_options
+from unified.engine.config import default_config, load_config, with_options
 from unified.engine.models import CONFIGS
+from unified.engine.system import system
 from unified.errors import ConfigError
 
 ROOT = Path(__file__).parents[3]
@@ -218,14 +219,6 @@ def test_options_win_over_files_and_leave_the_original() -> None:
     other = with_options(cfg, ["MODEL.UNIREF.NUM_QUERIES", "8"])
     assert (cfg.MODEL.UNIREF.NUM_QUERIES, other.MODEL.UNIREF.NUM_QUERIES) == (7, 8)
     assert cfg.is_frozen() and other.is_frozen()
-
-
-def test_systems() -> None:
-    for name in SYSTEMS:
-        module = system(name)
-        assert all(hasattr(module, verb) for verb in ("add_config", "build", "key_table"))
-    with pytest.raises(ConfigError, match=r"META_ARCHITECTURE is 'MaskRCNN': choose one of"):
-        system("MaskRCNN")
 
 
 @pytest.mark.parametrize("rest", [["--resume"], ["--num-gpus", "2"]])

@@ -13,7 +13,7 @@ from projects.uniref.checkpoint import uniref_keys
 from projects.uniref.config import build
 from unified.checkpoint import write_weights
 from unified.engine.config import load_config
-from unified.engine.models import CONFIGS, DEFAULT_MODEL, MODELS, load
+from unified.engine.models import CONFIGS, default_model, load, model_entries
 from unified.errors import CheckpointError, ConfigError
 from unified.files import file_sha256
 from unified.inference.predictor import ImagePredictor
@@ -23,6 +23,7 @@ from unified.weights import WEIGHTS
 SMALL = """
 VERSION: 2
 MODEL:
+  META_ARCHITECTURE: UniRef
   UNIREF:
     BACKBONE: efficientnet_lite0
     FREEZE_AT: 0
@@ -62,8 +63,10 @@ def same(model: nn.Module, other: nn.Module) -> bool:
 
 
 def test_names() -> None:
-    assert unified.models() == tuple(MODELS) and DEFAULT_MODEL in MODELS
-    for name, entry in MODELS.items():
+    entries = model_entries()
+    assert unified.models() == tuple(entries) and default_model() in entries
+    assert sum(entry.default for entry in entries.values()) == 1
+    for name, entry in entries.items():
         assert (CONFIGS / entry.config).is_file(), name
         assert entry.weights in WEIGHTS, name
 
@@ -72,7 +75,7 @@ def test_the_default_is_ready_in_one_line(caplog: pytest.LogCaptureFixture) -> N
     """The embedded model with the weights that come with packages."""
     with caplog.at_level(logging.WARNING):
         model = unified.load(device="cpu")
-    assert not model.training and model.info.name == DEFAULT_MODEL
+    assert not model.training and model.info.name == default_model()
     assert model.reference_kinds == {"text", "mask"}
     assert not caplog.records and model.info.weights is not None
     predictor = ImagePredictor(model, short_side=64, max_size=64)
@@ -163,7 +166,7 @@ def test_weights_of_another_model(small: Path, trained: Path, tmp_path: Path) ->
         load(small, weights=trained, device="cpu", options=no_masks)
     stranger = tmp_path / "stranger.pth"
     write_weights(stranger, {"layer.weight": torch.ones(2)})
-    with pytest.raises(CheckpointError, match="of no UniRef model"):
+    with pytest.raises(CheckpointError, match="stranger.pth belong to another model"):
         load(small, weights=stranger, device="cpu")
 
 

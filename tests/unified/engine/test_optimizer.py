@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from fnmatch import fnmatch
-from pathlib import Path
 
 import pytest
 import torch
+from detectron2.config import CfgNode
 from torch import nn
 
-from projects.uniref.checkpoint import uniref_keys
 from unified.engine.config import load_config
 from unified.engine.optimizer import (
     AveragedWeights,
@@ -20,36 +17,9 @@ from unified.engine.optimizer import (
     check_clipping,
     clip_gradients,
     drop_zero_gradients,
-    learning_rate,
 )
+from unified.engine.system import ParameterGroup, same_group
 from unified.errors import ConfigError
-
-MANIFESTS = Path(__file__).parents[2] / "data/uniref"
-# The reference's rules on its own keys: first match wins.
-REFERENCE = (
-    ("*backbone*", 2e-5),
-    ("*sampling_offsets*", 2e-5),
-    ("*reference_points*", 2e-5),
-    ("*text_encoder*", 1e-5),
-    ("*", 2e-4),
-)
-
-
-@pytest.mark.parametrize(
-    ("manifest", "backbone"), [("manifest_r50", "resnet50"), ("manifest_swinl", "swin_large")]
-)
-def test_every_official_key_has_the_rate_of_the_reference(manifest: str, backbone: str) -> None:
-    cfg = load_config(None, ["SOLVER.BASE_LR", "2e-4"])
-    table = uniref_keys(backbone)
-    counts: dict[float, int] = {}
-    for key in json.loads((MANIFESTS / f"{manifest}.json").read_text()):
-        native, report = table.to_native({key: torch.zeros(1)})
-        if report.unused or report.aliases:
-            continue
-        expected = next(rate for pattern, rate in REFERENCE if fnmatch(key, pattern))
-        assert learning_rate(next(iter(native)), cfg) == pytest.approx(expected), key
-        counts[expected] = counts.get(expected, 0) + 1
-    assert all(counts[rate] > 50 for rate in (2e-5, 1e-5, 2e-4))
 
 
 class Toy(nn.Module):
@@ -70,16 +40,26 @@ def toy() -> Iterator[Toy]:
     yield Toy()
 
 
-def test_all_trainable_parameters_decay_and_the_frozen_ones_are_left_out(toy: Toy) -> None:
-    optimizer = build_optimizer(load_config(), toy)
-    groups = [(group["lr"], len(group["params"])) for group in optimizer.param_groups]
-    assert groups == [(pytest.approx(1e-5), 2), (1e-4, 4)]
-    assert {group["weight_decay"] for group in optimizer.param_groups} == {0.05}
+def slow_backbone(name: str, cfg: CfgNode) -> ParameterGroup:
+    slow = name.startswith("backbone.")
+    return ParameterGroup(cfg.SOLVER.BASE_LR * (0.1 if slow else 1), 0.0 if slow else 0.05)
+
+
+def test_parameters_are_grouped_as_the_system_says_and_frozen_ones_left_out(toy: Toy) -> None:
+    optimizer = build_optimizer(load_config(), toy, slow_backbone)
+    groups = [(g["lr"], g["weight_decay"], len(g["params"])) for g in optimizer.param_groups]
+    assert groups == [(pytest.approx(1e-5), 0.0, 2), (1e-4, 0.05, 4)]
+
+
+def test_without_a_rule_there_is_one_group(toy: Toy) -> None:
+    optimizer = build_optimizer(load_config(), toy, same_group)
+    (group,) = optimizer.param_groups
+    assert (group["lr"], group["weight_decay"], len(group["params"])) == (1e-4, 0.01, 6)
 
 
 def test_steps_multiply_the_rates_of_all_groups(toy: Toy) -> None:
     cfg = load_config(None, ["SOLVER.MAX_ITER", "6", "SOLVER.STEPS", "(2, 4)"])
-    optimizer = build_optimizer(cfg, toy)
+    optimizer = build_optimizer(cfg, toy, slow_backbone)
     scheduler = build_scheduler(cfg, optimizer)
     seen = []
     for _ in range(6):
@@ -93,22 +73,24 @@ def test_steps_multiply_the_rates_of_all_groups(toy: Toy) -> None:
 def test_an_unknown_schedule_or_clipping_is_an_error(toy: Toy) -> None:
     cfg = load_config(None, ["SOLVER.LR_SCHEDULER_NAME", "Zigzag"])
     with pytest.raises(ConfigError, match="'Zigzag': choose one of"):
-        build_scheduler(cfg, build_optimizer(cfg, toy))
+        build_scheduler(cfg, build_optimizer(cfg, toy, same_group))
+    clipping = ["SOLVER.CLIP_GRADIENTS.ENABLED", "True"]
     with pytest.raises(ConfigError, match="only full_model is known"):
-        check_clipping(load_config(None, ["SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "value"]))
+        check_clipping(load_config(None, ["SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "value", *clipping]))
 
 
 def test_the_norm_over_all_groups_is_clipped(toy: Toy) -> None:
     for parameter in toy.parameters():
         parameter.grad = torch.ones_like(parameter)
-    clip_gradients(load_config(), toy)
+    enabled = ["SOLVER.CLIP_GRADIENTS.ENABLED", "True", "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", "0.1"]
+    clip_gradients(load_config(None, enabled), toy)
     norm = torch.stack([p.grad.norm() for p in toy.parameters() if p.grad is not None]).norm()
     assert float(norm) == pytest.approx(0.1, rel=1e-4)
 
 
 def test_a_gradient_that_is_zero_throughout_is_passed_over(toy: Toy) -> None:
     """Neither weight decay nor the momentum of earlier steps moves what a step does not use."""
-    optimizer = build_optimizer(load_config(), toy)
+    optimizer = build_optimizer(load_config(), toy, same_group)
     for used in (True, False):
         for parameter in toy.parameters():
             parameter.grad = torch.ones_like(parameter)

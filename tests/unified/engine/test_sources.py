@@ -9,8 +9,10 @@ import pytest
 from torch import nn
 
 from unified.data.synthetic.releases import RELEASES
-from unified.engine.config import load_config, system
+from unified.engine.config import load_config
+from unified.engine.meta_arch import SegmenterShell
 from unified.engine.sources import build_source
+from unified.engine.system import system
 from unified.engine.testing import evaluate
 from unified.errors import ConfigError
 
@@ -57,7 +59,7 @@ def test_the_mirror_image_is_asked_in_evaluation_but_not_in_detection(
             given = ["DATASETS.TEST", f"('{name}',)", "INFERENCE.MIRROR", mirror]
             cfg = load_config(CONFIG, [*options, *given])
             builder = system(cfg.MODEL.META_ARCHITECTURE)
-            shell = builder.build_shell(cfg, builder.build(cfg))
+            shell = SegmenterShell(builder.build(cfg), builder.supervision(cfg))
             sizes = calls.setdefault(name, [])
             before = len(sizes)
             hook = shell.model.head.register_forward_pre_hook(

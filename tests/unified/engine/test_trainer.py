@@ -16,9 +16,10 @@ from detectron2.utils.events import EventStorage
 from PIL import Image
 
 from unified.checkpoint import read_weights
-from unified.engine.config import load_config, system
+from unified.engine.config import load_config
 from unified.engine.hooks import default_hooks
 from unified.engine.run import run_folder, train
+from unified.engine.system import system
 from unified.engine.trainer import Trainer, TrainingError, split
 from unified.errors import ConfigError
 from unified.files import file_sha256
