@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from unified.commands import run_command
-from unified.engine.system import System, system
+from unified.engine.system import system
 from unified.errors import InputError
 from unified.files import atomic_path
 from unified.inference import benchmark, cli, profiling
@@ -77,7 +77,7 @@ def run(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     report: dict[str, Any] = {key: getattr(options, key) for key in kept}
     report |= {"model": model.info.name, "options": options.opts}
     report["environment"] = profiling.environment(next(model.parameters()).device)
-    start = partial(outcomes, options, scratch, found)
+    start = partial(outcomes, options, scratch)
     total = WARM_UP + options.frames
     profiling.forget_peak()
     if found.baseline is None and options.baseline:
@@ -105,12 +105,7 @@ def run(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
 
 
 def outcomes(
-    options: argparse.Namespace,
-    scratch: Path,
-    found: System,
-    model: Any,
-    name: str,
-    num_frames: int,
+    options: argparse.Namespace, scratch: Path, model: Any, name: str, num_frames: int
 ) -> Iterator[benchmark.Outcome]:
     """Frame by frame, in a folder of that name."""
     (folder := scratch / name).mkdir()

@@ -76,7 +76,7 @@ def add_config(cfg: CfgNode) -> None:
     node.MASK_AUX_LOSS = False
     node.BOX_SUPERVISED = False  # learn masks from boxes
     node.GRADIENT_CHECKPOINTING = False  # recompute activations in the backward pass
-    lite = _lite()
+    lite = find_lite()
     node.LITE = CfgNode(new_allowed=True) if lite is None else lite.defaults()
     cfg.MODEL.UNIREF = node
 
@@ -124,7 +124,7 @@ def build(cfg: CfgNode) -> UniRef:
         "nms_threshold": node.NMS_THRESHOLD,
         "criterion": Criterion(mask_aux=node.MASK_AUX_LOSS),
     }
-    lite = _lite()
+    lite = find_lite()
     if lite is not None:
         return lite.build(node, parts)
     if node.LITE:
@@ -155,7 +155,7 @@ def load_parts(model: UniRef, cfg: CfgNode, given: Collection[str]) -> tuple[str
         else:
             load_pretrained(model.backbone, _file(node.BACKBONE_WEIGHTS))
         loaded.append("backbone.")
-    lite = _lite()
+    lite = find_lite()
     if lite is not None:
         pretrained = _file(node.BACKBONE_WEIGHTS) if node.BACKBONE_WEIGHTS else None
         loaded.extend(lite.load_parts(model, pretrained, given))
@@ -185,7 +185,7 @@ _TEXT_MODEL = "text_encoder.bert."
 _LITE = "projects.uniref.lite"
 
 
-def _lite() -> ModuleType | None:
+def find_lite() -> ModuleType | None:
     """What the lite model adds; None where its folder was deleted."""
     try:
         return importlib.import_module(f"{_LITE}.config")

@@ -76,9 +76,10 @@ def load_parts(model: nn.Module, cfg: CfgNode, given: Collection[str]) -> tuple[
 
 def supervision(cfg: CfgNode) -> Supervision:
     """Boxes alone, with a warm-up, in the Objects365 stage."""
+    from projects.uniref.config import find_lite
     from unified.modeling.boxinst import warm_up
 
-    node = cfg.MODEL.UNIREF
+    node, lite = cfg.MODEL.UNIREF, find_lite()
     return Supervision(
         class_agnostic=node.NUM_CLASSES == 1,
         from_boxes=node.BOX_SUPERVISED,
@@ -87,6 +88,7 @@ def supervision(cfg: CfgNode) -> Supervision:
             if node.BOX_SUPERVISED
             else None
         ),
+        complete_target=None if lite is None else lite.complete_target(node),
     )
 
 

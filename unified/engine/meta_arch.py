@@ -154,9 +154,10 @@ class SegmenterShell(nn.Module):
             masks = upload(masks, self.device)
         parts = (part.split(counts) for part in (labels, boxes, masks))
         targets = [Target(*fields) for fields in zip(*parts, similarities, strict=True)]
-        if self.complete_target is None:
+        complete = self.supervision.complete_target
+        if complete is None:
             return targets
-        return [self.complete_target(*pair) for pair in zip(targets, samples, strict=True)]
+        return [complete(*pair) for pair in zip(targets, samples, strict=True)]
 
     def _instances(self, index: int, sample: Sample, found: Any, images: ImageBatch) -> Instances:
         """Masks and boxes at the original size; empty boxes are left out."""

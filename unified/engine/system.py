@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from yacs.config import CfgNode
 
+    from unified.structures import Target
+
 logger = logging.getLogger(__name__)
 
 ENTRY_POINTS = "unified.systems"
@@ -80,11 +82,14 @@ class Supervision:
         class_agnostic: every label is 0.
         from_boxes: masks are the filled boxes, with the colour similarity of neighbouring pixels.
         schedule: (losses by name, number of the step) -> the losses of that step; None keeps them.
+        complete_target: (target, sample) -> the target with what else of the sample the losses want
+            to know; None keeps it.
     """
 
     class_agnostic: bool = False
     from_boxes: bool = False
     schedule: Callable[[Mapping[str, Tensor], int], Mapping[str, Tensor]] | None = None
+    complete_target: Callable[[Target, Mapping[str, Any]], Target] | None = None
 
 
 @dataclass(frozen=True)

@@ -166,7 +166,7 @@ def test_weights_of_another_model(small: Path, trained: Path, tmp_path: Path) ->
         load(small, weights=trained, device="cpu", options=no_masks)
     stranger = tmp_path / "stranger.pth"
     write_weights(stranger, {"layer.weight": torch.ones(2)})
-    with pytest.raises(CheckpointError, match="stranger.pth belong to another model"):
+    with pytest.raises(CheckpointError, match=r"stranger\.pth belong to another model"):
         load(small, weights=stranger, device="cpu")
 
 
