@@ -5,8 +5,7 @@
 
 Reports the median ms per frame and stage after two frames of warm-up, and the peak memory; with
 more than 100 frames also the growth since frame 100. --baseline runs the reference's algorithm too,
-in turn on every frame, and compares time and results. Without weights the model gets some with
-which every part does its work.
+in turn on every frame, and compares. A model without weights gets some that keep every part busy.
 """
 
 from __future__ import annotations
@@ -92,7 +91,7 @@ def run(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     ours_peak = profiling.memory("VmHWM")
     profiling.forget_peak()
     baseline = found.baseline(model)
-    baseline.inference = model.inference
+    baseline.info, baseline.inference = model.info, model.inference
     runs = zip(start(model, "ours", total), start(baseline, "baseline", total), strict=True)
     pairs = [(a.lap, b.lap, benchmark.difference(a, b)) for a, b in runs]
     ours, theirs, differences = zip(*pairs, strict=True)
@@ -118,8 +117,7 @@ def outcomes(
         changes["mirror"] = options.mirror
         return benchmark.segment_images(ImagePredictor(model, **changes), folder, **work)
     changes["keep_probabilities"] = True
-    if name == "baseline":
-        changes["objects_per_pass"] = 1
+    changes |= {"objects_per_pass": 1} if name == "baseline" else {}
     return benchmark.segment_clip(VideoPredictor(model, **changes), folder, **work)
 
 

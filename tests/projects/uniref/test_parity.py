@@ -221,7 +221,7 @@ def test_a_file_of_no_kind() -> None:
     arrays = {"a": np.zeros(1), "b": np.zeros(1)}
     assert kind_of(arrays) is None
     with pytest.raises(InputError, match=r"expected a recorded file .* got the arrays a, b"):
-        replay(nn.Identity(), arrays)
+        replay(torch.nn.Identity(), arrays)
 
 
 @pytest.mark.parametrize("damage", ["missing", "text", "truncated", "npy", "objects"])

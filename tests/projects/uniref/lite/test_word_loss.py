@@ -15,6 +15,7 @@ from tests.conftest import make_uniref
 from tests.projects.uniref.test_losses import SIZES as IMAGE_SIZES
 from tests.projects.uniref.test_losses import make_images, make_target, step
 from unified.engine.meta_arch import SegmenterShell
+from unified.engine.system import Supervision
 from unified.structures import Reference, Target
 
 LEVELS, BACKGROUND, WEIGHT = 3, 0.2, 3.0
@@ -146,7 +147,8 @@ def test_names_are_learnt_where_every_object_has_one(model: UniRef) -> None:
 
 
 def test_names_of_samples_reach_the_loss(model: UniRef) -> None:
-    shell = SegmenterShell(model, class_agnostic=True, complete_target=with_class_names).train()
+    supervision = Supervision(class_agnostic=True, complete_target=with_class_names)
+    shell = SegmenterShell(model, supervision).train()
     image, target = make_images(1)[0], make_target(1, 0)
     truth = Instances(IMAGE_SIZES[0])
     truth.gt_boxes = Boxes(torch.tensor([[8.0, 8.0, 60.0, 70.0]]))
