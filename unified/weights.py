@@ -25,7 +25,6 @@ from urllib.request import urlopen
 from unified.dependencies import require
 from unified.errors import CheckpointError, first_line
 from unified.files import file_sha256
-from unified.layout import ROOT
 
 COMMAND = "python tools/download_weights.py"
 

@@ -12,7 +12,7 @@ from detectron2.config import CfgNode, get_cfg
 
 from unified.engine.system import find_systems, prepare
 from unified.errors import ConfigError
-from unified.layout import PREFIX, find_config
+from unified.layout import find_config
 
 
 def default_config() -> CfgNode:

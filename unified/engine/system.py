@@ -22,6 +22,7 @@ import numpy as np
 
 from unified.checkpoint import KeyTable
 from unified.errors import ConfigError
+from unified.layout import PREFIX
 from unified.parity import Comparison
 from unified.weights import WeightsEntry, register_weights
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+PROJECTS = f"{PREFIX}projects"
 ENTRY_POINTS = "unified.systems"
 FILE = "system.py"
 
@@ -240,7 +242,7 @@ def _systems() -> dict[str, System]:
 
 def _in_folders() -> Iterator[tuple[str, Callable[[], object]]]:
     """(folder, loader) of every ``projects/*/system.py``; the first folder of a name counts."""
-    spec = find_spec("projects")
+    spec = find_spec(PROJECTS)
     folders: dict[str, Path] = {}
     for root in (spec.submodule_search_locations if spec else None) or ():
         for file in sorted(Path(root).glob(f"*/{FILE}")):
@@ -250,7 +252,7 @@ def _in_folders() -> Iterator[tuple[str, Callable[[], object]]]:
 
 
 def _load_folder(name: str) -> object:
-    return importlib.import_module(f"projects.{name}.system").SYSTEM
+    return importlib.import_module(f"{PROJECTS}.{name}.system").SYSTEM
 
 
 def _in_entry_points() -> Iterator[tuple[str, Callable[[], object]]]:
