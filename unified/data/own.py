@@ -10,6 +10,8 @@ from typing import Any
 import yaml
 
 from unified.data.formats import clips, coco, few_shot, referring_clips
+from unified.data.formats.expressions import read_expressions
+from unified.data.formats.records import ImageRecord
 from unified.data.table import Dataset
 from unified.errors import ConfigError
 from unified.tasks import Task
@@ -22,6 +24,7 @@ FILES = {
     Task.VOS: ("images", "masks"),
     Task.RVOS: ("images", "masks", "expressions"),
 }
+OPTIONAL = {Task.RIS: {"expressions"}}  # sentences in a file of their own
 EVALUATORS = {
     Task.DETECTION: ("coco", ("coco-mask", "coco-box")),
     Task.RIS: ("ris", ("uniref", "uniref-box")),
@@ -34,7 +37,8 @@ EVALUATORS = {
 def read_own_dataset(path: Path) -> Dataset:
     """The row that a yaml file describes; its name is the name of the file.
 
-    Keys: ``task``; ``split``, train or test; the files of ``FILES`` relative to the yaml file.
+    Keys: ``task``; ``split``, train or test; the files of ``FILES``, and of ``OPTIONAL`` if wanted,
+    relative to the yaml file.
 
     Raises:
         ConfigError: a key is missing, unknown or has another kind of value.
@@ -45,12 +49,14 @@ def read_own_dataset(path: Path) -> Dataset:
         raise ConfigError(f"{path}: task is {content.get('task')!r}: expected one of {tasks}")
     task = Task(content["task"])
     wanted = {"task", "split", *FILES[task]}
-    for key in sorted(wanted ^ set(content)):
+    optional = OPTIONAL.get(task, set())
+    for key in sorted((wanted ^ set(content)) - optional):
         state = "is missing" if key in wanted else "is not known"
         raise ConfigError(f"{path}: {key!r} {state}: a set for {task.value} has {sorted(wanted)}")
     if content["split"] not in ("train", "test"):
         raise ConfigError(f"{path}: split is {content['split']!r}: expected train or test")
-    files = {key: path.parent / content[key] for key in FILES[task]}
+    named = (*FILES[task], *sorted(optional & set(content)))
+    files = {key: path.parent / content[key] for key in named}
     evaluator, protocols = EVALUATORS[task]
     is_clip = task in (Task.VOS, Task.RVOS)
     return Dataset(
@@ -78,12 +84,21 @@ def _read_yaml(path: Path) -> Mapping[str, Any]:
     return content
 
 
+def _read_sentences(
+    images: Path, annotations: Path, expressions: Path | None = None
+) -> list[ImageRecord]:
+    """Told objects; their sentences stand with them, or in a file of their own."""
+    if expressions is None:
+        return coco.read_told_objects(annotations, images)
+    return read_expressions(expressions, annotations, images)
+
+
 def _read(root: Path, task: Task, split: str, images: Path, **files: Path) -> Sequence[Any]:
     """Records of own data; ``root`` is not used because paths are relative to the yaml file."""
     if task is Task.DETECTION:
         return coco.read_instances(files["annotations"], [images])
     if task is Task.RIS:
-        records = coco.read_told_objects(files["annotations"], images)
+        records = _read_sentences(images, **files)
         return records if split == "train" else coco.one_record_per_sentence(records)
     if task is Task.FSS:
         return few_shot.read_class_folders(images)

@@ -41,10 +41,11 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     for name, text in _examples().items():
         (folder / f"{name}.yaml").write_text(text)
-    instances, _, expressions = _json_examples()
+    instances, _, sentences, expressions = _json_examples()
     rng = np.random.default_rng(0)
     save_jpeg(folder / "birds/images/a.jpg", np.zeros((96, 128, 3), dtype=np.uint8))
     (folder / "birds/instances.json").write_text(json.dumps(instances))
+    (folder / "birds/expressions.json").write_text(json.dumps(sentences))
     for name in ("cells", "street"):
         scene = make_scene(rng, num_frames=2)
         for frame in range(2):
@@ -62,7 +63,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_guide_has_an_example_of_at_most_five_lines_per_kind() -> None:
     examples = _examples()
-    assert set(examples) == {"birds", "cells", "street", "logos"}
+    assert set(examples) == {"birds", "crows", "cells", "street", "logos"}
     assert all(len(text.strip().splitlines()) <= 5 for text in examples.values())
 
 
@@ -99,7 +100,7 @@ def test_split_decides_what_a_record_is(own: Path) -> None:
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_sentences_of_an_image_are_about_several_objects_or_none(split: str, own: Path) -> None:
-    content, extra, _ = _json_examples()
+    content, extra, *_ = _json_examples()
     whole = {**extra, "id": 3, "expressions": ["both birds"]}
     content["images"] += [extra, whole]
     bird = content["annotations"][0]
@@ -120,6 +121,21 @@ def test_sentences_of_an_image_are_about_several_objects_or_none(split: str, own
         rngs = (np.random.default_rng(0) for _ in range(2))
         sample = TrainMapper(augmentation=augmentation)(record, *rngs)
         assert len(sample["instances"]) == (sample["expression"] != "the red bird")
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_sentences_of_a_file_of_their_own_are_read_and_trained_on(split: str, own: Path) -> None:
+    path = own / "crows.yaml"
+    path.write_text(path.read_text().replace("train", split))
+    records = load_records("crows")
+    assert check_dataset("crows").num_records == len(records) == 2
+    told = {text: [a["id"] for a in r["annotations"]] for r in records for text in r["expressions"]}
+    assert told == {"the crow": [1], "the white crow": []}
+    if split == "train":
+        mapper = TrainMapper(augmentation=Augmentation(short_sides=(48,), max_size=80))
+        rngs = (np.random.default_rng(0) for _ in range(2))
+        samples = [mapper(record, *rngs) for record in records[:1]]
+        assert [len(sample["instances"]) for sample in samples] == [1]
 
 
 def test_black_and_white_masks_are_one_object(own: Path) -> None:

@@ -1,0 +1,116 @@
+"""Sentences in a file of their own: what is read, what is refused, and those of this repository."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from unified.data.formats.expressions import check_sentences, read_expressions
+from unified.errors import InputError
+
+FOLDER = Path(__file__).parents[4] / "datasets/expressions"
+FILES = sorted(path for path in FOLDER.glob("*.json") if path.name != "split.json")
+
+
+def entry(sentence: str, ids: list[int], image: int = 1, **changes: Any) -> dict[str, Any]:
+    absent = None if ids else "thing"
+    return {
+        "image_id": image,
+        "file_name": f"{image}.jpg",
+        "annotation_ids": ids,
+        "sentence": sentence,
+        "absent": absent,
+        **changes,
+    }
+
+
+@pytest.fixture
+def instances(tmp_path: Path) -> Path:
+    """Two objects on image 1, one on image 2."""
+    path = tmp_path / "instances.json"
+    box = {"category_id": 7, "iscrowd": 0, "bbox": [1, 1, 4, 4]}
+    square = {"segmentation": [[1, 1, 5, 1, 5, 5, 1, 5]], **box}
+    content = {
+        "images": [{"id": n, "file_name": f"{n}.jpg", "height": 8, "width": 8} for n in (1, 2)],
+        "categories": [{"id": 7, "name": "dog"}],
+        "annotations": [
+            {"id": 10 * image + n, "image_id": image, **square}
+            for image, n in ((1, 0), (1, 1), (2, 0))
+        ],
+    }
+    path.write_text(json.dumps(content))
+    return path
+
+
+def read(instances: Path, *entries: dict[str, Any]) -> list[Any]:
+    path = instances.with_name("said.json")
+    path.write_text(json.dumps({"expressions": entries}))
+    return read_expressions(path, instances, instances.parent)
+
+
+def test_sentences_about_the_same_objects_are_one_record(instances: Path) -> None:
+    records = read(
+        instances,
+        entry("left dog", [10]),
+        entry("both dogs", [10, 11]),
+        entry("the first", [10]),
+        entry("two dogs", [11, 10]),
+        entry("a cat", []),
+        entry("left dog", [20], image=2),
+    )
+    found = [
+        (r["image_id"], [a["id"] for a in r["annotations"]], r["expressions"]) for r in records
+    ]
+    assert found == [
+        (1, [10], ["left dog", "the first"]),
+        (1, [10, 11], ["both dogs", "two dogs"]),
+        (1, [], ["a cat"]),
+        (2, [20], ["left dog"]),
+    ]
+    assert records[0]["file_name"] == str(instances.with_name("1.jpg"))
+    assert records[0]["annotations"][0]["segmentation"] == [[1, 1, 5, 1, 5, 5, 1, 5]]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ([entry("dog", [10], image=3)], "about image 3: not in"),
+        ([entry("dog", [10], file_name="2.jpg")], r"is about 2\.jpg: image 1"),
+        ([entry("dog", [20])], "annotation 20 is not on that image"),
+        ([entry("dogs", [10, 10])], "names annotation 10 twice"),
+        ([entry("  ", [10])], "expected words"),
+        ([entry(None, [10])], "expected words"),  # type: ignore[arg-type]
+        ([entry("dog", [10]), entry(" Dog", [10])], "twice in image 1"),
+        ([entry("dog", [10]), entry("dog", [11])], r"of \[10\] and of \[11\] in image 1"),
+        ([entry("dog", [10]), entry("dog", [])], r"of \[10\] and of \[\] in image 1"),
+        ([entry("dog", [10], absent="thing")], "absent 'thing' and 1 annotations"),
+        ([entry("dog", [], absent=None)], "absent None and 0 annotations"),
+        ([entry("dog", [], absent="maybe")], "absent 'maybe'"),
+        ([{"sentence": "dog"}], "expected the keys"),
+    ],
+)
+def test_wrong_entries_are_named(
+    wrong: list[dict[str, Any]], message: str, instances: Path
+) -> None:
+    with pytest.raises(InputError, match=message) as error:
+        read(instances, *wrong)
+    assert f"said.json: expression {len(wrong) - 1}" in str(error.value)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_sentences_of_the_repository_keep_to_their_part(path: Path) -> None:
+    entries = json.loads(path.read_text(encoding="utf-8"))["expressions"]
+    check_sentences(entries, path)
+    split = json.loads((FOLDER / "split.json").read_text())
+    assert len(split["val"]) == 60 and len(split["choose"]) == 40
+    held = set(split["val"]) | set(split["choose"])
+    assert len(held) == 100
+    images = {entry["image_id"] for entry in entries}
+    assert images <= set(split[path.stem]) if path.stem in split else not images & held
+
+
+def test_training_sentences_of_the_repository_are_there() -> None:
+    assert "train" in {path.stem for path in FILES}
