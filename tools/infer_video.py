@@ -6,8 +6,9 @@ python tools/infer_video.py --input 0 --mask first.png --text "1=the dog" --outp
 
 Objects: every id in a mask is one object. Every --text is one more object with the next free id;
 written "ID=sentence" it describes the object that has this id in a mask. OUTPUT receives
-masks/NNNNN.png (indexed, pixel = id, NNNNN = number of the frame in the input, from 0), overlay.mp4
-and results.json. Files of an earlier run in OUTPUT are replaced.
+masks/FRAME.png (indexed, pixel = id; FRAME = the name of an image, or the number of the frame in a
+video, from 0, with five digits), overlay.mp4 and results.json. Files of an earlier run in OUTPUT
+are replaced.
 """
 
 from __future__ import annotations
@@ -58,12 +59,12 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--separate",
         action="store_true",
-        help="objects do not compete: masks/<k>/NNNNN.png, 0 or 255, k = 0, 1, ... by id",
+        help="objects do not compete: masks/<k>/FRAME.png, 0 or 255, k = 0, 1, ... by id",
     )
     parser.add_argument(
         "--save-logits",
         action="store_true",
-        help="also logits/NNNNN.npz: id -> (H, W) float16 probability before merging",
+        help="also logits/FRAME.npz: id -> (H, W) float16 probability before merging",
     )
     cli.add_model_arguments(parser)
     return parser.parse_args(arguments)

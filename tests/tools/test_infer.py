@@ -196,7 +196,7 @@ def test_a_damaged_image_is_named_and_the_finished_ones_stay(
     assert results(out)["complete"] is False and len(results(out)["images"]) == 1
     assert infer_video([*arguments[:1], str(photos), *arguments[2:]]) == 2
     assert "b.png" in capsys.readouterr().err.splitlines()[-1]
-    assert files(out) == ["masks/00000.png", "overlay.mp4", "results.json"]
+    assert files(out) == ["masks/a.png", "overlay.mp4", "results.json"]
 
 
 VIDEO_FAULTS = {

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -290,21 +290,34 @@ def _has_target(record: Record) -> bool:
 
 def build_test_loader(
     name: str, mapper: TestMapper, *, num_workers: int = 0, rank: int = 0, world_size: int = 1
-) -> DataLoader[Sample]:
-    """The samples of this rank, one by one and in order: a contiguous share of the records."""
-    records = load_records(name)
-    bounds = [len(records) * part // world_size for part in (rank, rank + 1)]
-    samples = _TestSamples(records[bounds[0] : bounds[1]], mapper)
-    return DataLoader(samples, batch_size=None, num_workers=num_workers, worker_init_fn=_one_thread)
+) -> DataLoader[list[Sample]]:
+    """The samples of this rank, image by image: those of one image together."""
+    images: dict[str, list[Record]] = {}
+    for record in load_records(name):
+        images.setdefault(record["file_name"], []).append(record)
+    groups = list(images.values())
+    bounds = [len(groups) * part // world_size for part in (rank, rank + 1)]
+    samples = _TestSamples(groups[bounds[0] : bounds[1]], mapper)
+    return DataLoader(
+        samples,
+        batch_size=None,
+        num_workers=num_workers,
+        worker_init_fn=_one_thread,
+        collate_fn=_as_it_is,
+    )
 
 
-class _TestSamples(TorchDataset[Sample]):
-    def __init__(self, records: Sequence[Record], mapper: Callable[[Record], Sample]) -> None:
-        self.records = records
+def _as_it_is(samples: list[Sample]) -> list[Sample]:
+    return samples
+
+
+class _TestSamples(TorchDataset[list[Sample]]):
+    def __init__(self, groups: Sequence[Sequence[Record]], mapper: TestMapper) -> None:
+        self.groups = groups
         self.mapper = mapper
 
     def __len__(self) -> int:
-        return len(self.records)
+        return len(self.groups)
 
-    def __getitem__(self, index: int) -> Sample:
-        return self.mapper(self.records[index])
+    def __getitem__(self, index: int) -> list[Sample]:
+        return self.mapper(self.groups[index])

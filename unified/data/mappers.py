@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from unified.data.augmentation import Augmentation, Draw, View, resize
+from unified.data.augmentation import Augmentation, Draw, View
 from unified.data.formats.files import read_image
 from unified.data.formats.records import Record, annotation_void, frame_masks, target_masks
 from unified.data.samples import (
@@ -20,11 +20,11 @@ from unified.data.samples import (
     merged_view,
     read_view,
     sample_name,
+    view_of,
 )
 from unified.errors import InputError
 from unified.expressions import has_ordinal, swap_left_right
-from unified.label_maps import check_margin
-from unified.structures import resized_size
+from unified.structures import Support
 from unified.tasks import TASKS, Task
 
 FRAME_ATTEMPTS = 10
@@ -198,50 +198,33 @@ class TrainMapper:
 
 
 class TestMapper:
-    """Record -> what is needed to predict and to judge, without any random choice.
+    """Records of one image -> what is needed to predict and to judge, without a random choice.
 
-    Images: a sample whose ``image`` is resized, with ``target`` (H, W) bool and, for few-shot
-    classes, ``void`` (H, W) bool at the size of the file. Clips: the record itself, so that frames
-    are read one by one as the prediction advances.
+    A sample has the ``image`` (H, W, 3) uint8 RGB of the file, ``target`` (H, W) bool but in
+    detection, ``expression`` and ``expression_id``, or ``supports`` (``Support``), ``class_id`` and
+    ``void`` (H, W) bool.
     """
 
     __test__ = False  # not a test class of pytest
 
-    def __init__(
-        self,
-        *,
-        short_side: int,
-        max_size: int,
-        num_supports: int = 1,
-        support_margin: float = math.inf,
-    ) -> None:
-        """
-        Args:
-            support_margin: supports are cropped around their object, see ``object_window``.
-
-        Raises:
-            ConfigError: the margin is negative or no number.
-        """
-        check_margin(support_margin)
-        self.short_side = short_side
-        self.max_size = max_size
+    def __init__(self, *, num_supports: int = 1) -> None:
         self.num_supports = num_supports
-        self.support_margin = support_margin
 
-    def __call__(self, record: Record) -> Sample:
-        """The sample, or the record of a clip.
+    def __call__(self, records: Sequence[Record]) -> list[Sample]:
+        """One sample per record; the image is read once.
 
         Raises:
-            InputError: a file is missing or damaged.
+            InputError: a file is missing or damaged, or a record has too few supports.
         """
-        if "file_names" in record:
-            return dict(record)
+        image = read_image(records[0]["file_name"])
+        return [self._sample(record, image) for record in records]
+
+    def _sample(self, record: Record, image: np.ndarray) -> Sample:
         task = Task(record["task"])
-        view, classes = read_view(record)
-        sample = make_sample(self._resized(view), classes)
+        view, _ = view_of(record, image)
+        sample: Sample = {"image": image, "name": sample_name(record)}
         for key in ("height", "width", "task", "dataset", "file_name", "image_id"):
             sample[key] = record[key]
-        sample["name"] = sample_name(record)
         if task is Task.DETECTION:
             return sample
         sample["target"] = view.masks.any(axis=0)
@@ -256,13 +239,13 @@ class TestMapper:
             raise InputError(
                 f"{sample_name(record)} has {len(supports)} supports: {self.num_supports} expected"
             )
-        return add_references(sample, [self._support(support) for support in supports])
+        sample["supports"] = tuple(_support(support) for support in supports)
+        return sample
 
-    def _support(self, record: Record) -> View:
-        return self._resized(around_object(read_view(record)[0], self.support_margin))
 
-    def _resized(self, view: View) -> View:
-        return resize(view, resized_size(view.size, self.short_side, self.max_size))
+def _support(record: Record) -> Support:
+    view, _ = read_view(record)
+    return Support(view.image, np.asarray(view.masks.any(axis=0)))
 
 
 def frames_with_masks(record: Record) -> list[int]:

@@ -68,7 +68,7 @@ def read_own_dataset(path: Path) -> Dataset:
         read=partial(_read, task=task, split=content["split"], **files),
         evaluator=evaluator,
         protocols=protocols,
-        score_threshold=0.3 if is_clip else 0.0,
+        score_threshold=0.0 if task is Task.DETECTION else None,
         merge={Task.VOS: "soft", Task.RVOS: "each"}.get(task, "none"),  # type: ignore[arg-type]
         memory=is_clip,
     )

@@ -41,7 +41,11 @@ def read_view(record: Record) -> tuple[View, np.ndarray]:
     Raises:
         InputError: the file is missing, damaged, or of another size than the annotations say.
     """
-    image = read_image(record["file_name"])
+    return view_of(record, read_image(record["file_name"]))
+
+
+def view_of(record: Record, image: np.ndarray) -> tuple[View, np.ndarray]:
+    """As ``read_view``, with the picture (H, W, 3) uint8 given."""
     size = image.shape[0], image.shape[1]
     if size != (record["height"], record["width"]):
         raise InputError(

@@ -30,7 +30,7 @@ class Dataset:
         read: records from the root of all datasets.
         evaluator: Detectron2's ``evaluator_type``.
         protocols: how its numbers are computed, names known to ``unified.evaluation``.
-        score_threshold: an object whose score in a frame is below it is absent there.
+        score_threshold: an object with a lower score is absent; None is that of the model.
         merge: "soft" when objects of a clip compete for pixels, "each" when every prediction is
             judged alone, "none" for images.
         memory: whether predictions of earlier frames of a clip are references for later ones.
@@ -44,7 +44,7 @@ class Dataset:
     read: Reader
     evaluator: str = ""
     protocols: tuple[str, ...] = ()
-    score_threshold: float = 0.0
+    score_threshold: float | None = 0.0
     merge: Merge = "none"
     memory: bool = False
 

@@ -82,10 +82,9 @@ def build_source(cfg: CfgNode, name: str) -> Source:
     )
 
 
-def input_option(cfg: CfgNode, name: str, key: str, default: Any = None) -> Any:
-    """``INPUT.PER_DATASET[name][key]`` or else the default, ``INPUT[key]`` if there is none."""
-    special = cfg.INPUT.PER_DATASET.get(name, {})
-    return special.get(key, cfg.INPUT[key] if default is None else default)
+def input_option(cfg: CfgNode, name: str, key: str) -> Any:
+    """``INPUT.PER_DATASET[name][key]`` or else ``INPUT[key]``."""
+    return cfg.INPUT.PER_DATASET.get(name, {}).get(key, cfg.INPUT[key])
 
 
 def _node(cfg: CfgNode, key: str) -> CfgNode:

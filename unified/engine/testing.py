@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
+from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
+from torch.utils.data import DataLoader
 
 from unified.data.catalog import find_dataset, load_records, register_datasets
-from unified.data.formats.files import read_image
 from unified.data.formats.records import Record, frame_masks
 from unified.data.loader import build_test_loader
 from unified.data.mappers import TestMapper
+from unified.data.samples import Sample
 from unified.dependencies import require
+from unified.engine.inference import settings_of
 from unified.engine.meta_arch import SegmenterShell
-from unified.engine.sources import input_option
 from unified.errors import ConfigError
 from unified.evaluation.evaluators import ProtocolEvaluator, build_evaluator
-from unified.inference.predictor import VideoPredictor
-from unified.structures import FrameResult, Prompt
+from unified.evaluation.report import Origin
+from unified.files import file_sha256
+from unified.inference.image_io import read_image
+from unified.inference.predictor import ImagePredictor, VideoPredictor
+from unified.inference.settings import ImageSettings, MergeRule, ModelInput, VideoSettings, as_json
+from unified.label_maps import MAX_OBJECT_ID
+from unified.structures import Instance, Prompt, Size
 from unified.tasks import TASKS, Task
 
 logger = logging.getLogger(__name__)
@@ -44,16 +52,54 @@ def evaluate(cfg: CfgNode, shell: SegmenterShell, weights: Path | None = None) -
     shell.eval()
     numbers: dict[str, float] = {}
     for name in names:
-        evaluator = build_evaluator(name, Path(cfg.OUTPUT_DIR) / "inference", weights)
+        images, clips = settings_for(cfg, name)
+        is_clip = TASKS[find_dataset(name).task].num_frames > 1
+        asked: ModelInput = clips if is_clip else images
+        origin = Origin(None if weights is None else file_sha256(weights), as_json(asked))
+        evaluator = build_evaluator(name, Path(cfg.OUTPUT_DIR) / "inference", origin)
         evaluator.reset()
         with torch.inference_mode():
-            if TASKS[find_dataset(name).task].num_frames > 1:
-                _predict_clips(cfg, shell, name, evaluator)
+            if is_clip:
+                groups = _clips(name)[comm.get_rank() :: comm.get_world_size()]
+                _predict_clips(
+                    VideoPredictor(shell.model, clips), _progress(groups, name), evaluator
+                )
             else:
-                _predict_images(cfg, shell, name, evaluator)
+                loader = _test_loader(cfg, name)
+                _predict_images(
+                    ImagePredictor(shell.model, images), _progress(loader, name), evaluator
+                )
         for protocol, values in evaluator.evaluate().items():
             numbers |= {f"{name}/{protocol}/{key}": value for key, value in values.items()}
     return numbers
+
+
+def settings_for(cfg: CfgNode, name: str) -> tuple[ImageSettings, VideoSettings]:
+    """How images and clips of a set are asked: as the model is, with what the benchmark fixes."""
+    row, settings = find_dataset(name), settings_of(cfg)
+    changes: dict[str, Any] = (
+        {} if row.score_threshold is None else {"score_threshold": row.score_threshold}
+    )
+    special = cfg.INPUT.PER_DATASET.get(name, {})
+    for field, key in (("short_side", "MIN_SIZE_TEST"), ("max_size", "MAX_SIZE_TEST")):
+        if key in special:
+            changes[field] = special[key]
+    mirror = settings.image.mirror and row.task is not Task.DETECTION
+    merge: MergeRule = "separate" if row.merge == "each" else "soft"
+    return (
+        replace(settings.image, mirror=mirror, **changes),
+        replace(settings.video, merge_rule=merge, use_memory=row.memory, **changes),
+    )
+
+
+def _test_loader(cfg: CfgNode, name: str) -> DataLoader[list[Sample]]:
+    return build_test_loader(
+        name,
+        TestMapper(num_supports=cfg.TASK.FSS.NSHOT),
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        rank=comm.get_rank(),
+        world_size=comm.get_world_size(),
+    )
 
 
 def check_test_sets(cfg: CfgNode) -> None:
@@ -65,81 +111,66 @@ def check_test_sets(cfg: CfgNode) -> None:
 
 
 def _predict_images(
-    cfg: CfgNode, shell: SegmenterShell, name: str, evaluator: ProtocolEvaluator
+    predictor: ImagePredictor, samples: Iterable[Sequence[Sample]], evaluator: ProtocolEvaluator
 ) -> None:
-    mapper = TestMapper(
-        short_side=input_option(cfg, name, "MIN_SIZE_TEST", cfg.INFERENCE.IMAGE_SHORT_SIDE),
-        max_size=input_option(cfg, name, "MAX_SIZE_TEST", cfg.INFERENCE.MAX_SIZE),
-        num_supports=cfg.TASK.FSS.NSHOT,
-        support_margin=cfg.INFERENCE.SUPPORT_MARGIN,
+    """Each image is encoded once for all that is asked about it."""
+    for group in samples:
+        predictor.set_image(group[0]["image"])
+        for sample in group:
+            prompt = Prompt(sample.get("expression"), supports=sample.get("supports", ()))
+            asked = prompt.text is not None or prompt.supports
+            found = [predictor.instance(prompt)] if asked else predictor.detect()
+            size = sample["height"], sample["width"]
+            evaluator.process([sample], [{"instances": to_detectron2(found, size)}])
+
+
+def to_detectron2(found: Sequence[Instance], size: Size) -> Instances:
+    """Instances at the size (h, w) of the image; those without extent are left out."""
+    kept = [instance for instance in found if instance.box is not None]
+    masks = np.stack([i.mask for i in kept]) if kept else np.zeros((0, *size), bool)
+    return Instances(
+        size,
+        pred_boxes=Boxes(torch.tensor([i.box for i in kept]).reshape(-1, 4)),
+        scores=torch.tensor([i.score for i in kept]),
+        pred_classes=torch.tensor([i.category for i in kept], dtype=torch.int64),
+        pred_masks=torch.from_numpy(masks),
     )
-    loader = build_test_loader(
-        name,
-        mapper,
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
-        rank=comm.get_rank(),
-        world_size=comm.get_world_size(),
-    )
-    device = next(shell.parameters()).device.type
-    precision = cfg.INFERENCE.PRECISION
-    half = precision != "float32"
-    mirror = cfg.INFERENCE.MIRROR and TASKS[find_dataset(name).task].top_k == 1
-    for sample in _progress(loader, len(loader), name):
-        with torch.autocast(device, getattr(torch, precision) if half else None, enabled=half):
-            outputs = [shell.predict_mirrored(sample)] if mirror else shell([sample])
-        evaluator.process([sample], outputs)
 
 
 def _predict_clips(
-    cfg: CfgNode, shell: SegmenterShell, name: str, evaluator: ProtocolEvaluator
+    predictor: VideoPredictor, clips: Iterable[Sequence[Record]], evaluator: ProtocolEvaluator
 ) -> None:
-    groups = _clips(name)
-    share = groups[comm.get_rank() :: comm.get_world_size()]
-    metadata = MetadataCatalog.get(name)
-    for records in _progress(share, len(share), name):
-        predictor = VideoPredictor(
-            shell.model,
-            score_threshold=metadata.score_threshold,
-            merge_rule="soft",
-            use_memory=metadata.memory,
-            mask_stride=TASKS[Task(records[0]["task"])].mask_stride,
-            short_side=input_option(cfg, name, "MIN_SIZE_TEST", cfg.INFERENCE.VIDEO_SHORT_SIDE),
-            max_size=input_option(cfg, name, "MAX_SIZE_TEST", cfg.INFERENCE.MAX_SIZE),
-            precision=cfg.INFERENCE.PRECISION,
-            objects_per_pass=cfg.INFERENCE.OBJECTS_PER_PASS,
-        )
-        evaluator.process(records[:1], [_follow(predictor, records)])
+    """Each frame is encoded once for all that is asked about its clip."""
+    alone = evaluator.metadata.merge == "each"
+    for records in clips:
+        predictor.reset()
+        frames = (read_image(path) for path in records[0]["file_names"])
+        prompts = clip_prompts(records, alone=alone)
+        evaluator.process(records, predictor.run(frames, prompts))
 
 
 def _clips(name: str) -> list[list[Record]]:
-    """Records to run together: the sentences of a clip whose objects compete, else one by one."""
-    records = load_records(name)
-    if MetadataCatalog.get(name).merge != "soft":
-        return [[record] for record in records]
+    """The records of each clip, at most as many as there are ids of objects."""
     groups: dict[str, list[Record]] = {}
-    for record in records:
+    for record in load_records(name):
         groups.setdefault(record["clip_id"], []).append(record)
-    return list(groups.values())
+    return [
+        records[start : start + MAX_OBJECT_ID]
+        for records in groups.values()
+        for start in range(0, len(records), MAX_OBJECT_ID)
+    ]
 
 
-def _follow(predictor: VideoPredictor, records: Sequence[Record]) -> Iterator[FrameResult]:
-    """Results of every frame of one clip."""
-    frames = (read_image(path) for path in records[0]["file_names"])
-    return predictor.run(frames, clip_prompts(records))
-
-
-def clip_prompts(records: Sequence[Record]) -> dict[int, dict[int, Prompt]]:
+def clip_prompts(records: Sequence[Record], *, alone: bool = False) -> dict[int, dict[int, Prompt]]:
     """Frame index -> object id -> prompt of the records of one clip.
 
-    Masks start objects at their first frames. A single sentence names object 1; several sentences
-    about one clip name the objects that they refer to.
+    Masks start objects at their first frames. Sentences that are judged ``alone`` name the objects
+    1, 2, ...; others those that they refer to, or object 1 if there is one.
     """
     if "expression" in records[0]:
-        if len(records) == 1:
-            return {0: {1: Prompt(text=records[0]["expression"])}}
-        return {
-            0: {record["target_ids"][0]: Prompt(text=record["expression"]) for record in records}
-        }
+        named = alone or len(records) == 1
+        ids = range(1, len(records) + 1) if named else [r["target_ids"][0] for r in records]
+        return {0: {i: Prompt(r["expression"]) for i, r in zip(ids, records, strict=True)}}
     prompts: dict[int, dict[int, Prompt]] = {}
     record: Any = records[0]
     for number, frame in record["first_frames"].items():
@@ -148,6 +179,6 @@ def clip_prompts(records: Sequence[Record]) -> dict[int, dict[int, Prompt]]:
     return prompts
 
 
-def _progress(items: Any, total: int, name: str) -> Any:
+def _progress(items: Any, name: str) -> Any:
     hidden = None if comm.is_main_process() else True  # None: only on a terminal
-    return require("tqdm").tqdm(items, total=total, desc=name, disable=hidden)
+    return require("tqdm").tqdm(items, desc=name, disable=hidden)

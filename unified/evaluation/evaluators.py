@@ -28,7 +28,7 @@ from unified.evaluation.protocol_evaluator import (
     Sample,
 )
 from unified.evaluation.records import coco_truth
-from unified.evaluation.report import Problems, Scores
+from unified.evaluation.report import Origin, Problems, Scores
 from unified.evaluation.results import BoxSample
 from unified.evaluation.video_evaluators import VideoEvaluator
 from unified.label_maps import write_label_map, write_mask
@@ -64,7 +64,7 @@ class ReferringEvaluator(ProtocolEvaluator):
             truth = np.asarray(sample["target"])
             found = output["instances"]
             mask, score, box = best_instance(found, truth.shape)
-            refused = not mask.any() or score < self.metadata.get("score_threshold", 0.0)
+            refused = not mask.any() or score < (self.metadata.get("score_threshold") or 0.0)
             name = _sentence_name(sample)
             write_mask(self.folder / PREDICTIONS / f"{name}.png", mask)
             write_mask(self.folder / GROUND_TRUTH / f"{name}.png", truth)
@@ -140,7 +140,7 @@ class FewShotEvaluator(ProtocolEvaluator):
             drawn = np.where(void & ~truth, VOID, truth.astype(np.uint8))
             write_label_map(self.folder / GROUND_TRUTH / f"{name}.png", drawn.astype(np.uint8))
             episode = Episode(class_name, number, *few_shot.areas(truth, mask, void))
-            shots = len(sample.get("reference_masks", ()))
+            shots = len(sample.get("supports", ()))
             self.samples.append((episode, measure(name, truth, mask), shots))
 
     def score(self, protocol: str) -> Scores:
@@ -203,7 +203,7 @@ class DetectionEvaluator(ProtocolEvaluator):
 
 
 def build_evaluator(
-    dataset: str, output_dir: Path | str, weights: Path | None = None
+    dataset: str, output_dir: Path | str, origin: Origin | None = None
 ) -> ProtocolEvaluator:
     """The evaluator of a registered dataset, by its ``evaluator_type``.
 
@@ -213,7 +213,7 @@ def build_evaluator(
     kind = MetadataCatalog.get(dataset).get("evaluator_type", "")
     if kind not in EVALUATORS:
         raise ConfigError(f"dataset {dataset} cannot be evaluated: name a val or test set")
-    return EVALUATORS[kind](dataset, output_dir, weights)
+    return EVALUATORS[kind](dataset, output_dir, origin)
 
 
 def best_instance(

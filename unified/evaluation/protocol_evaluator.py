@@ -20,7 +20,7 @@ from detectron2.utils import comm
 from unified.data.formats.records import Record
 from unified.errors import ConfigError
 from unified.evaluation.protocols import make_report
-from unified.evaluation.report import Scores, Split
+from unified.evaluation.report import Origin, Scores, Split
 
 logger = logging.getLogger(__name__)
 
@@ -42,19 +42,19 @@ class ProtocolEvaluator(DatasetEvaluator):
     known_protocols: ClassVar[tuple[str, ...]] = ()
     default_protocols: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, dataset: str, output_dir: Path | str, weights: Path | None = None) -> None:
+    def __init__(self, dataset: str, output_dir: Path | str, origin: Origin | None = None) -> None:
         """
         Args:
             dataset: registered name; its metadata may have ``protocols``.
             output_dir: predictions and reports go here, in a folder of the dataset's name.
-            weights: checkpoint that predicts, for its sha256 on the card.
+            origin: what predicts, for the card.
 
         Raises:
             ConfigError: it is not known how to count.
         """
         self.dataset = dataset
         self.folder = Path(output_dir) / dataset
-        self.weights = weights
+        self.origin = origin or Origin()
         self.metadata = MetadataCatalog.get(dataset)
         self.protocols = tuple(self.metadata.get("protocols") or self.default_protocols)
         if not self.protocols:
@@ -74,7 +74,7 @@ class ProtocolEvaluator(DatasetEvaluator):
                 shutil.rmtree(self.folder / name, ignore_errors=True)
         comm.synchronize()
 
-    def process(self, inputs: Sequence[Sample], outputs: Sequence[Any]) -> None:
+    def process(self, inputs: Sequence[Sample], outputs: Any) -> None:
         """Takes a batch of samples of the test loader and what the model says about each."""
         raise NotImplementedError
 
@@ -102,7 +102,7 @@ class ProtocolEvaluator(DatasetEvaluator):
             logger.info("%s has no ground truth: predictions are in %s", self.dataset, self.folder)
             return found
         for name in self.protocols:
-            report = make_report(name, self.score(name), Split(note=self.dataset), self.weights)
+            report = make_report(name, self.score(name), Split(note=self.dataset), self.origin)
             report.write(self.folder / name)
             logger.info("%s\n%s\n%s", self.dataset, report.table(), report.card.line())
             found[name] = dict(report.scores.numbers)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from unified.errors import ConfigError
 from unified.evaluation import clips, images, results, videos
-from unified.evaluation.report import Report, Request, Scores, Split, check_weights, make_card
+from unified.evaluation.report import Origin, Report, Request, Scores, Split, find_origin, make_card
 from unified.evaluation.videos import VideoScoring
 from unified.metrics import iou
 
@@ -274,7 +274,7 @@ def evaluate(
         ConfigError: no such protocol, or of another task, or an option that it does not read.
         InputError: the files cannot be scored, or the weights do not exist.
     """
-    check_weights(weights)
+    origin = find_origin(request.prediction, weights)
     if task not in (None, find_protocol(name).task):
         fitting = [n for n, p in PROTOCOLS.items() if p.task == task]
         raise ConfigError(f"no protocol {name!r} of task {task}: choose from {', '.join(fitting)}")
@@ -283,7 +283,7 @@ def evaluate(
     split = request.split
     if split == Split():
         split = Split(note=f"all of {request.truth}")
-    return make_report(name, protocol.score(request), split, weights)
+    return make_report(name, protocol.score(request), split, origin)
 
 
 def _check_options(name: str, protocol: Protocol, request: Request) -> None:
@@ -313,7 +313,7 @@ def find_protocol(name: str) -> Protocol:
     return PROTOCOLS[name]
 
 
-def make_report(name: str, scores: Scores, split: Split, weights: Path | None = None) -> Report:
+def make_report(name: str, scores: Scores, split: Split, origin: Origin) -> Report:
     """Puts the card beside the numbers of a protocol."""
     protocol = find_protocol(name)
     card = make_card(
@@ -322,6 +322,6 @@ def make_report(name: str, scores: Scores, split: Split, weights: Path | None = 
         protocol=name,
         rule=protocol.rule,
         split=split,
-        weights=weights,
+        origin=origin,
     )
     return Report(scores, card)

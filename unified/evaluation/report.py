@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import unified
+from unified.data.formats.files import read_json
 from unified.errors import InputError
 from unified.files import atomic_path, file_sha256
 
@@ -151,6 +152,19 @@ class Scores:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """What made the predictions, as far as it is known.
+
+    Attributes:
+        sha256: of the weights.
+        inference: how the model was asked, see ``unified.inference.settings.as_json``.
+    """
+
+    sha256: str | None = None
+    inference: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
 class Card:
     """The protocol card that goes with every number."""
 
@@ -162,6 +176,7 @@ class Card:
     num_samples: int
     sample: str
     checkpoint_sha256: str | None
+    inference: Mapping[str, Any] | None
     date: str
     notes: tuple[str, ...]
     warnings: Mapping[str, int]
@@ -170,6 +185,7 @@ class Card:
         """The card on one line."""
         weights = f"sha256 {self.checkpoint_sha256[:12]}" if self.checkpoint_sha256 else "not given"
         warnings = ", ".join(counted(number, kind) for kind, number in self.warnings.items())
+        asked = _describe(self.inference) if self.inference else "not known"
         parts = [
             self.benchmark,
             f"split {self.split}",
@@ -177,11 +193,26 @@ class Card:
             f"unified {self.evaluator_version}",
             counted(self.num_samples, self.sample),
             f"weights {weights}",
+            f"inference {asked}",
             self.date,
             *self.notes,
             f"warnings: {warnings or 'none'}",
         ]
         return "card: " + " | ".join(parts)
+
+
+def _describe(fields: Mapping[str, Any]) -> str:
+    """How a model was asked, on one line."""
+    margin = fields["support_margin"]
+    parts = [
+        f"input {fields['short_side']} to {fields['max_size']}",
+        fields["precision"],
+        "mirror image" if fields.get("mirror") else "",
+        "" if margin is None else f"margin {margin:g}",
+        f"threshold {fields['score_threshold']:g}",
+        "" if fields.get("use_memory", True) else "no memory",
+    ]
+    return ", ".join(part for part in parts if part)
 
 
 @dataclass(frozen=True)
@@ -217,14 +248,31 @@ class Report:
         write_csv(folder / "per_sequence.csv", self.scores.per_group(), self.card.protocol)
 
 
-def check_weights(weights: Path | None) -> None:
-    """Raises InputError if a file is given that does not exist; before hours of scoring."""
+def find_origin(prediction: Path, weights: Path | None) -> Origin:
+    """What made predictions, from the weights that are named and the results.json of the tools.
+
+    Raises:
+        InputError: the weights do not exist, or are not those of results.json.
+    """
     if weights is not None and not weights.is_file():
         raise InputError(f"weights {weights} do not exist: give the file that made the masks")
+    sha256 = None if weights is None else file_sha256(weights)
+    for folder in (prediction, prediction.parent):
+        path = folder / "results.json"
+        run = read_json(path, "the results of a run") if path.is_file() else None
+        if isinstance(run, dict) and "inference" in run:
+            written = run["weights"]["sha256"]
+            if sha256 not in (None, written):
+                raise InputError(
+                    f"{path} says that weights with sha256 {str(written)[:12]} made the masks, "
+                    f"those of {weights} are {str(sha256)[:12]}: leave out --weights"
+                )
+            return Origin(written, run["inference"])
+    return Origin(sha256)
 
 
 def make_card(
-    scores: Scores, *, benchmark: str, protocol: str, rule: str, split: Split, weights: Path | None
+    scores: Scores, *, benchmark: str, protocol: str, rule: str, split: Split, origin: Origin
 ) -> Card:
     """Fills the card of a run that ends now."""
     return Card(
@@ -235,7 +283,8 @@ def make_card(
         evaluator_version=unified.__version__,
         num_samples=len(scores.rows) if scores.num_samples is None else scores.num_samples,
         sample=scores.sample,
-        checkpoint_sha256=None if weights is None else file_sha256(weights),
+        checkpoint_sha256=origin.sha256,
+        inference=origin.inference,
         date=datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         notes=scores.notes,
         warnings=dict(scores.problems.counts),

@@ -31,16 +31,22 @@ class VideoEvaluator(ProtocolEvaluator):
         name for name, protocol in PROTOCOLS.items() if isinstance(protocol.score, VideoScoring)
     )
 
-    def process(self, inputs: Sequence[Sample], outputs: Sequence[Iterable[FrameResult]]) -> None:
-        """``inputs`` are clip records, ``outputs`` the frames of each in order, read once."""
-        for record, frames in zip(inputs, outputs, strict=True):
-            folder = self.folder / PREDICTIONS / self._place(record)
-            for name, frame in zip(record["frame_names"], frames, strict=True):
-                if self.metadata.merge == "each":
-                    write_mask(folder / f"{name}.png", frame.label_map > 0)
-                else:
-                    write_label_map(folder / f"{name}.png", frame.label_map)
-            self.samples.append(self._place(record))
+    def process(self, inputs: Sequence[Sample], outputs: Iterable[FrameResult]) -> None:
+        """Takes one clip.
+
+        Args:
+            inputs: its records. Where each sentence is judged alone, the first one is object 1, the
+                second object 2, ...
+            outputs: its frames in order, read once.
+        """
+        folder = self.folder / PREDICTIONS
+        for name, frame in zip(inputs[0]["frame_names"], outputs, strict=True):
+            if self.metadata.merge == "each":
+                for number, record in enumerate(inputs, start=1):
+                    write_mask(folder / self._place(record) / f"{name}.png", frame.masks[number])
+            else:
+                write_label_map(folder / self._place(inputs[0]) / f"{name}.png", frame.label_map)
+        self.samples += [self._place(record) for record in inputs]
 
     def can_score(self) -> bool:
         """Whether there is ground truth beyond the masks that are given to the model."""

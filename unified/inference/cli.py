@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import math
 import platform
 import re
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ import torch
 import unified
 from unified.errors import InputError
 from unified.inference.image_io import read_image
-from unified.inference.settings import ModelInput
+from unified.inference.settings import ModelInput, as_json
 from unified.inference.video_io import FrameReader
 from unified.label_maps import MAX_OBJECT_ID, read_label_map, split_label_map
 from unified.masks import MASK_THRESHOLD
@@ -73,9 +71,8 @@ def chosen_settings(options: argparse.Namespace) -> dict[str, int]:
 def describe_run(model: Any, settings: ModelInput) -> dict[str, Any]:
     """Model, weights, how it is asked, and versions, for results.json."""
     info = model.info
-    asked = asdict(settings)
     return {
-        "inference": {k: None if v == math.inf else v for k, v in asked.items()},
+        "inference": as_json(settings),
         "thresholds": {"mask": MASK_THRESHOLD, "score": settings.score_threshold},
         "model": info.name,
         "config": info.config,

@@ -129,8 +129,8 @@ class ClipWriter:
         fps: of the overlay.
         size: (H, W) of the frames.
         captions: object id -> what the overlay calls it.
-        separate: one binary mask per object, ``masks/<k>/NNNNN.png``, k = 0, 1, ... by id, in place
-            of one label map, ``masks/NNNNN.png``.
+        separate: one binary mask per object, ``masks/<k>/<frame>.png``, k = 0, 1, ... by id, in
+            place of one label map, ``masks/<frame>.png``.
 
     Raises:
         OSError: a file cannot be written.
@@ -152,8 +152,8 @@ class ClipWriter:
         self._overlay = VideoWriter(folder / "overlay.mp4", fps=fps, size=size)
 
     def write(self, frame: Frame, result: FrameResult) -> None:
-        """Adds one frame; what ``result`` keeps of probabilities goes to ``logits/NNNNN.npz``."""
-        name = f"{frame.number:05d}"
+        """Adds one frame; what ``result`` keeps of probabilities goes to ``logits/<frame>.npz``."""
+        name = frame.name
         if self._separate:
             for object_id, mask in result.masks.items():
                 write_mask(self._folder / f"masks/{self._places[object_id]}/{name}.png", mask)
@@ -172,7 +172,7 @@ class ClipWriter:
             for i, score in sorted(result.scores.items())
         ]
         # Last, so that a frame in results.json has its files.
-        self._results.add({"frame": frame.number, "objects": objects})
+        self._results.add({"frame": frame.number, "name": name, "objects": objects})
 
     def __enter__(self) -> ClipWriter:
         return self

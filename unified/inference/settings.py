@@ -8,8 +8,8 @@ defaults here, which are the reference's.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 from unified.errors import ConfigError
 from unified.label_maps import check_margin
@@ -94,6 +94,11 @@ class InferenceSettings:
 
     image: ImageSettings = field(default_factory=ImageSettings)
     video: VideoSettings = field(default_factory=VideoSettings)
+
+
+def as_json(settings: ModelInput) -> dict[str, Any]:
+    """The fields; an infinite margin is None."""
+    return {key: None if value == math.inf else value for key, value in asdict(settings).items()}
 
 
 def inference_settings(model: object) -> InferenceSettings:

@@ -28,10 +28,22 @@ BT709 = 1  # the number of this standard in ITU-T H.273, for matrix, primaries a
 
 
 class Frame(NamedTuple):
-    """One frame of a clip: its number in the source, counted from 0, and (H, W, 3) uint8 RGB."""
+    """One frame of a clip.
+
+    Attributes:
+        number: in the source, counted from 0.
+        image: (H, W, 3) uint8 RGB.
+        name: of its files: that of the image, or the number with five digits.
+    """
 
     number: int
     image: np.ndarray
+    name: str
+
+
+def numbered(index: int) -> str:
+    """The name of a frame that has none of its own."""
+    return f"{index:05d}"
 
 
 class FrameReader:
@@ -114,7 +126,10 @@ class FrameReader:
 
 
 class _Images:
-    """Images as a clip; the frame number is the position in natural order."""
+    """Images as a clip; the frame number is the position in natural order.
+
+    Frames keep the names of the images; where two images share one, all are numbered.
+    """
 
     fps = DEFAULT_FPS
     exact = True
@@ -122,12 +137,15 @@ class _Images:
     def __init__(self, sources: Sequence[str]) -> None:
         self._paths = find_images(sources)
         self.total: int | None = len(self._paths)
+        names = [path.stem for path in self._paths]
+        unique = len(set(names)) == len(names)
+        self._names = names if unique else [numbered(index) for index in range(len(names))]
 
     def read(self, wanted: range) -> Generator[Frame, None, None]:
         for index in wanted:
             if index >= len(self._paths):
                 return
-            yield Frame(index, read_image(self._paths[index]))
+            yield Frame(index, read_image(self._paths[index]), self._names[index])
 
 
 class _VideoFile:
@@ -168,7 +186,7 @@ class _VideoFile:
                     if index >= wanted.stop:
                         return
                     if index in wanted:
-                        yield Frame(index, _upright(picture))
+                        yield Frame(index, _upright(picture), numbered(index))
             except av.FFmpegError as error:
                 raise InputError(
                     f"clip {self._path} cannot be decoded after frame {index}: {_reason(error)}"
@@ -204,7 +222,8 @@ class _Camera:
                 if not ok:
                     return
                 if index in wanted:
-                    yield Frame(index, self._cv2.cvtColor(picture, self._cv2.COLOR_BGR2RGB))
+                    image = self._cv2.cvtColor(picture, self._cv2.COLOR_BGR2RGB)
+                    yield Frame(index, image, numbered(index))
         finally:
             self._capture.release()
 

@@ -16,7 +16,7 @@ from unified.data.augmentation import Augmentation
 from unified.data.catalog import load_records
 from unified.data.loader import Source, TrainLoader, build_test_loader, train_records
 from unified.data.mappers import TestMapper, TrainMapper
-from unified.data.samples import Sample
+from unified.data.samples import Sample, sample_name
 from unified.errors import ConfigError, InputError
 
 AUGMENTATION = Augmentation(short_sides=(32, 40), max_size=60, crop_range=(30, 60))
@@ -166,11 +166,14 @@ def test_training_records_leave_out_empty_images(data_root: Path) -> None:
     assert any(not record["annotations"] for record in generalised)
 
 
-def test_test_loader_shares_records_in_order(data_root: Path) -> None:
-    mapper = TestMapper(short_side=32, max_size=64)
-    whole = [s["name"] for s in build_test_loader("refcoco-unc-val", mapper)]
-    parts = [
-        [s["name"] for s in build_test_loader("refcoco-unc-val", mapper, rank=r, world_size=3)]
-        for r in range(3)
-    ]
-    assert whole == list(itertools.chain(*parts)) and len(whole) > 5
+def test_test_loader_shares_images_in_order(data_root: Path) -> None:
+    def names(**share: int) -> list[list[str]]:
+        loader = build_test_loader("refcoco-unc-val", TestMapper(), **share)
+        return [[sample["name"] for sample in samples] for samples in loader]
+
+    whole = names()
+    parts = [names(rank=rank, world_size=3) for rank in range(3)]
+    assert whole == list(itertools.chain(*parts))
+    records = load_records("refcoco-unc-val")
+    assert len(whole) == len({record["file_name"] for record in records}) < len(records)
+    assert sorted(itertools.chain(*whole)) == sorted(map(sample_name, records))

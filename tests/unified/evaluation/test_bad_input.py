@@ -480,6 +480,7 @@ def test_report_files_and_checkpoint(tmp_path: Path) -> None:
     report.write(tmp_path / "out")
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["card"]["checkpoint_sha256"] == file_sha256(tmp_path / "model.pth")
+    assert summary["card"]["inference"] is None
     assert summary["card"]["num_samples"] == 12
     expected = recorded("davis17")["semi-supervised"]["global"]["J&F-Mean"]
     assert summary["numbers"]["J&F-Mean"] == pytest.approx(100 * expected, abs=1e-9)

@@ -64,7 +64,7 @@ def predict_images(name: str, folder: Path, mapper: TestMapper) -> dict[str, dic
     evaluator = build_evaluator(name, folder)
     evaluator.reset()
     for seed, record in enumerate(load_records(name)):
-        sample = mapper(record)
+        (sample,) = mapper([record])
         mask = spoil(np.asarray(sample["target"]), seed)
         found = Instances(mask.shape)
         rows, columns = np.nonzero(mask if mask.any() else np.ones((1, 1)))
@@ -88,7 +88,7 @@ def predict_images(name: str, folder: Path, mapper: TestMapper) -> dict[str, dic
 def test_images_agree_with_the_written_folders(
     name: str, folder_protocols: list[str], tmp_path: Path
 ) -> None:
-    numbers = predict_images(name, tmp_path, TestMapper(short_side=64, max_size=96))
+    numbers = predict_images(name, tmp_path, TestMapper())
     folder = tmp_path / name
     assert set(numbers) == set(CATALOG[name].protocols)
     for protocol in folder_protocols:
@@ -105,7 +105,7 @@ def test_images_agree_with_the_written_folders(
 
 def test_sentences_are_written_for_looking_at_the_worst_cases(tmp_path: Path) -> None:
     name = "refcoco-unc-val"
-    predict_images(name, tmp_path, TestMapper(short_side=64, max_size=96))
+    predict_images(name, tmp_path, TestMapper())
     folder = tmp_path / name
     rows = evaluate("uniref", Request(folder / "ground_truth", folder / "predictions")).scores.rows
     said = {r["expressions"][0] for r in load_records(name)}
@@ -113,12 +113,12 @@ def test_sentences_are_written_for_looking_at_the_worst_cases(tmp_path: Path) ->
 
 
 def test_boxes_are_those_of_the_annotations(tmp_path: Path) -> None:
-    numbers = predict_images("refcoco-unc-val", tmp_path, TestMapper(short_side=64, max_size=96))
+    numbers = predict_images("refcoco-unc-val", tmp_path, TestMapper())
     assert 0 < numbers["uniref-box"]["mIoU"] < 100
 
 
 def result(label_map: np.ndarray) -> FrameResult:
-    return FrameResult(label_map=label_map, scores={}, boxes={}, areas={})
+    return FrameResult(label_map, scores={}, boxes={}, areas={}, masks={1: label_map > 0})
 
 
 def clip_frames(record: Mapping[str, Any], seed: int) -> Iterator[FrameResult]:
@@ -139,7 +139,7 @@ def predict_clips(name: str, folder: Path) -> dict[str, dict[str, float]]:
     evaluator = build_evaluator(name, folder)
     evaluator.reset()
     for seed, record in enumerate(load_records(name)):
-        evaluator.process([record], [clip_frames(record, seed)])
+        evaluator.process([record], clip_frames(record, seed))
     return evaluator.evaluate()
 
 
@@ -194,7 +194,7 @@ def test_sentences_of_one_clip_share_its_label_maps(data_root: Path, tmp_path: P
     clips = {record["clip_id"]: record for record in load_records(name)}
     for seed, record in enumerate(clips.values()):
         without_sentence = {k: v for k, v in record.items() if k != "expression_id"}
-        evaluator.process([record], [clip_frames(without_sentence, seed)])
+        evaluator.process([record], clip_frames(without_sentence, seed))
     numbers = evaluator.evaluate()["ref-davis17"]
     split = read_split(data_root / "DAVIS/ImageSets/2017/val.txt", None)
     request = Request(
@@ -219,7 +219,7 @@ def test_detection_finds_everything_it_is_given(tmp_path: Path) -> None:
     metadata.set(evaluator_type="coco", protocols=("coco-mask", "coco-box"))
     evaluator = build_evaluator(name, tmp_path)
     evaluator.reset()
-    mapper = TestMapper(short_side=64, max_size=96)
+    mapper = TestMapper()
     truth = coco_truth(records, None)
     for record in records:
         mine = [a for a in record["annotations"] if not a.get("iscrowd")]
@@ -229,7 +229,7 @@ def test_detection_finds_everything_it_is_given(tmp_path: Path) -> None:
         found.pred_boxes = Boxes(boxes)
         found.scores = torch.ones(len(mine))
         found.pred_classes = torch.tensor([a["category_id"] for a in mine], dtype=torch.int64)
-        evaluator.process([mapper(record)], [{"instances": found}])
+        evaluator.process(mapper([record]), [{"instances": found}])
     assert len(truth["annotations"]) == sum(len(r["annotations"]) for r in records)
     assert evaluator.score("coco-box").numbers["AP"] == pytest.approx(100)
     DatasetCatalog.remove(name)

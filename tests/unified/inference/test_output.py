@@ -102,8 +102,8 @@ def test_a_clip_becomes_masks_overlay_and_results(tmp_path: Path) -> None:
     captions = {1: "the cat", 2: ""}
     masks = {1: square(2), 2: square(30)}
     with ClipWriter(tmp_path, header={"tool": "t"}, fps=5, size=SIZE, captions=captions) as writer:
-        writer.write(Frame(7, image), result(masks))
-        writer.write(Frame(9, image), result({**masks, 2: np.zeros(SIZE, bool)}))
+        writer.write(Frame(7, image, "00007"), result(masks))
+        writer.write(Frame(9, image, "00009"), result({**masks, 2: np.zeros(SIZE, bool)}))
     files = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*"))
     assert files == ["masks/00007.png", "masks/00009.png", "overlay.mp4", "results.json"]
     assert np.array_equal(read_label_map(tmp_path / "masks/00007.png"), result(masks).label_map)
@@ -131,7 +131,8 @@ with ClipWriter(Path(sys.argv[1]), header={}, fps=5, size=(32, 48), captions={1:
     for number in range(6):
         label_map = np.full((32, 48), 1, np.uint8)
         result = FrameResult(label_map, scores={1: 0.5}, boxes={1: None}, areas={1: 9})
-        writer.write(Frame(number, np.full((32, 48, 3), 20 * number, np.uint8)), result)
+        image = np.full((32, 48, 3), 20 * number, np.uint8)
+        writer.write(Frame(number, image, f"{number:05d}"), result)
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -156,7 +157,9 @@ def test_separate_masks_are_binary_and_may_overlap(tmp_path: Path) -> None:
     with ClipWriter(
         tmp_path, header={}, fps=5, size=SIZE, captions={3: "a", 8: "b"}, separate=True
     ) as writer:
-        writer.write(Frame(0, np.zeros((*SIZE, 3), np.uint8)), result(masks, separate=True))
+        writer.write(
+            Frame(0, np.zeros((*SIZE, 3), np.uint8), "00000"), result(masks, separate=True)
+        )
     for place, mask in enumerate(masks.values()):
         written = read_image(tmp_path / f"masks/{place}/00000.png")[..., 0]
         assert np.array_equal(written, mask * 255)
@@ -200,7 +203,7 @@ def test_an_absent_object_keeps_its_score() -> None:
 def make_run(folder: Path) -> None:
     image = np.zeros((*SIZE, 3), np.uint8)
     with ClipWriter(folder, header={}, fps=5, size=SIZE, captions={1: ""}) as writer:
-        writer.write(Frame(0, image), result({1: square(3)}))
+        writer.write(Frame(0, image, "00000"), result({1: square(3)}))
 
 
 def test_a_new_run_replaces_the_earlier_one_and_nothing_else(tmp_path: Path) -> None:
