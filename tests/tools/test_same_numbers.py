@@ -22,7 +22,7 @@ from unified.data.formats.records import frame_masks
 from unified.data.synthetic.releases import RELEASES
 from unified.data.synthetic.world import make_scene
 from unified.data.synthetic.writing import save_jpeg
-from unified.engine.config import load_config, system
+from unified.engine.config import load_config
 from unified.engine.models import CONFIGS
 from unified.engine.testing import evaluate
 from unified.label_maps import write_label_map, write_mask
@@ -254,9 +254,8 @@ def test_all_about_one_image_or_clip_share_a_backbone_pass(
     for name in names:
         options = ["INFERENCE.MIRROR", mirror, *SIZES, *SERIAL, "OUTPUT_DIR", str(tmp_path)]
         cfg = load_config(CONFIG, [*options, "DATASETS.TEST", f"('{name}',)"])
-        shell = system(cfg.MODEL.META_ARCHITECTURE).build_shell(cfg, model)
         with counted_passes(model) as sizes, torch.inference_mode():
-            evaluate(cfg, shell)
+            evaluate(cfg, model)
         passes[name] = len(sizes)
     assert passes == {"b_ris": 2 * views, "b_rvos": 4, "b_vos": 4}
 

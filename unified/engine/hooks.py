@@ -25,7 +25,10 @@ from unified.dependencies import require
 from unified.engine.trainer import Trainer
 from unified.files import atomic_path
 from unified.inference.image_io import write_image
+from unified.inference.predictor import ImagePredictor
+from unified.inference.settings import ImageSettings
 from unified.label_maps import contour, draw_overlay
+from unified.structures import Prompt, Support
 
 logger = logging.getLogger(__name__)
 
@@ -237,30 +240,38 @@ class SamplePictures(HookBase):
         self.samples[sample["dataset"]] = sample
         if not is_due(self, self.period):
             return
-        self.trainer.shell.eval()
+        self.trainer.segmenter.eval()
         with self.trainer.evaluated_weights(), torch.no_grad():
             for dataset, sample in self.samples.items():
                 path = self.folder / f"step_{self.trainer.iter:07d}" / f"{dataset}.png"
-                write_image(path, picture(self.trainer.shell, sample))
+                write_image(path, picture(self.trainer.segmenter, sample))
         self.trainer.shell.train()
 
 
-def picture(shell: torch.nn.Module, sample: Sample) -> np.ndarray:
+def picture(model: Any, sample: Sample) -> np.ndarray:
     """Reference if it is a mask, truth and prediction side by side, (H, W, 3) uint8."""
     image = _pixels(sample["image"])
     height, width = image.shape[:2]
-    found = shell([{**sample, "height": height, "width": width}])[0]["instances"].to("cpu")
-    order = found.scores.argsort(descending=True)[:DRAWN_OBJECTS]
-    order = [
-        i for rank, i in enumerate(order.tolist()) if not rank or found.scores[i] > DRAWN_SCORE
-    ]
-    score = f"score {float(found.scores[order[0]]):.2f}" if order else "nothing"
+    supports = zip(
+        sample.get("reference_images", ()), sample.get("reference_masks", ()), strict=True
+    )
+    prompt = Prompt(
+        sample.get("expression"),
+        supports=tuple(Support(_pixels(shot), mask.numpy()) for shot, mask in supports),
+    )
+    # The sample has the size that the model sees.
+    predictor = ImagePredictor(model, ImageSettings(min(height, width), max(height, width)))
+    predictor.set_image(image)
+    prompted = prompt.text is not None or prompt.supports
+    found = [predictor.instance(prompt)] if prompted else predictor.detect(DRAWN_OBJECTS)
+    drawn = [x for rank, x in enumerate(found) if not rank or x.score > DRAWN_SCORE]
+    score = f"score {drawn[0].score:.2f}" if drawn else "nothing"
     truth = sample["instances"]
     masks = truth.gt_masks.tensor if truth.has("gt_masks") else np.zeros((0, height, width))
-    asked = f"truth: {sample['expression']}" if "expression" in sample else "truth"
+    title = f"truth: {sample['expression']}" if "expression" in sample else "truth"
     panels = [
-        draw_panel(asked, image, masks),
-        draw_panel(f"predicted, {score}", image, found.pred_masks[order]),
+        draw_panel(title, image, masks),
+        draw_panel(f"predicted, {score}", image, [x.mask for x in drawn]),
     ]
     if "reference_masks" in sample:
         support, mask = sample["reference_images"][0], sample["reference_masks"][0]

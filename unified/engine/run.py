@@ -15,7 +15,6 @@ from detectron2.utils import comm
 from unified.devices import pick_device
 from unified.engine.checkpointing import POINTER, find_weights
 from unified.engine.hooks import default_hooks
-from unified.engine.meta_arch import SegmenterShell
 from unified.engine.models import load_checkpoint
 from unified.engine.sources import build_train_loader
 from unified.engine.system import system
@@ -94,7 +93,7 @@ def train(cfg: CfgNode, *, resume: bool) -> Trainer:
     if trainer.is_done:
         logger.info("nothing is left to do: the final weights are there")
         return trainer
-    score = partial(evaluate, cfg, trainer.shell) if cfg.DATASETS.TEST else None
+    score = partial(evaluate, cfg, trainer.segmenter) if cfg.DATASETS.TEST else None
     trainer.register_hooks(default_hooks(cfg, trainer.start_iter, score))
     trainer.train()
     return trainer
@@ -112,8 +111,6 @@ def evaluate_weights(cfg: CfgNode) -> dict[str, float]:
     if not cfg.DATASETS.TEST:
         raise ConfigError("--eval-only needs test sets: add DATASETS.TEST \"('NAME',)\"")
     check_test_sets(cfg)
-    builder = system(cfg.MODEL.META_ARCHITECTURE)
-    model = builder.build(cfg)
+    model = system(cfg.MODEL.META_ARCHITECTURE).build(cfg)
     load_checkpoint(model, cfg, path)
-    shell = SegmenterShell(model, builder.supervision(cfg)).to(pick_device(cfg.MODEL.DEVICE))
-    return evaluate(cfg, shell, path)
+    return evaluate(cfg, model.to(pick_device(cfg.MODEL.DEVICE)), path)

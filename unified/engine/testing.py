@@ -22,7 +22,6 @@ from unified.data.mappers import TestMapper
 from unified.data.samples import Sample
 from unified.dependencies import require
 from unified.engine.inference import settings_of
-from unified.engine.meta_arch import SegmenterShell
 from unified.errors import ConfigError
 from unified.evaluation.evaluators import ProtocolEvaluator, build_evaluator
 from unified.evaluation.report import Origin
@@ -37,11 +36,11 @@ from unified.tasks import TASKS, Task
 logger = logging.getLogger(__name__)
 
 
-def evaluate(cfg: CfgNode, shell: SegmenterShell, weights: Path | None = None) -> dict[str, float]:
+def evaluate(cfg: CfgNode, model: Any, weights: Path | None = None) -> dict[str, float]:
     """``dataset/protocol/metric`` -> number in percent of all sets in ``DATASETS.TEST``.
 
     All processes take part, the first one gets the numbers. Predictions, reports and cards are
-    written below ``OUTPUT_DIR/inference``. The shell is left in eval mode.
+    written below ``OUTPUT_DIR/inference``. The model is left in eval mode.
 
     Raises:
         ConfigError: a set is unknown or cannot be evaluated.
@@ -49,7 +48,7 @@ def evaluate(cfg: CfgNode, shell: SegmenterShell, weights: Path | None = None) -
     """
     names = tuple(cfg.DATASETS.TEST)
     register_datasets(names)
-    shell.eval()
+    model.eval()
     numbers: dict[str, float] = {}
     for name in names:
         images, clips = settings_for(cfg, name)
@@ -61,14 +60,10 @@ def evaluate(cfg: CfgNode, shell: SegmenterShell, weights: Path | None = None) -
         with torch.inference_mode():
             if is_clip:
                 groups = _clips(name)[comm.get_rank() :: comm.get_world_size()]
-                _predict_clips(
-                    VideoPredictor(shell.model, clips), _progress(groups, name), evaluator
-                )
+                _predict_clips(VideoPredictor(model, clips), _progress(groups, name), evaluator)
             else:
                 loader = _test_loader(cfg, name)
-                _predict_images(
-                    ImagePredictor(shell.model, images), _progress(loader, name), evaluator
-                )
+                _predict_images(ImagePredictor(model, images), _progress(loader, name), evaluator)
         for protocol, values in evaluator.evaluate().items():
             numbers |= {f"{name}/{protocol}/{key}": value for key, value in values.items()}
     return numbers
@@ -118,8 +113,8 @@ def _predict_images(
         predictor.set_image(group[0]["image"])
         for sample in group:
             prompt = Prompt(sample.get("expression"), supports=sample.get("supports", ()))
-            asked = prompt.text is not None or prompt.supports
-            found = [predictor.instance(prompt)] if asked else predictor.detect()
+            prompted = prompt.text is not None or prompt.supports
+            found = [predictor.instance(prompt)] if prompted else predictor.detect()
             size = sample["height"], sample["width"]
             evaluator.process([sample], [{"instances": to_detectron2(found, size)}])
 

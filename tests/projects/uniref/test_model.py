@@ -8,17 +8,13 @@ import torch
 from torch import Tensor
 
 from projects.uniref.model import UniRef
-from unified.engine.meta_arch import SegmenterShell
 from unified.errors import ConfigError
-from unified.inference.predictor import ImagePredictor
 from unified.segmenter import Segmenter
 from unified.structures import (
     FeaturePyramid,
     ImageBatch,
-    Prompt,
     References,
     Segmentation,
-    Support,
     Target,
 )
 
@@ -345,48 +341,6 @@ def test_masks_of_one_query_agree_after_autocast(uniref: UniRef, dtype: torch.dt
     assert same_query.any()
     agreement = ((found.mask_logits > 0) == (exact.mask_logits > 0)).float().mean(dim=(1, 2, 3))
     assert agreement[same_query].min() > 0.98
-
-
-def test_what_evaluators_take_is_float32_after_autocast(uniref: UniRef) -> None:
-    """They hand scores and boxes to numpy, which knows no bfloat16."""
-    shell = SegmenterShell(uniref, class_agnostic=True).eval()
-    image, (height, width) = images()[0], SIZES[0]
-    sample = {"task": "ris", "image": image, "height": height, "width": width}
-    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-        alone = shell([{**sample, "expression": SENTENCES[0]}])[0]
-        mirrored = shell.predict_mirrored({**sample, "expression": SENTENCES[0]})
-    for found in (alone["instances"], mirrored["instances"]):
-        assert found.scores.dtype == found.pred_boxes.tensor.dtype == torch.float32
-
-
-@pytest.mark.parametrize("kind", ["text", "mask"])
-def test_evaluation_asks_the_mirror_image_as_the_predictor_does(uniref: UniRef, kind: str) -> None:
-    shell = SegmenterShell(uniref, class_agnostic=True).eval()
-    predictor = ImagePredictor(uniref, short_side=70, max_size=90, mirror=True)
-    picture, example = (image.to(torch.uint8) for image in images(((70, 90), (70, 90))))
-    marked = torch.zeros(70, 90, dtype=torch.bool)
-    marked[10:40, 20:50] = True
-    sample = {"task": "ris", "image": picture, "height": 70, "width": 90}
-    prompt = Prompt(text=SENTENCES[1])
-    if kind == "mask":
-        sample |= {"reference_images": [example], "reference_masks": [marked]}
-        prompt = Prompt(supports=(Support(example.permute(1, 2, 0).numpy(), marked.numpy()),))
-    else:
-        sample["expression"] = SENTENCES[1]
-    predictor.set_image(picture.permute(1, 2, 0).contiguous().numpy())
-    mask, score = predictor.predict(prompt)
-    mirrored = {**sample, "image": picture.flip(-1)}
-    if kind == "text":
-        mirrored["expression"] = SENTENCES[1].replace("left", "right")
-    with torch.no_grad():
-        found = shell.predict_mirrored(sample)["instances"]
-        other = shell.predict_mirrored(mirrored)["instances"]
-    assert len(found) == 1 and found.pred_masks.shape == (1, 70, 90)
-    assert float(found.scores) == pytest.approx(score, abs=1e-5)
-    assert (found.pred_masks[0].numpy() != mask).mean() < 0.002
-    left, top, right, bottom = found.pred_boxes.tensor[0]
-    expected = torch.stack((90 - right, top, 90 - left, bottom))
-    torch.testing.assert_close(other.pred_boxes.tensor[0], expected, atol=1e-3, rtol=1e-4)
 
 
 # ---------------------------------------------------------------- parts left out

@@ -11,7 +11,6 @@ from torch import nn
 from unified.data.catalog import load_records
 from unified.data.synthetic.releases import RELEASES
 from unified.engine.config import load_config
-from unified.engine.meta_arch import SegmenterShell
 from unified.engine.sources import build_source
 from unified.engine.system import system
 from unified.engine.testing import evaluate
@@ -60,13 +59,13 @@ def test_the_mirror_image_is_asked_in_evaluation_but_not_in_detection(
             given = ["DATASETS.TEST", f"('{name}',)", "INFERENCE.MIRROR", mirror]
             cfg = load_config(CONFIG, [*options, *given])
             builder = system(cfg.MODEL.META_ARCHITECTURE)
-            shell = SegmenterShell(builder.build(cfg), builder.supervision(cfg))
+            model = builder.build(cfg)
             sizes = calls.setdefault(name, [])
             before = len(sizes)
-            hook = shell.model.head.register_forward_pre_hook(
+            hook = model.head.register_forward_pre_hook(
                 lambda _, args, sizes=sizes: sizes.append(len(args[0][0]))
             )
-            evaluate(cfg, shell)
+            evaluate(cfg, model)
             hook.remove()
             assert set(sizes[before:]) == {1}
             sizes[before:] = [(len(sizes) - before) // len(load_records(name))]
