@@ -63,10 +63,12 @@ def _with_phrase(reference: Reference, phrase: Tensor) -> NamedReference:
 
 
 class NamedUniRef(UniRef):
-    """UniRef whose sentences choose among candidate masks by their names.
+    """UniRef whose sentences score candidate masks by their names.
 
     The segmenter gives its best masks, ``name_head`` says how well each shows what the sentence is
-    about, and the one whose logit is best after that is the answer.
+    about, and the one whose logit is best after that is the answer. Where a mask is given or
+    remembered too, that decides which object is meant, and names count only in its score: so
+    scores before and after a memory exists are of one scale.
 
     Args:
         num_candidates: masks of an image that are compared.
@@ -104,14 +106,12 @@ class NamedUniRef(UniRef):
         top_k: int = 1,
         mask_stride: int = 4,
     ) -> Segmentation:
-        """As UniRef does; names count for the one best mask of a sentence alone."""
-        phrase = _phrase(references) if len(references) == 1 and top_k == 1 else None
-        if phrase is None:
-            return super().segment(features, references, top_k=top_k, mask_stride=mask_stride)
-        candidates = super().segment(
-            features, references, top_k=self.num_candidates, mask_stride=mask_stride
-        )
-        return self.choose(candidates, features, phrase)
+        """As UniRef does; names count where one mask of a sentence is asked for."""
+        phrase = _phrase(references) if top_k == 1 else None
+        if phrase is not None and len(references) == 1:
+            top_k = self.num_candidates
+        found = super().segment(features, references, top_k=top_k, mask_stride=mask_stride)
+        return found if phrase is None else self.choose(found, features, phrase)
 
     def choose(
         self, candidates: Segmentation, features: FeaturePyramid, phrase: Tensor

@@ -71,8 +71,28 @@ def test_an_empty_mask_is_not_chosen(named: NamedUniRef) -> None:
     assert (found.mask_logits > 0).flatten(2).any(dim=-1).all()
 
 
-@pytest.mark.parametrize("kind", ("none", "mask", "both"))
-def test_names_count_for_sentences_alone(named: NamedUniRef, kind: str) -> None:
+def test_beside_a_mask_names_count_in_the_score_alone(named: NamedUniRef) -> None:
+    """Otherwise one threshold would mean two things, before and after a clip has a memory."""
+    features, (text, mask) = encode(named, "both")
+    assert isinstance(features, NamedPyramid) and isinstance(text[0], NamedReference)
+    with torch.no_grad():
+        found = named.segment(features, [text, mask])
+        plain = UniRef.segment(named, features, [text, mask])
+    inside = (plain.mask_logits > 0).float()
+    described = named.name_head.describe(
+        features.frozen_stages(), inside, features.padding_masks[0]
+    )
+    evidence = named.name_head(described, text[0].phrase)
+    assert evidence.abs().min() > 0.01, "names say nothing: the test shows nothing"
+    torch.testing.assert_close(
+        found.scores.logit(), plain.scores.logit() + evidence, atol=1e-4, rtol=1e-4
+    )
+    for name in ("mask_logits", "boxes", "classes"):
+        assert torch.equal(getattr(found, name), getattr(plain, name))
+
+
+@pytest.mark.parametrize("kind", ("none", "mask"))
+def test_without_a_sentence_names_do_not_count(named: NamedUniRef, kind: str) -> None:
     with_names = segment(named, kind)
     named.name_head.names.zero_()
     close(with_names, segment(named, kind))
