@@ -53,6 +53,8 @@ def binary_masks(
 
 def _crop(mask_logits: Tensor, stride: int, image_size: Size) -> Tensor:
     """(N, h, w) logits -> (N, h * stride, w * stride) probabilities without the padding."""
+    if not len(mask_logits):  # torch resizes no empty stack
+        return mask_logits.new_zeros(0, *image_size)
     logits = mask_logits[None]
     if stride > 1:
         logits = F.interpolate(logits, scale_factor=stride, mode="bilinear", align_corners=False)
@@ -63,6 +65,8 @@ def _crop(mask_logits: Tensor, stride: int, image_size: Size) -> Tensor:
 def _resize(masks: Tensor, size: Size, *, mode: str) -> Tensor:
     if masks.shape[-2:] == size:
         return masks
+    if not len(masks):
+        return masks.new_zeros(0, *size)
     align_corners = False if mode == "bilinear" else None
     return F.interpolate(masks[None], size=size, mode=mode, align_corners=align_corners)[0]
 

@@ -65,6 +65,15 @@ def test_probabilities_are_resized_bilinearly_binary_masks_by_nearest() -> None:
     assert binary_masks(pair.flip(-1), **three).tolist() == [[[False, False, True]]]
 
 
+@pytest.mark.parametrize("stride", [1, 4])
+@pytest.mark.parametrize("size", [(16, 24), (30, 40)])
+def test_no_mask_at_all_is_resized_too(stride: int, size: tuple[int, int]) -> None:
+    nothing = torch.zeros(0, 16 // stride, 24 // stride)
+    for resized in (mask_probabilities, binary_masks):
+        found = resized(nothing, stride=stride, image_size=(16, 24), original_size=size)
+        assert found.shape == (0, *size)
+
+
 @pytest.mark.parametrize(
     ("columns", "expected"),
     [
