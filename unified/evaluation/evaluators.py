@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from unified.data.formats.files import encode_mask, write_json
 from unified.errors import ConfigError, InputError
 from unified.evaluation import images, results
-from unified.evaluation.detections import coco_entries
 from unified.evaluation.images import Episode, Overlap, measure
 from unified.evaluation.protocol_evaluator import (
     GROUND_TRUTH,
@@ -32,7 +31,7 @@ from unified.evaluation.report import Origin, Problems, Scores
 from unified.evaluation.results import BoxSample
 from unified.evaluation.video_evaluators import VideoEvaluator
 from unified.label_maps import write_label_map, write_mask
-from unified.metrics import detection, few_shot, iou
+from unified.metrics import few_shot, iou
 from unified.metrics.davis import VOID
 
 
@@ -189,8 +188,7 @@ class DetectionEvaluator(ProtocolEvaluator):
         """The 12 numbers of COCO."""
         boxes = protocol == "coco-box"
         truth = self._truth("bbox" if boxes else "segmentation")
-        entries = coco_entries(truth, self._with_released_classes(), boxes=boxes)
-        return results.detection_scores(truth, entries, detection.COCO_AREAS)
+        return results.coco_scores(truth, self._with_released_classes(), boxes=boxes)
 
     def _truth(self, shape: str) -> Mapping[str, Any]:
         """The annotation file itself where it is known, as its areas are not those of the masks."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -36,6 +37,8 @@ from unified.evaluation.report import (
 from unified.metrics import detection, generalized, iou
 from unified.metrics.detection import Scored
 
+logger = logging.getLogger(__name__)
+
 NO_BOX = (0.0, 0.0, 0.0, 0.0)
 YOUTUBE_VIS_KEYS = {
     "videos": ("id", "height", "width", "length"),
@@ -51,9 +54,30 @@ def score_coco(request: Request, *, boxes: bool) -> Scores:
     truth = read_coco(request.truth, shape)
     results = _read(request, truth, ("image_id", "category_id", "score", shape))
     with _naming(request):
-        entries = coco_entries(truth, results, boxes=boxes)
-    scores = detection_scores(truth, entries, detection.COCO_AREAS)
-    return replace(scores, notes=_without_result(scores, results, "image_id"))
+        scores = coco_scores(truth, results, boxes=boxes)
+    return replace(scores, notes=(*scores.notes, *_without_result(scores, results, "image_id")))
+
+
+def coco_scores(
+    truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], *, boxes: bool
+) -> Scores:
+    """The 12 numbers of COCO; of a model without classes those of all categories as one.
+
+    Such a model calls everything by one category. Judged by categories, perfect masks would have
+    next to no precision, so the categories are merged and a note says so.
+    """
+    named = {entry["category_id"] for entry in results}
+    present = {entry["category_id"] for entry in truth["annotations"]}
+    notes: tuple[str, ...] = ()
+    if len(named) == 1 and len(present) > 1:
+        (category,) = named
+        notes = (f"all results are of category {category}: {len(present)} categories merged",)
+        logger.warning("%s, as of a model without classes", notes[0])
+        merged = [{**entry, "category_id": category} for entry in truth["annotations"]]
+        categories = [{"id": category, "name": "any category"}]
+        truth = {**truth, "annotations": merged, "categories": categories}
+    entries = coco_entries(truth, results, boxes=boxes)
+    return replace(detection_scores(truth, entries, detection.COCO_AREAS), notes=notes)
 
 
 def read_coco(path: Path, shape: str) -> Mapping[str, list[dict[str, Any]]]:

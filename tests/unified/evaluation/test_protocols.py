@@ -539,6 +539,36 @@ def test_coco(score: Score, tmp_path: Path, protocol: str) -> None:
         score(protocol, **paths)
 
 
+@pytest.mark.parametrize("protocol", ["coco-mask", "coco-box"])
+def test_coco_of_a_model_without_classes(score: Score, tmp_path: Path, protocol: str) -> None:
+    """Perfect masks that are all of one category: it would be AP 33 of three categories."""
+    things, found = [], []
+    for image in (1, 2):
+        for category in (3, 5, 8):
+            box = [4 * category, 10 * image, 4, 6]
+            x, y = box[:2]
+            corners = [x, y, x + 4, y, x + 4, y + 6, x, y + 6]
+            entry = {"image_id": image, "bbox": box, "segmentation": [corners]}
+            things.append({**entry, "id": len(things) + 1, "category_id": category, "area": 24})
+            found.append({**entry, "category_id": 3, "score": 0.9})
+    truth = {
+        "images": [{"id": image, "height": 40, "width": 50} for image in (1, 2)],
+        "categories": [{"id": category, "name": f"kind {category}"} for category in (3, 5, 8)],
+        "annotations": things,
+    }
+    paths = {
+        "truth": write_json(tmp_path / "gt.json", truth),
+        "prediction": write_json(tmp_path / "r.json", found),
+    }
+    report = score(protocol, **paths)
+    assert report.scores.numbers["AP"] == pytest.approx(100)
+    assert "all results are of category 3: 3 categories merged" in report.card.line()
+    assert [row.sequence for row in report.scores.rows] == ["any category"]
+    found[0]["category_id"] = 5
+    write_json(tmp_path / "r.json", found)
+    assert score(protocol, **paths).scores.numbers["AP"] < 40
+
+
 @pytest.mark.parametrize(
     ("protocol", "block"), [("mmseg", "mDice"), ("mmseg-reduce-zero", "reduce_zero_label")]
 )
