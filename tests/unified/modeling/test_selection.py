@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from unified.modeling.selection import non_maximum_suppression, select_queries
+from unified.modeling.box_ops import cxcywh_to_xyxy, pairwise_iou, xyxy_to_cxcywh
+from unified.modeling.selection import select_queries
 
 
 def random_boxes(num: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -21,53 +22,28 @@ def random_boxes(num: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-def iou(first: list[float], second: list[float]) -> float:
-    width = min(first[2], second[2]) - max(first[0], second[0])
-    height = min(first[3], second[3]) - max(first[1], second[1])
-    overlap = max(width, 0) * max(height, 0)
-    areas = sum((b[2] - b[0]) * (b[3] - b[1]) for b in (first, second))
-    return overlap / (areas - overlap)
-
-
-def by_loop(boxes: Tensor, scores: Tensor, classes: Tensor, limit: float) -> list[int]:
-    """Keeps a box unless it overlaps a kept one of its class."""
-    kept: list[int] = []
-    for index in sorted(range(len(boxes)), key=lambda i: -scores[i].item()):
-        box = boxes[index].tolist()
-        if all(
-            classes[index] != classes[better] or iou(box, boxes[better].tolist()) <= limit
-            for better in kept
-        ):
-            kept.append(index)
-    return kept
-
-
 @pytest.mark.parametrize("limit", [0.3, 0.7])
-@pytest.mark.parametrize("seed", range(4))
-def test_suppression_equals_the_loop(limit: float, seed: int) -> None:
-    given = random_boxes(40, seed)
-    kept = non_maximum_suppression(*given, limit).tolist()
-    assert kept == by_loop(*given, limit)
-    assert 1 < len(kept) < 40
-
-
-def test_suppression_equals_torchvision() -> None:
-    ops = pytest.importorskip("torchvision.ops", reason="torchvision is optional for the core")
-    boxes, scores, classes = random_boxes(80, seed=9)
-    expected = ops.batched_nms(boxes, scores, classes, 0.5)
-    assert torch.equal(non_maximum_suppression(boxes, scores, classes, 0.5), expected)
-
-
-def test_a_suppressed_box_suppresses_nothing() -> None:
-    """a hides b, b would hide c, a does not reach c."""
-    boxes = torch.tensor([[0.0, 0, 10, 10], [4, 0, 14, 10], [8, 0, 18, 10]])
-    scores, classes = torch.tensor([0.9, 0.8, 0.7]), torch.zeros(3, dtype=torch.int64)
-    assert non_maximum_suppression(boxes, scores, classes, 0.4).tolist() == [0, 2]
-
-
-def test_equal_scores_keep_their_order_and_empty_boxes_live() -> None:
-    boxes, classes = torch.zeros(3, 4), torch.zeros(3, dtype=torch.int64)
-    assert non_maximum_suppression(boxes, torch.full((3,), 0.5), classes, 0.5).tolist() == [0, 1, 2]
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_kept_overlaps_less_and_what_fell_had_a_reason(
+    limit: float, dtype: torch.dtype
+) -> None:
+    boxes, scores, classes = random_boxes(40, seed=1)
+    logits = torch.full((40, 2), -20.0)
+    logits[torch.arange(40), classes] = torch.logit(scores)
+    logits, centred = logits.to(dtype), xyxy_to_cxcywh(boxes).to(dtype)
+    kept, found, label = select_queries(logits, centred, 40, limit)
+    likely = found > 1e-3  # the other class of a query follows at the end
+    kept, label = kept[likely], label[likely]
+    assert 1 < len(kept) < 40 and torch.equal(label, classes[kept])
+    corners = cxcywh_to_xyxy(centred).float()
+    conflicts = pairwise_iou(corners, corners) > limit
+    conflicts &= classes[:, None] == classes
+    assert conflicts[kept][:, kept].sum() == len(kept)  # each with itself
+    fallen = [q for q in range(40) if q not in kept.tolist()]
+    best = logits.amax(dim=1)
+    for query in fallen:
+        better = kept[conflicts[query, kept]]
+        assert len(better) and best[better].max() >= best[query]
 
 
 def test_top_1_is_the_best_pair_of_query_and_class() -> None:
@@ -79,7 +55,7 @@ def test_top_1_is_the_best_pair_of_query_and_class() -> None:
 
 def test_top_1_does_not_depend_on_suppression() -> None:
     boxes, scores, _ = random_boxes(30, seed=3)
-    centred = torch.cat([(boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]], dim=1)
+    centred = xyxy_to_cxcywh(boxes)
     logits = torch.logit(scores)[:, None]
     one = select_queries(logits, centred, 1, 0.3)
     many = select_queries(logits, centred, 30, 0.3)
