@@ -10,10 +10,12 @@ from detectron2.config import CfgNode
 from detectron2.solver import build_lr_scheduler
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import AveragedModel
 
 from unified.engine.system import ParameterGroup
 from unified.errors import ConfigError
 
+Tensors = tuple[Tensor, ...] | list[Tensor]
 SCHEDULERS = ("WarmupMultiStepLR", "WarmupCosineLR")
 
 
@@ -89,41 +91,27 @@ def drop_zero_gradients(model: nn.Module) -> None:
             parameter.grad = None
 
 
-class AveragedWeights:
-    """Exponential moving average of a model's weights; frozen ones, counters etc. are copied.
+def average_weights(model: nn.Module, decay: float) -> AveragedModel:
+    """A copy of the model that is updated to the exponential moving average of its weights.
 
     The decay grows to its final value over the first steps, so that the initial weights are soon
-    forgotten.
+    forgotten. Buffers are those of the model.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self.decay = decay
-        self.frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
-        self.weights = {name: value.clone() for name, value in model.state_dict().items()}
-
     @torch.no_grad()
-    def update(self, model: nn.Module, step: int) -> None:
-        """Takes in the weights after optimiser step number ``step``, counted from 0."""
-        decay = min(self.decay, (1 + step) / (10 + step))
-        values = {k: v for k, v in model.state_dict().items() if k not in self.frozen}
-        floating = [name for name, value in values.items() if value.is_floating_point()]
-        others = [name for name in values if name not in set(floating)]
-        averages, latest = ([of[name] for name in floating] for of in (self.weights, values))
-        torch._foreach_lerp_(averages, latest, 1 - decay)
-        for name in others:
-            self.weights[name].copy_(values[name])
+    def update(averages: Tensors, latest: Tensors, num_averaged: Tensor | int) -> None:
+        steps = int(num_averaged)
+        torch._foreach_lerp_(averages, latest, 1 - min(decay, (1 + steps) / (10 + steps)))
 
-    def load(self, weights: Mapping[str, Tensor]) -> None:
-        """Goes on from saved averages."""
-        for name, value in self.weights.items():
-            value.copy_(weights[name])
+    return AveragedModel(model, multi_avg_fn=update)
 
-    @contextmanager
-    def inside(self, model: nn.Module) -> Iterator[None]:
-        """The model holds the averages within the block, its own weights again after it."""
-        own = {name: value.clone() for name, value in model.state_dict().items()}
-        model.load_state_dict(self.weights)
-        try:
-            yield
-        finally:
-            model.load_state_dict(own)
+
+@contextmanager
+def holding(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """The model holds other weights within the block, its own again after it."""
+    own = {name: value.clone() for name, value in model.state_dict().items()}
+    model.load_state_dict(weights)
+    try:
+        yield
+    finally:
+        model.load_state_dict(own)

@@ -41,12 +41,13 @@ from unified.engine.checkpointing import (
 from unified.engine.launch import ended_in_order
 from unified.engine.meta_arch import SegmenterShell
 from unified.engine.optimizer import (
-    AveragedWeights,
+    average_weights,
     build_optimizer,
     build_scheduler,
     check_clipping,
     clip_gradients,
     drop_zero_gradients,
+    holding,
 )
 from unified.engine.system import system
 from unified.errors import ConfigError, UnifiedError
@@ -96,7 +97,7 @@ class Trainer(TrainerBase):
         half = cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.DTYPE == "float16"
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=half)
         decay = cfg.SOLVER.EMA_DECAY
-        self.average = AveragedWeights(self.segmenter, decay) if decay else None
+        self.average = average_weights(self.segmenter, decay) if decay else None
         self.batch: Sequence[Sample] = ()
         self._stream: Iterator[list[Sample]] = iter(())
 
@@ -126,7 +127,8 @@ class Trainer(TrainerBase):
             ) from error
         self.scaler.load_state_dict(state["scaler"])
         if self.average is not None:
-            self.average.load(state.get("average", state["model"]))
+            self.average.module.load_state_dict(state.get("average", state["model"]))
+            self.average.n_averaged.fill_(state["iteration"] + 1)
         self.loader.load_state_dict(state["loader"])
         self.start_iter = self.iter = state["iteration"] + 1
         return True
@@ -147,7 +149,7 @@ class Trainer(TrainerBase):
             "iteration": self.iter,
         }
         if self.average is not None:
-            state["average"] = self.average.weights
+            state["average"] = self.average.module.state_dict()
         return state
 
     def save(self) -> None:
@@ -160,7 +162,9 @@ class Trainer(TrainerBase):
 
     def evaluated_weights(self) -> AbstractContextManager[None]:
         """Context in which the model holds the averaged weights, if there are any."""
-        return nullcontext() if self.average is None else self.average.inside(self.segmenter)
+        if self.average is None:
+            return nullcontext()
+        return holding(self.segmenter, self.average.module.state_dict())
 
     def save_pending(self) -> Path:
         """Writes the weights that become ``model_final.pth``, and returns where.
@@ -232,7 +236,7 @@ class Trainer(TrainerBase):
             warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
             self.scheduler.step()
         if self.average is not None:
-            self.average.update(self.segmenter, self.iter)
+            self.average.update_parameters(self.segmenter)
         self._record(terms, waited, time.perf_counter() - start)
 
     def _nothing(self) -> Tensor | float:

@@ -11,12 +11,13 @@ from torch import nn
 
 from unified.engine.config import load_config
 from unified.engine.optimizer import (
-    AveragedWeights,
+    average_weights,
     build_optimizer,
     build_scheduler,
     check_clipping,
     clip_gradients,
     drop_zero_gradients,
+    holding,
 )
 from unified.engine.system import ParameterGroup, same_group
 from unified.errors import ConfigError
@@ -109,16 +110,18 @@ def test_a_gradient_that_is_zero_throughout_is_passed_over(toy: Toy) -> None:
 
 
 def test_averages_follow_the_weights_and_give_them_back(toy: Toy) -> None:
-    average = AveragedWeights(toy, decay=0.5)
+    average = average_weights(toy, decay=0.5)
+    average.update_parameters(toy)  # the first weights are those of the model
     start = toy.head.weight.detach().clone()
     with torch.no_grad():
         toy.head.weight += 1
         toy.norm.num_batches_tracked += 7
-    average.update(toy, step=0)  # decay is 1/10 there
+    average.update_parameters(toy)  # decay is 2/11 there
     own = toy.head.weight.detach().clone()
-    with average.inside(toy):
-        torch.testing.assert_close(toy.head.weight.data, start + 0.9)
+    with holding(toy, average.module.state_dict()):
+        torch.testing.assert_close(toy.head.weight.data, start + 9 / 11)
         assert int(toy.norm.num_batches_tracked) == 7
     assert torch.equal(toy.head.weight.data, own)
-    average.update(toy, step=100)
-    torch.testing.assert_close(average.weights["head.weight"], start + 0.95)
+    average.n_averaged.fill_(100)
+    average.update_parameters(toy)
+    torch.testing.assert_close(average.module.head.weight.data, start + 10 / 11)

@@ -258,13 +258,15 @@ def test_averaged_weights_are_handed_on_and_resumed(options: list[str]) -> None:
     final = read_weights(trainer.folder / "model_final.pth")
     differ = 0
     for name, value in trainer.segmenter.state_dict().items():
-        assert torch.equal(final[name], trainer.average.weights[name]), name
+        assert torch.equal(final[name], trainer.average.module.state_dict()[name]), name
         differ += not torch.equal(final[name], value)
     assert differ > 50
-    averages = {name: value.clone() for name, value in trainer.average.weights.items()}
+    averages = {name: value.clone() for name, value in trainer.average.module.state_dict().items()}
     again = Trainer(*_parts([*options, "SOLVER.EMA_DECAY", "0.9"]))
     assert again.resume() and again.average is not None
-    assert all(torch.equal(averages[n], value) for n, value in again.average.weights.items())
+    assert all(
+        torch.equal(averages[n], value) for n, value in again.average.module.state_dict().items()
+    )
 
 
 def test_a_loss_that_is_no_number_names_the_samples(options: list[str]) -> None:
