@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -125,12 +126,12 @@ class UniRef(nn.Module):
         for level, value, padding in zip(
             features.levels, values, features.padding_masks, strict=True
         ):
-            keys = level.flatten(2).transpose(1, 2)  # (B, H_l * W_l, C)
+            keys = rearrange(level, "b c h w -> b (h w) c")
             padding_mask = padding.flatten(1)
             references.append(
                 Reference(
                     keys=keys,
-                    values=value.flatten(2).transpose(1, 2),
+                    values=rearrange(value, "b c h w -> b (h w) c"),
                     padding_mask=padding_mask,
                     summary=masked_mean(keys, padding_mask),
                 )
@@ -147,9 +148,9 @@ class UniRef(nn.Module):
             raise ConfigError("this model has no fusion layer: it only detects")
         levels = []
         for index, level in enumerate(features.levels):
-            tokens = level.flatten(2).transpose(1, 2)  # (B, H_l * W_l, C)
+            tokens = rearrange(level, "b c h w -> b (h w) c")
             fused = self.fusion(tokens, [reference[index] for reference in references])
-            levels.append(fused.transpose(1, 2).unflatten(2, level.shape[-2:]))
+            levels.append(rearrange(fused, "b (h w) c -> b c h w", h=level.shape[-2]))
         return tuple(levels)
 
     def segment(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
+from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -69,7 +70,8 @@ def color_similarity(
         for side in images.shape[2:]
     )
     valid = (rows < bottom)[:, :, None] & (columns < right)[:, None]
-    around = neighbours(lab.flatten(0, 1)).unflatten(0, (-1, 3))  # (B, 3, 8, h, w)
+    around = neighbours(rearrange(lab, "b c h w -> (b c) h w"))  # 8 for each pixel
+    around = rearrange(around, "(b c) k h w -> b c k h w", c=3)
     difference = lab[:, :, None] - around
     return torch.exp(-0.5 * difference.norm(dim=1)) * neighbours(valid.float())
 

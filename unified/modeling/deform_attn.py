@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -113,11 +114,9 @@ def sum_of_grids(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tens
 
     Source: Deformable DETR (arXiv:2010.04159), its released formulation in plain torch.
     """
-    batch, _, num_heads, dim = value.shape
-    # (B * heads, Q, L, P, 2) in -1..1, and (B * heads, 1, Q, L, P)
-    places = 2 * locations.float().transpose(1, 2).flatten(0, 1) - 1
-    shares = weights.float().transpose(1, 2).flatten(0, 1)[:, None]
-    table = value.float().permute(0, 2, 3, 1).flatten(0, 1)  # (B * heads, D, N)
+    places = rearrange(2 * locations.float() - 1, "b q heads l p xy -> (b heads) q l p xy")
+    shares = rearrange(weights.float(), "b q heads l p -> (b heads) 1 q l p")
+    table = rearrange(value.float(), "b n heads d -> (b heads) d n")
     summed = table.new_zeros(())
     levels = table.split([height * width for height, width in shapes], dim=2)
     for level, (tokens, shape) in enumerate(zip(levels, shapes, strict=True)):
@@ -125,7 +124,7 @@ def sum_of_grids(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tens
             tokens.unflatten(2, shape), places[:, :, level], align_corners=False
         )  # (B * heads, D, Q, P)
         summed = summed + (samples * shares[:, :, :, level]).sum(dim=-1)
-    return summed.view(batch, num_heads * dim, -1).transpose(1, 2).to(value.dtype)
+    return rearrange(summed, "(b heads) d q -> b q (heads d)", b=len(value)).to(value.dtype)
 
 
 def sum_of_bags(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:

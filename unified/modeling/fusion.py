@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -211,7 +212,7 @@ class CrossAttention(nn.Module):
         )
         dropout = self.dropout.p if self.training else 0.0
         out = attend(q, k, v, padding_mask, backend=self.backend, dropout=dropout)
-        out = out.transpose(1, 2).flatten(2)  # (B, N, heads * D)
+        out = rearrange(out, "b heads n d -> b n (heads d)")
         return self.out_proj(out.to(query.dtype))
 
     def _forward_folded(
@@ -244,5 +245,5 @@ class CrossAttention(nn.Module):
         return output
 
     def _split(self, x: Tensor) -> Tensor:
-        heads = x.view(*x.shape[:2], self.num_heads, -1).transpose(1, 2)  # (B, heads, N, D)
+        heads = rearrange(x, "b n (heads d) -> b heads n d", heads=self.num_heads)
         return heads if self.dtype is None else heads.to(self.dtype)

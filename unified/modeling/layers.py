@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -110,7 +111,7 @@ def sine_position(padding_mask: Tensor, num_channels: int, temperature: float = 
         last = count.select(dim, -1).unsqueeze(dim)
         angle = (count - 0.5) / (last + 1e-6) * (2 * math.pi)
         codes.append(_sine_code(angle, num_channels // 2, temperature))
-    return torch.cat(codes, dim=-1).permute(0, 3, 1, 2)  # (B, C, H, W)
+    return rearrange(torch.cat(codes, dim=-1), "b h w c -> b c h w")
 
 
 def box_position(boxes: Tensor, num_channels: int, temperature: float = 10000.0) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -102,7 +103,7 @@ class MaskHead(nn.Module):
         third = weights[2].view(batch, num, 1, c)
 
         offsets = self._relative_coordinates(points, height, width)  # (B, K, 2, h * w)
-        shared = features.flatten(2)[:, None]  # (B, 1, 8, h * w)
+        shared = rearrange(features, "b c h w -> b 1 c (h w)")
         x = first[..., :2] @ offsets + first[..., 2:] @ shared + bias0[..., None]
         x = second @ F.relu(x) + bias1[..., None]
         x = third @ F.relu(x) + bias2[..., None]  # (B, K, 1, h * w)

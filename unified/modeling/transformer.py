@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -45,8 +46,8 @@ class TokenLayout:
         """(B, N, C) -> L x (B, C, h, w)."""
         parts = tokens.split([h * w for h, w in self.shapes], dim=1)
         return tuple(
-            part.transpose(1, 2).unflatten(2, shape)
-            for part, shape in zip(parts, self.shapes, strict=True)
+            rearrange(part, "b (h w) c -> b c h w", h=height)
+            for part, (height, _) in zip(parts, self.shapes, strict=True)
         )
 
     def pixel_centres(self, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
@@ -60,7 +61,7 @@ class TokenLayout:
             )
             extent = self.valid_ratios[:, level]  # (B, 2)
             extent = torch.stack((extent[:, 0] * width, extent[:, 1] * height), dim=-1)
-            grid = torch.stack((x, y), dim=-1).view(1, -1, 2)  # (1, h * w, 2)
+            grid = rearrange([x, y], "xy h w -> 1 (h w) xy")
             centres.append(grid / extent[:, None])
         return tuple(centres)
 
@@ -216,10 +217,10 @@ class DeformableTransformer(nn.Module):
     ) -> tuple[Tensor, TokenLayout]:
         """L x (B, C, h, w) -> memory (B, N, C) and its layout."""
         layout = TokenLayout.from_masks(padding_masks)
-        tokens = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1)
+        tokens = torch.cat([rearrange(x, "b c h w -> b (h w) c") for x in levels], dim=1)
         position = torch.cat(
             [
-                sine_position(mask, self.dim).flatten(2).transpose(1, 2) + embed
+                rearrange(sine_position(mask, self.dim), "b c h w -> b (h w) c") + embed
                 for mask, embed in zip(padding_masks, self.level_embed, strict=True)
             ],
             dim=1,

@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -32,7 +33,7 @@ class PatchEmbed(nn.Module):
         """(B, 3, H, W) -> (B, ceil(H/4), ceil(W/4), C)."""
         height, width = images.shape[-2:]
         images = F.pad(images, (0, -width % 4, 0, -height % 4))
-        return self.norm(self.proj(images).permute(0, 2, 3, 1))  # (B, H/4, W/4, C)
+        return self.norm(rearrange(self.proj(images), "b c h w -> b h w c"))
 
 
 class PatchMerging(nn.Module):
@@ -74,16 +75,19 @@ class WindowAttention(nn.Module):
             windows: (B*M, N, C), the M windows of an image next to each other.
             mask: (M, N, N) added to the logits, or None.
         """
-        count, num_tokens, dim = windows.shape
-        qkv = self.qkv(windows).reshape(count, num_tokens, 3, self.num_heads, -1)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B*M, heads, N, C/heads)
+        query, key, value = rearrange(
+            self.qkv(windows),
+            "m n (three heads d) -> three m heads n d",
+            three=3,
+            heads=self.num_heads,
+        )
         bias = self.relative_position_bias_table[self.relative_position_index]
-        bias = bias.permute(2, 0, 1)[None]  # (1, heads, N, N)
+        bias = rearrange(bias, "n k heads -> 1 heads n k")
         if mask is not None:
             bias = bias + mask[:, None]  # (M, heads, N, N)
-            bias = bias.repeat(count // len(mask), 1, 1, 1)  # (B*M, heads, N, N)
+            bias = bias.repeat(len(windows) // len(mask), 1, 1, 1)  # (B*M, heads, N, N)
         x = F.scaled_dot_product_attention(query, key, value, attn_mask=bias.to(query.dtype))
-        return self.proj(x.transpose(1, 2).reshape(count, num_tokens, dim))
+        return self.proj(rearrange(x, "m heads n d -> m n (heads d)"))
 
 
 class SwinBlock(nn.Module):
@@ -107,7 +111,7 @@ class SwinBlock(nn.Module):
         return x + self._drop(self.mlp(self.norm2(x)))
 
     def _attend(self, x: Tensor) -> Tensor:
-        batch, height, width, dim = x.shape
+        height, width = x.shape[1:3]
         window, shift = self.window, self.shift
         x = F.pad(x, (0, 0, 0, -width % window, 0, -height % window))
         rows, cols = x.shape[1] // window, x.shape[2] // window
@@ -115,10 +119,11 @@ class SwinBlock(nn.Module):
         if shift:
             x = x.roll((-shift, -shift), dims=(1, 2))
             mask = shift_mask((rows, cols), window, shift, x)
-        x = x.view(batch, rows, window, cols, window, dim).transpose(2, 3)
-        x = self.attn(x.reshape(-1, window * window, dim), mask)  # (B*rows*cols, N, C)
-        x = x.view(batch, rows, cols, window, window, dim).transpose(2, 3)
-        x = x.reshape(batch, rows * window, cols * window, dim)
+        x = rearrange(x, "b (rows y) (cols x) c -> (b rows cols) (y x) c", y=window, x=window)
+        x = self.attn(x, mask)
+        x = rearrange(
+            x, "(b rows cols) (y x) c -> b (rows y) (cols x) c", rows=rows, cols=cols, y=window
+        )
         if shift:
             x = x.roll((shift, shift), dims=(1, 2))
         return x[:, :height, :width]
@@ -136,7 +141,7 @@ class OutputNorm(nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, C, H, W)."""
-        return super().forward(x).permute(0, 3, 1, 2)
+        return rearrange(super().forward(x), "b h w c -> b c h w")
 
 
 def relative_position_index(window: int) -> Tensor:
@@ -164,8 +169,7 @@ def shift_mask(grid: tuple[int, int], window: int, shift: int, like: Tensor) -> 
         for num in grid
     )
     region = 3 * rows[:, None] + cols[None]  # (rows*window, cols*window)
-    region = region.view(grid[0], window, grid[1], window).transpose(1, 2)
-    region = region.reshape(-1, window * window)  # (M, N)
+    region = rearrange(region, "(rows y) (cols x) -> (rows cols) (y x)", y=window, x=window)
     apart = region[:, :, None] != region[:, None, :]
     return apart.to(like.dtype) * MASKED
 
