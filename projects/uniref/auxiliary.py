@@ -37,7 +37,7 @@ class AuxiliaryLoss(Protocol):
         references: Sequence[References],
         targets: Sequence[Target],
     ) -> Mapping[str, Tensor]:
-        """Weighted scalar losses by name; empty where this batch has nothing to say.
+        """Weighted scalar losses by name; empty where the loss does not apply to the batch.
 
         Args:
             model: in training, to encode further references with.

@@ -69,7 +69,7 @@ def build(node: CfgNode, parts: Mapping[str, Any]) -> UniRef:
 
 
 def complete_target(node: CfgNode) -> Callable[[Target, Mapping[str, Any]], Target] | None:
-    """What the losses want to know of a sample beside its ``Target``; None for nothing."""
+    """Adds to a ``Target`` what else of its sample the losses use; None if they use nothing."""
     return with_class_names if "word" in node.LITE.AUXILIARY_LOSSES else None
 
 

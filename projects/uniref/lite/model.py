@@ -65,8 +65,8 @@ def _with_phrase(reference: Reference, phrase: Tensor) -> NamedReference:
 class NamedUniRef(UniRef):
     """UniRef whose sentences score candidate masks by their names.
 
-    The segmenter gives its best masks, ``name_head`` says how well each shows what the sentence is
-    about, and the one whose logit is best after that is the answer. Where a mask is given or
+    The segmenter gives its best masks, ``name_head`` scores how well each shows what the sentence
+    is about, and the one whose logit is best after that is the answer. Where a mask is given or
     remembered too, that decides which object is meant, and names count only in its score: so
     scores before and after a memory exists are of one scale.
 
@@ -85,7 +85,7 @@ class NamedUniRef(UniRef):
         return NamedPyramid(**vars(super().encode_image(images)), frozen_stages=stages)
 
     def encode_text(self, texts: Sequence[str]) -> tuple[Reference, ...]:
-        """As UniRef does; the finest level knows the opening phrases, but not in training."""
+        """As UniRef does; outside training the finest level carries the opening phrases."""
         finest, *coarser = super().encode_text(texts)
         if self.training or not self.name_head.trained:
             return finest, *coarser

@@ -69,7 +69,7 @@ class NameHead(nn.Module):
 
     @property
     def trained(self) -> bool:
-        """Whether it knows any name."""
+        """Whether there is any name."""
         return bool(self.names.any())
 
     def features(self, images: Tensor) -> tuple[Tensor, ...]:

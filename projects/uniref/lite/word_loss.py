@@ -18,7 +18,7 @@ from unified.structures import References, Target, upload
 
 @dataclass(frozen=True)
 class NamedTarget(Target):
-    """A target that knows what its instances are called.
+    """A target with the class names of its instances.
 
     Attributes:
         class_names: M; None where that is not known of all of them.

@@ -131,7 +131,7 @@ class Backdrop:
         """Where each pixel of the frame comes from: x and y, each (H, W) float32, in the picture.
 
         A window that would reach beyond the picture is made smaller and moved: a mirrored rim would
-        show things a second time, of which sentences say that there is one.
+        show a second copy of things that sentences take for single ones.
         """
         height, width = self.scene.size
         motion = self.motion

@@ -201,7 +201,7 @@ class CutPool:
     def draw(
         self, rng: np.random.Generator, *, like: Sequence[str] = (), regions: bool = False
     ) -> Cutout:
-        """A cutout; one in three is of a class of ``like``, so that classes alone do not tell."""
+        """A cutout; one in three is of a class of ``like``, so that a class can be there twice."""
         known = sorted(set(like) & set(self.by_name))
         if known and rng.random() < 1 / 3:
             members = self.by_name[known[int(rng.integers(len(known)))]]

@@ -117,7 +117,7 @@ class OwnWriter:
 
 
 def _link(source: Path, target: Path) -> None:
-    """The same file under a second name, or a copy where the disk knows no second names."""
+    """A hard link to the file, or a copy where the file system has no hard links."""
     try:
         os.link(source, target)
     except OSError:
