@@ -127,4 +127,6 @@ def register_datasets(names: Iterable[str] = ()) -> None:
             score_threshold=row.score_threshold,
             merge=row.merge,
             memory=row.memory,
+            mask_size=row.mask_size,
+            note=row.note,
         )

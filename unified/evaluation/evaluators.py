@@ -132,6 +132,7 @@ class FewShotEvaluator(ProtocolEvaluator):
         for sample, output in zip(inputs, outputs, strict=True):
             truth, void = np.asarray(sample["target"]), np.asarray(sample["void"])
             mask, _, _ = best_instance(output["instances"], truth.shape)
+            truth, void, mask = (self._judged(each) for each in (truth, void, mask))
             class_name = str(sample["class_id"])
             number = f"{comm.get_rank():02d}_{len(self.samples):06d}"
             name = f"{class_name}/{number}"
@@ -154,7 +155,21 @@ class FewShotEvaluator(ProtocolEvaluator):
             classes = dict.fromkeys(str(record["class_id"]) for record in self._records())
             scores = images.few_shot_scores(episodes, list(classes), problems)
         known = [f"{number}-shot" for number in sorted(set(shots)) if number]
+        if self._side is not None:
+            known.append(f"masks at {self._side} x {self._side} pixels")
+        known += filter(None, [self.metadata.get("note", "")])
         return replace(scores, notes=(*scores.notes, *known))
+
+    @property
+    def _side(self) -> int | None:
+        return self.metadata.get("mask_size")
+
+    def _judged(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """(H, W) at the size at which the benchmark judges, by nearest neighbour."""
+        if self._side is None:
+            return mask
+        rows, columns = (np.arange(self._side) * length // self._side for length in mask.shape)
+        return mask[rows[:, None], columns]
 
 
 class DetectionEvaluator(ProtocolEvaluator):

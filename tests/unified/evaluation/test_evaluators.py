@@ -14,6 +14,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, Instances
 
 from unified.data.catalog import CATALOG, load_records, register_datasets
+from unified.data.formats.files import read_label_map
 from unified.data.formats.records import frame_masks, target_mask
 from unified.data.mappers import TestMapper
 from unified.data.synthetic.releases import RELEASES
@@ -101,6 +102,31 @@ def test_images_agree_with_the_written_folders(
         assert (folder / protocol / "summary.json").is_file()
     values = [v for found in numbers.values() for v in found.values()]
     assert any(0 < value < 100 for value in values)
+
+
+def test_masks_of_folds_are_judged_at_the_published_size(data_root: Path, tmp_path: Path) -> None:
+    name = "pascal-5i-val-0"
+    RELEASES["pascal5i"](data_root, 2, 0)
+    evaluator = build_evaluator(name, tmp_path)
+    evaluator.reset()
+    (height, width), half = (60, 90), np.zeros((60, 90), bool)
+    half[:, :45] = True
+    found = Instances((height, width))
+    found.pred_boxes, found.scores = Boxes(torch.tensor([[0.0, 0, 45, 60]])), torch.ones(1)
+    found.pred_masks = torch.from_numpy(half)[None]
+    target = half.copy()
+    target[30:] = False
+    class_id = load_records(name)[0]["class_id"]
+    sample = {"target": target, "void": np.zeros_like(half), "class_id": class_id, "supports": (1,)}
+    evaluator.process([sample], [{"instances": found}])
+    (written,) = (tmp_path / name / "predictions").rglob("*.png")
+    assert read_label_map(written).shape == (400, 400)
+    assert (read_label_map(written) > 0).sum() == 400 * 200
+    (episode, _, _), *_ = evaluator.samples
+    assert episode.intersection[1] == 200 * 200 and episode.union[1] == 400 * 200
+    notes = evaluator.score("hsnet").notes
+    for words in ("1-shot", "400 x 400", "1000 episodes drawn by seed 0"):
+        assert any(words in note for note in notes), words
 
 
 def test_sentences_are_written_for_looking_at_the_worst_cases(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -81,7 +82,8 @@ def read_pascal5i(root: Path, split: str, fold: int) -> list[ImageRecord]:
         mask = root / "SegmentationClassAug" / f"{name}.png"
         record = _record(picture, _class_annotation(mask, class_id), class_id, str(class_id))
         members.setdefault(class_id, []).append(record)
-    return _with_supports(members)
+    found = {(r["image_id"], r["class_id"]): r for r in _with_supports(members)}
+    return [found[pair] for pair in pairs]  # in the order of the list
 
 
 def _pascal_pair(path: Path, line: str) -> tuple[str, int]:
@@ -127,25 +129,58 @@ def read_coco20i(root: Path, split: str, fold: int) -> list[ImageRecord]:
     return _with_supports(members)
 
 
-def episodes(records: Sequence[ImageRecord], count: int = NUM_EPISODES) -> list[ImageRecord]:
-    """``count`` test episodes, every class equally often, each query before any is repeated.
+def pascal_episodes(records: Sequence[ImageRecord], seed: int = 0) -> list[ImageRecord]:
+    """1,000 test episodes: every record in turn as query, supports drawn from its whole class.
 
-    The order of classes, queries and supports is fixed. Source: the protocol of hsnet; its draw
-    is by an unseeded sequence of the loader, so single episodes differ.
+    A support is never the query, but may come twice. With one support these are the episodes of
+    hsnet for this seed, whose test takes 0; further ones come from a stream of their own.
+
+    Source: hsnet 5ccb58d ``DatasetPASCAL.sample_episode`` and its test loop.
     """
-    by_class: dict[int, list[ImageRecord]] = {}
-    for record in records:
-        by_class.setdefault(record["class_id"], []).append(record)
-    classes = sorted(by_class)
+    draw = _SupportDraw(records, seed)
+    return [draw.episode(records[i % len(records)]) for i in range(NUM_EPISODES)]
+
+
+def coco_episodes(records: Sequence[ImageRecord], seed: int = 0) -> list[ImageRecord]:
+    """1,000 test episodes: a class, a query of it and its supports, all drawn at random.
+
+    As ``pascal_episodes`` otherwise. Source: hsnet 5ccb58d ``DatasetCOCO.load_frame``.
+    """
+    draw = _SupportDraw(records, seed)
+    classes = sorted(draw.members)
     chosen = []
-    for number in range(count):
-        members = by_class[classes[number % len(classes)]]
-        turn = number // len(classes)
-        record = members[turn % len(members)]
-        offset = turn // len(members) % max(len(record["supports"]), 1)
-        supports = record["supports"][offset:] + record["supports"][:offset]
-        chosen.append({**record, "supports": supports})
-    return chosen  # type: ignore[return-value]
+    for _ in range(NUM_EPISODES):
+        members = draw.members[classes[_choice(draw.random, len(classes))]]
+        chosen.append(draw.episode(members[_choice(draw.random, len(members))]))
+    return chosen
+
+
+class _SupportDraw:
+    """Draws supports in the order in which hsnet uses numpy's random numbers."""
+
+    def __init__(self, records: Sequence[ImageRecord], seed: int) -> None:
+        self.random = np.random.RandomState(seed)
+        self._more = np.random.RandomState([seed, 1])
+        self.members: dict[int, list[ImageRecord]] = {}
+        for record in records:
+            alone: Any = {key: value for key, value in record.items() if key != "supports"}
+            self.members.setdefault(record["class_id"], []).append(alone)
+
+    def episode(self, query: ImageRecord) -> ImageRecord:
+        """The query with ``MAX_SUPPORTS`` supports."""
+        members = self.members[query["class_id"]]
+        supports: list[ImageRecord] = []
+        while len(supports) < MAX_SUPPORTS:
+            random = self._more if supports else self.random
+            support = members[_choice(random, len(members))]
+            if support["image_id"] != query["image_id"]:
+                supports.append(support)
+        return {**query, "supports": supports}
+
+
+def _choice(random: np.random.RandomState, num: int) -> int:
+    """A number below ``num``, as numpy draws one without replacement."""
+    return int(random.choice(num, 1, replace=False)[0])
 
 
 def _class_annotation(mask: Path, class_id: int) -> Annotation:
