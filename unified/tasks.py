@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from unified.structures import MASK_STRIDE
-
 
 class Task(str, Enum):
     """What is asked of the model; the value is the name in sample dicts, configs and cards."""
@@ -32,7 +30,7 @@ class TaskSpec:
 
     references: tuple[str, ...]
     num_frames: int = 1
-    mask_stride: int = MASK_STRIDE
+    mask_stride: int = 4  # structures.MASK_STRIDE, without its import of torch
     mask_dropout: float = 0.0
     top_k: int = 1
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from unified.structures import (
+    MASK_STRIDE,
     FeaturePyramid,
     FrameResult,
     ImageBatch,
@@ -15,6 +16,7 @@ from unified.structures import (
     padded_size,
     stack_levels,
 )
+from unified.tasks import TASKS, Task
 
 MEAN, STD = torch.tensor([10.0, 20.0, 30.0]), torch.tensor([2.0, 4.0, 5.0])
 
@@ -141,3 +143,7 @@ def test_masks_alone_give_scores_and_boxes() -> None:
     expected = torch.tensor([6 / 12, 6 / 16, 6 / 12, 4 / 16])  # cxcywh of the image itself
     torch.testing.assert_close(found.boxes[0, 0], expected)
     assert found.boxes[1, 0, 2:].tolist() == [0, 0]
+
+
+def test_tasks_have_the_stride_of_masks() -> None:
+    assert {task for task, row in TASKS.items() if row.mask_stride != MASK_STRIDE} == {Task.VOS}

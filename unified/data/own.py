@@ -89,7 +89,7 @@ def _read_sentences(
 ) -> list[ImageRecord]:
     """Told objects; their sentences stand with them, or in a file of their own."""
     if expressions is None:
-        return coco.read_told_objects(annotations, images)
+        return coco.read_described_objects(annotations, images)
     return read_expressions(expressions, annotations, images)
 
 

@@ -16,9 +16,9 @@ from unified.devices import pick_device
 from unified.engine.checkpointing import POINTER, find_weights
 from unified.engine.hooks import default_hooks
 from unified.engine.models import load_checkpoint
-from unified.engine.sources import build_train_loader
 from unified.engine.system import system
 from unified.engine.testing import check_test_sets, evaluate
+from unified.engine.train_loader import build_train_loader
 from unified.engine.trainer import Trainer
 from unified.errors import ConfigError
 from unified.evaluation.report import counted

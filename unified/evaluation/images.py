@@ -214,13 +214,13 @@ def generalized_scores(
     samples: Sequence[Overlap], refused: Sequence[bool] | None, problems: Problems
 ) -> Scores:
     """gIoU, cIoU, N-acc, T-acc and Pr@X; without ``refused`` an empty mask is a refusal."""
-    said = [s.predicted == 0 for s in samples] if refused is None else refused
+    refusals = [s.predicted == 0 for s in samples] if refused is None else refused
     no_target = [s.true == 0 for s in samples]
     counted = generalized.GeneralizedSamples(
         np.array([s.intersection for s in samples]),
         np.array([s.union for s in samples]),
         np.array(no_target),
-        np.array(said),
+        np.array(refusals),
     )
     numbers = generalized.generalized_summary(counted)
     for key in ("T_acc", "N_acc"):
@@ -229,7 +229,7 @@ def generalized_scores(
     ious = generalized.sample_ious(counted)
     areas = zip(*generalized.counted_areas(counted), strict=True)
     for sample, says, none, ratio, (inter, union) in zip(
-        samples, said, no_target, ious, areas, strict=True
+        samples, refusals, no_target, ious, areas, strict=True
     ):
         values = {"IoU": 100 * float(ratio), "I": float(inter), "U": float(union)}
         values |= {"refused": float(says), "no_target": float(none)}

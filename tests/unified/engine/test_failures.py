@@ -58,7 +58,7 @@ NOT_A_NUMBER = """
     import torch
     from detectron2.engine import HookBase
     from unified.engine.config import load_config
-    from unified.engine.sources import build_train_loader
+    from unified.engine.train_loader import build_train_loader
     from unified.engine.trainer import Trainer
 
     class Spoil(HookBase):

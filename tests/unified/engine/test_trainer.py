@@ -94,7 +94,7 @@ def test_ablations_train_and_see_what_they_should(options: list[str], name: str)
 
 
 def _parts(options: list[str]) -> tuple[Any, Any]:
-    from unified.engine.sources import build_train_loader
+    from unified.engine.train_loader import build_train_loader
 
     cfg = load_config(CONFIG, options)
     return cfg, build_train_loader(cfg)

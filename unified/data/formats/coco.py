@@ -41,7 +41,7 @@ def read_instances(path: Path, folders: Sequence[Path]) -> list[ImageRecord]:
     return [_image(image, folder, objects[image["id"]]) for image in content["images"]]
 
 
-def read_told_objects(path: Path, folder: Path) -> list[ImageRecord]:
+def read_described_objects(path: Path, folder: Path) -> list[ImageRecord]:
     """One record per object of a COCO-style file that has sentences.
 
     Sentences are a list ``expressions`` of an annotation, or of an image entry with the objects
@@ -49,7 +49,7 @@ def read_told_objects(path: Path, folder: Path) -> list[ImageRecord]:
     """
     records = read_instances(path, [folder])
     content = read_json(path, "COCO instances", INSTANCE_KEYS)
-    told = {
+    texts = {
         entry["id"]: entry["expressions"]
         for entry in content["annotations"]
         if entry.get("expressions")
@@ -57,7 +57,7 @@ def read_told_objects(path: Path, folder: Path) -> list[ImageRecord]:
     result = [record for record in records if "expressions" in record]
     for record in records:
         for annotation in record["annotations"]:
-            if sentences := told.get(annotation["id"]):
+            if sentences := texts.get(annotation["id"]):
                 only: ImageRecord = {**record, "annotations": [annotation]}
                 result.append({**only, "expressions": list(sentences)})
     if not result:

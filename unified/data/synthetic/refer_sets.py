@@ -69,9 +69,9 @@ def _write_refer_set(
             name = _refer_file_name(dataset, coco.next_image_id())
             scene = make_scene(rng)
             ann_ids = add_scene(coco, scene, folder, name)
-            for label, told in sentences(scene, rng, attributes=attributes).items():
+            for label, phrases in sentences(scene, rng, attributes=attributes).items():
                 kind = scene.things[label - 1].kind
-                refs.append(_ref_entry(coco, refs, [ann_ids[label]], [kind], told, split))
+                refs.append(_ref_entry(coco, refs, [ann_ids[label]], [kind], phrases, split))
     write_json(root / "refer" / dataset / "instances.json", coco.content())
     for split_by, splits in REFER_SPLITS[dataset].items():
         chosen = list(_resplit(refs, splits))
@@ -95,7 +95,7 @@ def _ref_entry(
     refs: Sequence[Any],
     ann_ids: list[int],
     kinds: list[str],
-    told: Sequence[Sentence],
+    phrases: Sequence[Sentence],
     split: str,
 ) -> dict[str, Any]:
     """One entry of refs(...).p for the picture added last."""
@@ -103,14 +103,16 @@ def _ref_entry(
     image = coco.images[-1]
     file_name = Path(image["file_name"])
     return {
-        "sent_ids": [first + i for i in range(len(told))],
+        "sent_ids": [first + i for i in range(len(phrases))],
         "file_name": f"{file_name.with_suffix('')}_{ann_ids[0]}{file_name.suffix}",
         "ann_id": ann_ids[0],
         "ref_id": coco.first_image_id + len(refs),
         "image_id": image["id"],
         "split": split,
         "category_id": CATEGORY_IDS[kinds[0]],
-        "sentences": [_sentence_entry(first + i, said.text) for i, said in enumerate(told)],
+        "sentences": [
+            _sentence_entry(first + i, sentence.text) for i, sentence in enumerate(phrases)
+        ],
     }
 
 
@@ -158,13 +160,13 @@ def write_grefcoco(root: Path, size: int, seed: int) -> None:
             name = _refer_file_name("grefcoco", coco.next_image_id())
             scene = make_scene(rng)
             ann_ids = add_scene(coco, scene, root / "coco2014/train2014", name)
-            single = [told[0] for told in sentences(scene, rng, attributes=STILL).values()]
+            single = [phrases[0] for phrases in sentences(scene, rng, attributes=STILL).values()]
             groups = group_sentences(scene, rng, attributes=STILL, count=2)
             absent = absent_sentences(scene, rng, attributes=STILL, count=1)
-            for said in (*single, *groups, *absent):
-                kinds = [scene.things[label - 1].kind for label in said.labels]
-                targets = [ann_ids[label] for label in said.labels]
-                refs.append(_gref_entry(coco, refs, targets, kinds, said, split))
+            for sentence in (*single, *groups, *absent):
+                kinds = [scene.things[label - 1].kind for label in sentence.labels]
+                targets = [ann_ids[label] for label in sentence.labels]
+                refs.append(_gref_entry(coco, refs, targets, kinds, sentence, split))
     write_json(root / "refer/grefcoco/instances.json", coco.content())
     write_json(root / "refer/grefcoco/grefs(unc).json", refs)
 
@@ -174,10 +176,10 @@ def _gref_entry(
     refs: Sequence[Any],
     ann_ids: list[int],
     kinds: list[str],
-    said: Sentence,
+    sentence: Sentence,
     split: str,
 ) -> dict[str, Any]:
-    entry = _ref_entry(coco, refs, ann_ids or [-1], kinds or list(KINDS)[:1], [said], split)
+    entry = _ref_entry(coco, refs, ann_ids or [-1], kinds or list(KINDS)[:1], [sentence], split)
     entry["sentences"][0]["exist"] = bool(ann_ids)
     return {
         **entry,

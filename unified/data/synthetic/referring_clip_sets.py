@@ -33,13 +33,13 @@ def write_refytvos(root: Path, size: int, seed: int) -> None:
         test: dict[str, Any] = {}
         for clip in make_clips(seed, f"refytvos/{split}", split_size(split, size), step=5):
             clip.save_images(release / split / "JPEGImages")
-            told = _sentences(clip, LOOKS_AND_MOTION, per_thing=2, from_start=True)
+            phrases = _sentences(clip, LOOKS_AND_MOTION, per_thing=2, from_start=True)
             expressions = {
                 str(number): {
-                    "exp": said.text,
-                    **({"obj_id": str(said.labels[0])} if split == "train" else {}),
+                    "exp": sentence.text,
+                    **({"obj_id": str(sentence.labels[0])} if split == "train" else {}),
                 }
-                for number, said in enumerate(told)
+                for number, sentence in enumerate(phrases)
             }
             entry = {"expressions": expressions, "frames": list(clip.frame_names)}
             videos[clip.name], objects[clip.name] = entry, {"objects": youtube_objects(clip)}
@@ -48,7 +48,7 @@ def write_refytvos(root: Path, size: int, seed: int) -> None:
             elif len(videos) == 1:
                 test[clip.name] = entry
             else:
-                _save_expression_masks(clip, told, release / "valid/Annotations")
+                _save_expression_masks(clip, phrases, release / "valid/Annotations")
         _save_expressions(release, split, videos)
         if split == "train":
             write_json(release / "train/meta.json", {"videos": objects})
@@ -62,18 +62,22 @@ def _sentences(
     """Sentences about the things that are ever visible, or visible in the first frame."""
     found = sentences(clip.scene, clip.rng, attributes=attributes, per_thing=per_thing)
     visible = set(np.unique(clip.label_maps[0]).tolist()) if from_start else clip.frames_of()
-    return [said for label, told in found.items() if label in visible for said in told]
+    return [
+        sentence for label, phrases in found.items() if label in visible for sentence in phrases
+    ]
 
 
 def _save_expressions(release: Path, split: str, videos: dict[str, Any]) -> None:
     write_json(release / f"meta_expressions/{split}/meta_expressions.json", {"videos": videos})
 
 
-def _save_expression_masks(clip: Clip, told: list[Sentence], folder: Path) -> None:
+def _save_expression_masks(clip: Clip, phrases: list[Sentence], folder: Path) -> None:
     """``folder/<clip>/<expression>/<frame>.png``: the layout of submissions, 0 and 255."""
-    for number, said in enumerate(told):
+    for number, sentence in enumerate(phrases):
         for name, labels in zip(clip.frame_names, clip.label_maps, strict=True):
-            write_mask(folder / clip.name / str(number) / f"{name}.png", labels == said.labels[0])
+            write_mask(
+                folder / clip.name / str(number) / f"{name}.png", labels == sentence.labels[0]
+            )
 
 
 def write_refdavis(root: Path, size: int, seed: int) -> None:
@@ -83,8 +87,8 @@ def write_refdavis(root: Path, size: int, seed: int) -> None:
     for split in ("train", "val"):
         for clip in make_clips(seed, f"davis17/{split}", split_size(split, size)):
             for label, number in davis_ids(clip).items():
-                for index, said in enumerate(_four_sentences(clip, label)):
-                    lines[index].append(f'{clip.name} {number} "{said}"')
+                for index, sentence in enumerate(_four_sentences(clip, label)):
+                    lines[index].append(f'{clip.name} {number} "{sentence}"')
     folder = root / "ref-davis/davis_text_annotations"
     names = ("annot1", "annot1_full_video", "annot2", "annot2_full_video")
     for name, content in zip(names, lines, strict=True):
@@ -96,12 +100,12 @@ def _four_sentences(clip: Clip, label: int) -> list[str]:
     result = []
     for index in range(NUM_REF_DAVIS_SETS):
         attributes = LOOKS if index % 2 == 0 else LOOKS_AND_MOTION
-        told = sentences(clip.scene, clip.rng, attributes=attributes, per_thing=2)
+        phrases = sentences(clip.scene, clip.rng, attributes=attributes, per_thing=2)
         thing = clip.scene.things[label - 1]
         fallback = Sentence(
             f"the {thing.size} {thing.colour} {thing.texture} {thing.kind}", (label,)
         )
-        result.append(told.get(label, [fallback])[0].text)
+        result.append(phrases.get(label, [fallback])[0].text)
     return result
 
 
@@ -120,10 +124,10 @@ def write_mevis(root: Path, size: int, seed: int) -> None:
                 maps = [labels == label for labels in clip.label_maps]
                 masks[str(len(masks))] = [encode_mask(m) if m.any() else None for m in maps]
             attributes = ("colour", "kind", "motion")
-            told = _sentences(clip, attributes, per_thing=2)
-            told += group_sentences(clip.scene, clip.rng, attributes=attributes, count=2)
+            phrases = _sentences(clip, attributes, per_thing=2)
+            phrases += group_sentences(clip.scene, clip.rng, attributes=attributes, count=2)
             videos[clip.name] = {
-                "expressions": _mevis_expressions(told, anno_ids, with_ids=split != "valid"),
+                "expressions": _mevis_expressions(phrases, anno_ids, with_ids=split != "valid"),
                 "vid_id": video_id,
                 "frames": list(clip.frame_names),
             }
@@ -133,15 +137,15 @@ def write_mevis(root: Path, size: int, seed: int) -> None:
 
 
 def _mevis_expressions(
-    told: list[Sentence], anno_ids: dict[int, int], *, with_ids: bool
+    phrases: list[Sentence], anno_ids: dict[int, int], *, with_ids: bool
 ) -> dict[str, dict[str, Any]]:
     result: dict[str, dict[str, Any]] = {}
     order = list(anno_ids)
-    for said in told:
-        labels = [label for label in said.labels if label in anno_ids]
+    for sentence in phrases:
+        labels = [label for label in sentence.labels if label in anno_ids]
         ids = {
             "obj_id": [order.index(label) for label in labels],
             "anno_id": [anno_ids[label] for label in labels],
         }
-        result[str(len(result))] = {"exp": said.text, **(ids if with_ids else {})}
+        result[str(len(result))] = {"exp": sentence.text, **(ids if with_ids else {})}
     return result

@@ -11,9 +11,9 @@ from torch import nn
 from unified.data.catalog import load_records
 from unified.data.synthetic.releases import RELEASES
 from unified.engine.config import load_config
-from unified.engine.sources import build_source
 from unified.engine.system import system
 from unified.engine.testing import evaluate
+from unified.engine.train_loader import build_source
 from unified.errors import ConfigError
 
 CONFIG = Path(__file__).parents[2] / "data/tiny_training.yaml"
