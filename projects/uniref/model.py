@@ -5,7 +5,7 @@ The parts come from ``unified.modeling``; this file only says how they work toge
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from einops import rearrange
@@ -21,6 +21,7 @@ from unified.modeling.layers import masked_mean
 from unified.modeling.mask_encoder import MaskEncoder
 from unified.modeling.mask_head import MaskHead
 from unified.modeling.neck import Neck
+from unified.modeling.precision import halve_only, in_stored_precision
 from unified.modeling.selection import select_queries
 from unified.modeling.text_encoder import TextEncoder, TextFeatures
 from unified.structures import (
@@ -75,6 +76,12 @@ class UniRef(nn.Module):
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std), persistent=False)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> UniRef:
+        """Where ``to(torch.bfloat16)`` and the like end up; see ``unified.modeling.precision``."""
+        parts = ("backbone.", "mask_encoder.", "fusion.")
+        super()._apply(halve_only(self, parts, fn), recurse)
+        return self
+
     @property
     def reference_kinds(self) -> frozenset[str]:
         """The subset of {"text", "mask"} that this model understands."""
@@ -87,6 +94,7 @@ class UniRef(nn.Module):
             images, mean=self.pixel_mean, std=self.pixel_std, divisor=self.size_divisor
         )
 
+    @in_stored_precision
     def encode_image(self, images: ImageBatch) -> FeaturePyramid:
         """Backbone features at strides 8 to 64, and the raw stride-4 map for masks."""
         stages = self.backbone(images.tensor)
@@ -99,6 +107,7 @@ class UniRef(nn.Module):
             high_res=stages["res2"],
         )
 
+    @in_stored_precision
     def encode_text(self, texts: Sequence[str]) -> tuple[Reference, ...]:
         """B sentences -> the same words as reference at every level."""
         if self.text_encoder is None:
@@ -115,6 +124,7 @@ class UniRef(nn.Module):
         )
         return (reference,) * len(self.neck.input_proj)
 
+    @in_stored_precision
     def encode_mask(
         self, images: ImageBatch, features: FeaturePyramid, masks: Tensor
     ) -> tuple[Reference, ...]:
@@ -153,6 +163,7 @@ class UniRef(nn.Module):
             levels.append(rearrange(fused, "b (h w) c -> b c h w", h=level.shape[-2]))
         return tuple(levels)
 
+    @in_stored_precision
     def segment(
         self,
         features: FeaturePyramid,
@@ -201,6 +212,7 @@ class UniRef(nn.Module):
         )
         return index, scores, classes
 
+    @in_stored_precision
     def losses(
         self,
         features: FeaturePyramid,

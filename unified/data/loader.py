@@ -1,8 +1,9 @@
 """Batches from several datasets: one dataset per batch, one aspect, and a stream that can resume.
 
 What a batch holds follows from the seed and its number alone, not from workers, ranks or time: a
-global batch is planned, and every rank makes its share. Sample number i of batch n has its own
-random generator.
+global batch is planned, and every rank makes its share. Where every process has a dataset of its
+own, it follows from the number of processes too. Sample number i of batch n has its own random
+generator.
 """
 
 from __future__ import annotations
@@ -67,10 +68,13 @@ class BatchPlan:
 
     A source is drawn by ratio, then an aspect group (wide, tall) by its size; the group is walked
     through in a random order that is new in every round.
+
+    Args:
+        num_shares: equal shares of a global batch, each with a source and group of its own.
     """
 
-    def __init__(self, sources: Sequence[Source], seed: int) -> None:
-        self.seed = seed
+    def __init__(self, sources: Sequence[Source], seed: int, num_shares: int = 1) -> None:
+        self.seed, self.num_shares = seed, num_shares
         self.batch_sizes = [source.batch_size for source in sources]
         ratios = np.array([source.ratio for source in sources], dtype=np.float64)
         self.shares = ratios / ratios.sum()
@@ -78,25 +82,29 @@ class BatchPlan:
         self.state: dict[str, Any] = {"batch": 0, "drawn": [[0] * len(g) for g in self.groups]}
         self._orders: dict[tuple[int, int], tuple[int, np.ndarray]] = {}
 
-    def next_batch(self) -> list[SampleKey]:
-        """The keys of the next global batch."""
+    def next_batch(self) -> list[list[SampleKey]]:
+        """The keys of the next global batch by shares."""
         number = self.state["batch"]
-        rng = np.random.default_rng([self.seed, number])
+        shares = [self._share(number, index) for index in range(self.num_shares)]
+        self.state["batch"] = number + 1
+        return shares
+
+    def _share(self, number: int, index: int) -> list[SampleKey]:
+        seed = (self.seed, number) if self.num_shares == 1 else (self.seed, number, index)
+        rng = np.random.default_rng(seed)
         source = int(rng.choice(len(self.shares), p=self.shares))
         sizes = np.array([len(group) for group in self.groups[source]], dtype=np.float64)
         group = int(rng.choice(len(sizes), p=sizes / sizes.sum()))
-        keys = [
+        return [
             SampleKey(
                 source=source,
                 group=group,
                 position=self._next_position(source, group),
-                seed=(self.seed, number, index),
-                batch_seed=(self.seed, number),
+                seed=(*seed, place),
+                batch_seed=seed,
             )
-            for index in range(self.batch_sizes[source])
+            for place in range(self.batch_sizes[source] // self.num_shares)
         ]
-        self.state["batch"] = number + 1
-        return keys
 
     def _next_position(self, source: int, group: int) -> int:
         drawn = self.state["drawn"][source][group]
@@ -163,13 +171,23 @@ class TrainLoader:
         rank: int = 0,
         world_size: int = 1,
         max_broken: int = MAX_BROKEN,
+        one_dataset_per: str = "step",
     ) -> None:
         """
+        Args:
+            one_dataset_per: "step", or "process" for a dataset, hence a task, of its own for every
+                process, as in the reference.
+
         Raises:
-            ConfigError: there is no source, a ratio is not positive, or a batch cannot be divided.
+            ConfigError: there is no source, a ratio is not positive, a batch cannot be divided, or
+                ``one_dataset_per`` is neither.
         """
         _check_sources(sources, world_size)
-        self.plan = BatchPlan(sources, seed)
+        if one_dataset_per not in ("step", "process"):
+            raise ConfigError(
+                f"DATALOADER.ONE_DATASET_PER is {one_dataset_per!r}: choose 'step' or 'process'"
+            )
+        self.plan = BatchPlan(sources, seed, world_size if one_dataset_per == "process" else 1)
         self.sources = sources
         self.num_workers = num_workers
         self.rank, self.world_size = rank, world_size
@@ -241,10 +259,13 @@ class _Batches:
     def __iter__(self) -> Iterator[list[SampleKey]]:
         loader = self.loader
         while True:
-            keys = loader.plan.next_batch()
+            shares = loader.plan.next_batch()
             self.states.append(copy.deepcopy(loader.plan.state))
-            share = len(keys) // loader.world_size
-            yield keys[loader.rank * share : (loader.rank + 1) * share]
+            if len(shares) == loader.world_size:
+                yield shares[loader.rank]
+                continue
+            size = len(shares[0]) // loader.world_size
+            yield shares[0][loader.rank * size : (loader.rank + 1) * size]
 
 
 def _one_thread(worker: int) -> None:

@@ -45,6 +45,7 @@ def _add_data(cfg: CfgNode) -> None:
     cfg.DATALOADER.RATIOS = CfgNode(new_allowed=True)  # of batches, 1 where nothing is said
     cfg.DATALOADER.BATCH_SIZES = CfgNode(new_allowed=True)  # instead of SOLVER.IMS_PER_BATCH
     cfg.DATALOADER.NUM_WORKERS = 4  # per process
+    cfg.DATALOADER.ONE_DATASET_PER = "step"  # or "process": their tasks differ within a step
     image = cfg.INPUT
     image.MIN_SIZE_TRAIN = (480,)
     image.MAX_SIZE_TRAIN = 1333

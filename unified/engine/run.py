@@ -80,15 +80,17 @@ def train(cfg: CfgNode, *, resume: bool) -> Trainer:
     Raises:
         UnifiedError: something is missing or wrong; the message says what to do.
     """
-    if not resume and (Path(cfg.OUTPUT_DIR) / POINTER).exists():
+    started = (Path(cfg.OUTPUT_DIR) / POINTER).exists()
+    if started and not resume:
         raise ConfigError(
             f"OUTPUT_DIR {cfg.OUTPUT_DIR} holds a training run: continue it with --resume, or "
             "choose another folder"
         )
-    find_weights(cfg)
+    if not started:
+        find_weights(cfg)
     check_test_sets(cfg)
-    trainer = Trainer(cfg, build_train_loader(cfg))
-    if resume and trainer.resume():
+    trainer = Trainer(cfg, build_train_loader(cfg), resume=resume)
+    if started:
         logger.info("resumed at step %d", trainer.start_iter)
     if trainer.is_done:
         logger.info("nothing is left to do: the final weights are there")

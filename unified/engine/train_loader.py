@@ -35,6 +35,7 @@ def build_train_loader(cfg: CfgNode) -> TrainLoader:
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         rank=comm.get_rank(),
         world_size=comm.get_world_size(),
+        one_dataset_per=cfg.DATALOADER.ONE_DATASET_PER,
     )
 
 

@@ -67,12 +67,16 @@ class Trainer(TrainerBase):
         batch: samples of the latest step of this process.
     """
 
-    def __init__(self, cfg: CfgNode, loader: TrainLoader) -> None:
-        """Builds everything; weights come from ``MODEL.WEIGHTS`` until ``resume``.
+    def __init__(self, cfg: CfgNode, loader: TrainLoader, *, resume: bool = False) -> None:
+        """Builds everything; weights come from ``MODEL.WEIGHTS``.
+
+        Args:
+            resume: go on from the last checkpoint of ``OUTPUT_DIR`` instead, if there is one.
 
         Raises:
-            ConfigError: a value does not fit.
-            CheckpointError: the initial weights are missing or do not fit.
+            ConfigError: a value does not fit, or the checkpoint belongs to other datasets, another
+                seed or another model.
+            CheckpointError: the weights are missing, damaged or do not fit.
         """
         super().__init__()
         check_clipping(cfg)
@@ -88,7 +92,11 @@ class Trainer(TrainerBase):
         seed_everything(cfg.SEED)
         builder = system(cfg.MODEL.META_ARCHITECTURE)
         self._segmenter: nn.Module = builder.build(cfg)
-        load_initial_weights(self._segmenter, cfg)
+        state = read_last_checkpoint(self.folder) if resume else None
+        if state is None:
+            load_initial_weights(self._segmenter, cfg)
+        else:  # it holds the weights, but for example no vocabulary
+            builder.load_parts(self._segmenter, cfg, state["model"])
         self.shell = SegmenterShell(self._segmenter, builder.supervision(cfg))
         self.shell.to(self.device).train()
         self.model = distribute(self.shell)
@@ -100,22 +108,16 @@ class Trainer(TrainerBase):
         self.average = average_weights(self.segmenter, decay) if decay else None
         self.batch: Sequence[Sample] = ()
         self._stream: Iterator[list[Sample]] = iter(())
+        if state is not None:
+            self._restore(state)
 
     @property
     def segmenter(self) -> nn.Module:
         """The model itself; its keys are those of checkpoints."""
         return self._segmenter
 
-    def resume(self) -> bool:
-        """Goes on from the last checkpoint of ``OUTPUT_DIR``; False if there is none.
-
-        Raises:
-            CheckpointError: it is damaged.
-            ConfigError: it belongs to other datasets, another seed or another model.
-        """
-        state = read_last_checkpoint(self.folder)
-        if state is None:
-            return False
+    def _restore(self, state: dict[str, Any]) -> None:
+        """Puts everything where ``checkpoint`` took it from."""
         try:
             self.segmenter.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
@@ -131,7 +133,6 @@ class Trainer(TrainerBase):
             self.average.n_averaged.fill_(state["iteration"] + 1)
         self.loader.load_state_dict(state["loader"])
         self.start_iter = self.iter = state["iteration"] + 1
-        return True
 
     @property
     def is_done(self) -> bool:
@@ -275,15 +276,13 @@ class Trainer(TrainerBase):
 
     def _record(self, terms: dict[str, float], waited: float, seconds: float) -> None:
         """Means over all processes into the event storage."""
+        terms[f"total_loss/{self.batch[0]['dataset']}"] = terms["total_loss"]
         shares = comm.gather(terms | {"samples": float(len(self.batch))})
         if not comm.is_main_process():
             return
-        for name in terms:
+        for name in dict.fromkeys(name for share in shares for name in share if name != "samples"):
             values = [share[name] for share in shares if name in share]
             self.storage.put_scalar(name, sum(values) / len(values), smoothing_hint=False)
-        dataset = self.batch[0]["dataset"]
-        total = self.storage.latest()["total_loss"][0]
-        self.storage.put_scalar(f"total_loss/{dataset}", total, smoothing_hint=False)
         self.storage.put_scalar("time", seconds, smoothing_hint=False)
         self.storage.put_scalar("data_time", waited, smoothing_hint=False)
         self.storage.put_scalar(

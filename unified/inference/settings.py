@@ -28,7 +28,8 @@ class ModelInput:
         short_side: the shorter side of the model's input.
         max_size: its longer side is never larger than this.
         score_threshold: an object with a lower score is absent, its mask empty.
-        precision: "float32", or "bfloat16" or "float16" autocast.
+        precision: "float32", or "bfloat16" or "float16" autocast, whose masks are near those of
+            float32 but not the same, see docs/runs.md.
         support_margin: example images are cropped around their object, see ``object_window``;
             infinite takes whole pictures.
     """

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
+from functools import cache
 from typing import Literal
 
 import torch
@@ -11,6 +13,9 @@ from torch.nn import functional as F
 
 from unified.dependencies import require
 from unified.errors import ConfigError
+from unified.modeling.precision import HALF
+
+logger = logging.getLogger(__name__)
 
 Backend = Literal["sdpa", "flash", "eager"]
 BACKENDS: tuple[Backend, ...] = ("sdpa", "flash", "eager")
@@ -86,7 +91,8 @@ def _flash(
     query: Tensor, key: Tensor, value: Tensor, padding_mask: Tensor | None, dropout: float
 ) -> Tensor:
     flash_attn = require("flash_attn")
-    if query.dtype not in (torch.float16, torch.bfloat16) or query.device.type == "cpu":
+    if query.dtype not in HALF or query.device.type == "cpu":
+        _warn_without_flash(str(query.dtype).removeprefix("torch."), query.device.type)
         return attend(query, key, value, padding_mask, backend="sdpa", dropout=dropout)
     q, k, v = (x.transpose(1, 2).contiguous() for x in (query, key, value))  # (B, N, heads, D)
     if padding_mask is None:
@@ -106,6 +112,17 @@ def _flash(
         dropout,
     )
     return out.view(batch, num_queries, num_heads, dim).transpose(1, 2)
+
+
+@cache
+def _warn_without_flash(dtype: str, device: str) -> None:
+    """Once for each kind of input."""
+    logger.warning(
+        'attention backend "flash" computes in half precision on GPUs, inputs are %s on %s: '
+        '"sdpa" takes over. Run in bfloat16, or name "sdpa" in the configuration',
+        dtype,
+        device,
+    )
 
 
 def _blockwise_cpu(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from unified.modeling.layers import MLP, inverse_sigmoid, zero_init
+from unified.modeling.precision import full_precision
 from unified.modeling.transformer import DeformableTransformer, TokenLayout
 
 
@@ -57,6 +58,9 @@ class DetrHead(nn.Module):
 
     Source: DINO (arXiv:2203.03605), sections 3.4 and 3.5, as set in UniRef++ (arXiv:2312.15715).
     The predictors' last entry serves the encoder proposals.
+
+    Under autocast the layers of encoder and decoder use half precision; what is predicted from
+    them, and their residual streams, stay float32.
     """
 
     def __init__(
@@ -89,13 +93,14 @@ class DetrHead(nn.Module):
     def propose(self, levels: Sequence[Tensor], padding_masks: Sequence[Tensor]) -> Proposals:
         """A proposal for every token of the encoder."""
         memory, layout = self.transformer.encode(levels, padding_masks)
-        features, anchors = self.transformer.propose(memory, layout)
-        return Proposals(
-            memory=memory,
-            layout=layout,
-            logits=self.class_embed[-1](features),
-            boxes=self.bbox_embed[-1](features) + anchors,
-        )
+        with full_precision(memory.device):
+            features, anchors = self.transformer.propose(memory, layout)
+            return Proposals(
+                memory=memory,
+                layout=layout,
+                logits=self.class_embed[-1](features),
+                boxes=self.bbox_embed[-1](features) + anchors,
+            )
 
     def choose(self, proposals: Proposals) -> Tensor:
         """Tokens (B, Q) of the best proposals, best first: the order gives each its query."""
@@ -107,15 +112,15 @@ class DetrHead(nn.Module):
         transformer, memory, layout = self.transformer, proposals.memory, proposals.layout
         boxes = proposals.boxes.gather(1, selected[..., None].expand(-1, -1, 4)).detach()
 
-        position = transformer.query_position(boxes)
+        with full_precision(memory.device):
+            position = transformer.query_position(boxes)
         hidden = self.query_embed.weight[: selected.shape[1]].expand(len(boxes), -1, -1)
         valid = torch.cat((layout.valid_ratios, layout.valid_ratios), dim=-1)  # (B, L, 4)
         hiddens, references = [], [boxes.sigmoid()]
         for index, layer in enumerate(transformer.decoder.layers):
             start = references[-1].detach()
             hidden = layer(hidden, position, start[:, :, None] * valid[:, None], memory, layout)
-            delta = self.bbox_embed[index](hidden)
-            references.append((delta + inverse_sigmoid(start)).sigmoid())
+            references.append(self._refine(index, hidden, start))
             hiddens.append(hidden)
         return Queries(
             hidden=tuple(hiddens),
@@ -128,9 +133,16 @@ class DetrHead(nn.Module):
 
     def logits(self, queries: Queries, layer: int) -> Tensor:
         """Class logits (B, Q, num_classes) of one decoder layer."""
-        return self.class_embed[layer](queries.hidden[layer])
+        hidden = queries.hidden[layer]
+        with full_precision(hidden.device):
+            return self.class_embed[layer](hidden)
 
     def boxes(self, queries: Queries, layer: int) -> Tensor:
         """Boxes (B, Q, 4) of one decoder layer with gradients through the layer before it."""
-        delta = self.bbox_embed[layer](queries.hidden[layer])
-        return (delta + inverse_sigmoid(queries.references[layer])).sigmoid()
+        return self._refine(layer, queries.hidden[layer], queries.references[layer])
+
+    def _refine(self, layer: int, hidden: Tensor, start: Tensor) -> Tensor:
+        """What a decoder layer makes of boxes (B, Q, 4)."""
+        with full_precision(hidden.device):
+            delta = self.bbox_embed[layer](hidden)
+            return (delta + inverse_sigmoid(start)).sigmoid()

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unified.modeling.layers import resize_padding_mask, xavier_init, zero_init
+from unified.modeling.precision import full_precision, widen
 
 STAGES = ("res3", "res4", "res5")
 
@@ -31,7 +32,7 @@ class Neck(nn.Module):
     def forward(
         self, stages: Mapping[str, Tensor], padding_mask: Tensor
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """Levels and their padding masks.
+        """Levels, float32 also under autocast, and their padding masks.
 
         Args:
             stages: backbone outputs with keys res3, res4, res5, (B, C_i, h, w).
@@ -40,8 +41,9 @@ class Neck(nn.Module):
         Returns:
             4 x (B, dim, H_l, W_l) and 4 x (B, H_l, W_l); the last mask is resized from the first.
         """
-        inputs = [*(stages[name] for name in STAGES), stages[STAGES[-1]]]
-        levels = tuple(project(x) for project, x in zip(self.input_proj, inputs, strict=True))
+        inputs = [widen(stages[name]) for name in (*STAGES, STAGES[-1])]
+        with full_precision(padding_mask.device):
+            levels = tuple(project(x) for project, x in zip(self.input_proj, inputs, strict=True))
         masks = [resize_padding_mask(padding_mask, level.shape[-2:]) for level in levels[:-1]]
         masks.append(resize_padding_mask(masks[0], levels[-1].shape[-2:]))
         return levels, tuple(masks)
@@ -71,7 +73,9 @@ class TopDownNeck(Neck):
         coarser = levels[-1]
         found = [coarser]
         for level, conv in zip(levels[-2::-1], self.top_down, strict=True):
-            grown = F.interpolate(conv(coarser), size=level.shape[-2:], mode="bilinear")
+            with full_precision(level.device):
+                coarser = conv(coarser)
+            grown = F.interpolate(coarser, size=level.shape[-2:], mode="bilinear")
             coarser = level + grown
             found.append(coarser)
         return tuple(found[::-1]), masks

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from unified.dependencies import require
 from unified.errors import CheckpointError, ConfigError, InputError, first_line
 from unified.expressions import clean_expression
+from unified.modeling.precision import full_precision
 from unified.structures import upload
 
 if TYPE_CHECKING:
@@ -145,10 +146,14 @@ class TextEncoder(nn.Module):
         return upload(torch.tensor(ids), device), upload(torch.tensor(valid), device)
 
     def encode_ids(self, input_ids: Tensor, attention_mask: Tensor) -> TextFeatures:
-        """Encodes token ids (B, N) as they are given; attention_mask is 0 on padding."""
-        output = self.bert(input_ids=input_ids, attention_mask=attention_mask)
-        last_hidden = output.last_hidden_state
-        words = self.project(last_hidden)
+        """Encodes token ids (B, N) as they are given; attention_mask is 0 on padding.
+
+        In float32 also under autocast: a sentence is short, and all that follows depends on it.
+        """
+        with full_precision(input_ids.device):
+            output = self.bert(input_ids=input_ids, attention_mask=attention_mask)
+            last_hidden = output.last_hidden_state
+            words = self.project(last_hidden)
         valid = attention_mask.to(words.dtype)
         total = (words * valid[:, :, None]).sum(dim=1)
         return TextFeatures(

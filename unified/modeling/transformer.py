@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from unified.modeling.deform_attn import MultiScaleDeformableAttention
 from unified.modeling.layers import box_position, sine_position
+from unified.modeling.precision import widen
 
 
 @dataclass(frozen=True)
@@ -215,9 +216,9 @@ class DeformableTransformer(nn.Module):
     def encode(
         self, levels: Sequence[Tensor], padding_masks: Sequence[Tensor]
     ) -> tuple[Tensor, TokenLayout]:
-        """L x (B, C, h, w) -> memory (B, N, C) and its layout."""
+        """L x (B, C, h, w) -> memory (B, N, C), float32 also under autocast, and its layout."""
         layout = TokenLayout.from_masks(padding_masks)
-        tokens = torch.cat([rearrange(x, "b c h w -> b (h w) c") for x in levels], dim=1)
+        tokens = torch.cat([rearrange(widen(x), "b c h w -> b (h w) c") for x in levels], dim=1)
         position = torch.cat(
             [
                 rearrange(sine_position(mask, self.dim), "b c h w -> b (h w) c") + embed

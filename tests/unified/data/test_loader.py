@@ -7,6 +7,7 @@ import json
 import logging
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -61,7 +62,7 @@ def test_batches_are_of_one_dataset_and_one_aspect(data_root: Path) -> None:
 
 def test_ratios_and_rounds(data_root: Path) -> None:
     plan = TrainLoader(_sources(), seed=3).plan
-    batches = [plan.next_batch() for _ in range(600)]
+    batches = [plan.next_batch()[0] for _ in range(600)]
     counts = Counter(keys[0].source for keys in batches)
     for source, share in enumerate((0.5, 0.25, 0.25)):
         assert abs(counts[source] / 600 - share) < 0.06
@@ -72,6 +73,47 @@ def test_ratios_and_rounds(data_root: Path) -> None:
     for (source, group), positions in drawn.items():
         size = len(plan.groups[source][group])
         assert sorted(positions[:size]) == list(range(size))
+
+
+def test_processes_may_have_datasets_of_their_own(data_root: Path) -> None:
+    """As in the reference, where one optimiser step mixes tasks."""
+    ranks = [
+        TrainLoader(_sources(), seed=3, rank=rank, world_size=2, one_dataset_per="process")
+        for rank in range(2)
+    ]
+    steps = [list(pair) for pair in zip(*(_take(loader, 12) for loader in ranks), strict=True)]
+    for step in steps:
+        for batch in step:
+            assert len(batch) == 2
+            assert len({sample["dataset"] for sample in batch}) == 1
+            assert len({sample["width"] > sample["height"] for sample in batch}) == 1
+    datasets = [tuple(batch[0]["dataset"] for batch in step) for step in steps]
+    assert any(first != second for first, second in datasets)
+    assert any(first == second for first, second in datasets)
+    names = [[sample["name"] for batch in step for sample in batch] for step in steps]
+    assert any(len(set(step)) == 4 for step in names), "shares do not repeat each other"
+
+
+def test_a_stream_of_processes_resumes_and_is_that_of_a_step_where_there_is_one(
+    data_root: Path,
+) -> None:
+    options: dict[str, Any] = {"seed": 5, "one_dataset_per": "process"}
+    assert _same(
+        _take(TrainLoader(_sources(), seed=5), 4), _take(TrainLoader(_sources(), **options), 4)
+    )
+    options |= {"rank": 1, "world_size": 2}
+    loader = TrainLoader(_sources(), **options)
+    stream = iter(loader)
+    for _ in range(3):
+        next(stream)
+    resumed = TrainLoader(_sources(), **options)
+    resumed.load_state_dict(loader.state_dict())
+    assert _same(_take(resumed, 4), list(itertools.islice(stream, 4)))
+
+
+def test_one_dataset_per_what(data_root: Path) -> None:
+    with pytest.raises(ConfigError, match="ONE_DATASET_PER is 'gpu': choose 'step' or 'process'"):
+        TrainLoader(_sources(), seed=0, one_dataset_per="gpu")
 
 
 def test_workers_do_not_change_the_stream(data_root: Path) -> None:

@@ -21,7 +21,7 @@ from unified.engine.hooks import default_hooks
 from unified.engine.run import run_folder, train
 from unified.engine.system import system
 from unified.engine.trainer import Trainer, TrainingError, split
-from unified.errors import ConfigError
+from unified.errors import CheckpointError, ConfigError
 from unified.files import file_sha256
 from unified.modeling.fusion import FUSION_REGISTRY
 
@@ -117,6 +117,19 @@ def test_resuming_gives_the_same_losses_to_the_last_bit(options: list[str], tmp_
         assert torch.equal(value, resumed.segmenter.state_dict()[name]), name
 
 
+def test_resuming_needs_no_weights_of_the_stage_before(options: list[str], tmp_path: Path) -> None:
+    before = run(options, "SOLVER.MAX_ITER", "1")
+    weights = before.folder / "model_final.pth"
+    options[-1] = str(tmp_path / "next")
+    more = ("MODEL.WEIGHTS", str(weights), "SOLVER.MAX_ITER")
+    run(options, *more, "2")
+    weights.unlink()
+    resumed = run(options, *more, "3", resume=True)
+    assert resumed.start_iter == 2
+    with pytest.raises(CheckpointError, match="does not exist"):
+        run([*options[:-1], str(tmp_path / "fresh")], *more, "2", resume=True)
+
+
 def test_what_was_logged_after_the_last_checkpoint_is_replaced(options: list[str]) -> None:
     whole = run(options, "SOLVER.CHECKPOINT_PERIOD", "4")
     (whole.folder / "last_checkpoint").write_text("model_0000003.pth")
@@ -142,8 +155,8 @@ def test_a_run_that_is_killed_while_it_evaluates_evaluates_when_it_goes_on(
         return {"set/protocol/J": 50.0}
 
     def go_on() -> Trainer:
-        trainer = Trainer(*_parts([*options, "SOLVER.MAX_ITER", "1", "SOLVER.EMA_DECAY", "0.9"]))
-        trainer.resume()
+        more = ("SOLVER.MAX_ITER", "1", "SOLVER.EMA_DECAY", "0.9")
+        trainer = Trainer(*_parts([*options, *more]), resume=True)
         assert not trainer.is_done
         trainer.register_hooks(default_hooks(trainer.cfg, trainer.start_iter, evaluate))
         trainer.train()
@@ -262,8 +275,8 @@ def test_averaged_weights_are_handed_on_and_resumed(options: list[str]) -> None:
         differ += not torch.equal(final[name], value)
     assert differ > 50
     averages = {name: value.clone() for name, value in trainer.average.module.state_dict().items()}
-    again = Trainer(*_parts([*options, "SOLVER.EMA_DECAY", "0.9"]))
-    assert again.resume() and again.average is not None
+    again = Trainer(*_parts([*options, "SOLVER.EMA_DECAY", "0.9"]), resume=True)
+    assert again.start_iter == again.max_iter and again.average is not None
     assert all(
         torch.equal(averages[n], value) for n, value in again.average.module.state_dict().items()
     )

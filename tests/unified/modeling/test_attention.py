@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import math
+import sys
 from importlib.util import find_spec
+from types import ModuleType
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor
 from unified.devices import pick_device
 from unified.errors import ConfigError
 from unified.modeling import attention
-from unified.modeling.attention import Backend, attend
+from unified.modeling.attention import Backend, _warn_without_flash, attend
 
 
 def inputs(
@@ -135,6 +137,18 @@ def test_unknown_backend() -> None:
 def test_flash_without_the_package_says_how_to_get_it() -> None:
     with pytest.raises(ConfigError, match="pip install"):
         attend(*inputs(torch.bfloat16), backend="flash")
+
+
+def test_flash_in_float32_is_sdpa_with_one_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "flash_attn", ModuleType("flash_attn"))  # never called here
+    _warn_without_flash.cache_clear()
+    tensors = inputs(torch.float32)
+    results = [attend(*tensors, backend=backend) for backend in ("flash", "sdpa", "flash")]
+    assert all(torch.equal(result, results[0]) for result in results)
+    (warning,) = caplog.messages
+    assert 'backend "flash"' in warning and "float32 on cpu" in warning and "bfloat16" in warning
 
 
 @pytest.mark.gpu
