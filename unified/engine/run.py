@@ -15,6 +15,7 @@ from detectron2.utils import comm
 from unified.devices import pick_device
 from unified.engine.checkpointing import POINTER, find_weights
 from unified.engine.hooks import default_hooks
+from unified.engine.missing import check_all_there
 from unified.engine.models import load_checkpoint
 from unified.engine.system import system
 from unified.engine.testing import check_test_sets, evaluate
@@ -86,8 +87,7 @@ def train(cfg: CfgNode, *, resume: bool) -> Trainer:
             f"OUTPUT_DIR {cfg.OUTPUT_DIR} holds a training run: continue it with --resume, or "
             "choose another folder"
         )
-    if not started:
-        find_weights(cfg)
+    check_all_there(cfg, resume=started)
     check_test_sets(cfg)
     trainer = Trainer(cfg, build_train_loader(cfg), resume=resume)
     if started:

@@ -44,7 +44,7 @@ def model() -> nn.Module:
 @pytest.fixture(scope="module")
 def full(model: nn.Module) -> list[np.ndarray]:
     found = list(masks(model, "float32"))
-    assert sum(mask.any() for mask in found) == 5, "nothing to compare"
+    assert sum(mask.any() for mask in found) >= 4, "nothing to compare"
     return found
 
 
