@@ -21,7 +21,7 @@ from unified.engine.hooks import default_hooks
 from unified.engine.run import run_folder, train
 from unified.engine.system import system
 from unified.engine.trainer import Trainer, TrainingError, split
-from unified.errors import CheckpointError, ConfigError
+from unified.errors import ConfigError, InputError
 from unified.files import file_sha256
 from unified.modeling.fusion import FUSION_REGISTRY
 
@@ -126,7 +126,7 @@ def test_resuming_needs_no_weights_of_the_stage_before(options: list[str], tmp_p
     weights.unlink()
     resumed = run(options, *more, "3", resume=True)
     assert resumed.start_iter == 2
-    with pytest.raises(CheckpointError, match="does not exist"):
+    with pytest.raises(InputError, match="does not exist"):
         run([*options[:-1], str(tmp_path / "fresh")], *more, "2", resume=True)
 
 
