@@ -4,6 +4,7 @@ python tools/data.py list
 python tools/data.py check refcoco-unc-val        # or all
 python tools/data.py make refytvos-train --root /data/tiny --size 50
 python tools/data.py convert mevis-train
+python tools/data.py vocabulary refcoco-unc-train --output datasets/refcoco.txt
 """
 
 from __future__ import annotations
@@ -92,6 +93,14 @@ def convert(names: Sequence[str]) -> int:
     return 0
 
 
+def vocabulary(names: Sequence[str], output: Path) -> int:
+    """Writes the words of datasets' sentences, for systems that read with a vocabulary."""
+    from unified.data.vocabulary import write_vocabulary
+
+    print(f"{output}: {len(write_vocabulary(names, output))} words")
+    return 0
+
+
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -103,6 +112,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         ("check", "name the first file that is missing or wrong"),
         ("make", "write a small made set in exactly the released format"),
         ("convert", "rewrite large files so that they load faster"),
+        ("vocabulary", "write the list of words of all sentences"),
     ):
         sub = commands.add_parser(command, help=text)
         if command != "list":
@@ -113,6 +123,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         if is_make:
             sub.add_argument("--size", type=int, default=20, help="pictures or clips to train on")
             sub.add_argument("--seed", type=int, default=0, help="another seed, another world")
+        if command == "vocabulary":
+            sub.add_argument("--output", type=Path, required=True, metavar="FILE")
     return parser.parse_args(arguments)
 
 
@@ -126,6 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "check": lambda: check(args.names),
         "make": lambda: make(args.names, args.size, args.seed),
         "convert": lambda: convert(args.names),
+        "vocabulary": lambda: vocabulary(args.names, args.output),
     }
     return run_command(commands[args.command])
 

@@ -15,6 +15,7 @@ from PIL import Image
 from unified.data.catalog import CATALOG, load_records
 from unified.data.check import check_dataset
 from unified.data.formats.records import annotation_mask, target_mask
+from unified.modeling.vocabulary import SPECIAL, Vocabulary, split_words
 
 ROOT = Path(__file__).parents[2]
 _SPEC = importlib.util.spec_from_file_location("data_tool", ROOT / "tools/data.py")
@@ -270,6 +271,32 @@ def test_converted_mevis_has_the_same_masks(tmp_path: Path) -> None:
 def test_convert_says_when_there_is_nothing_to_do(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["convert", "davis17-val"]) == 2
     assert "needs no conversion" in capsys.readouterr().err
+
+
+def test_a_vocabulary_holds_the_words_of_a_set_and_of_its_mirror_images(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _make(tmp_path, "refcoco-unc-train", size=12)
+    output = tmp_path / "words" / "refcoco.txt"
+    command = ["vocabulary", "refcoco-unc-train", "--root", str(tmp_path), "--output", str(output)]
+    assert main(command) == 0
+    made = Vocabulary.read(output)
+    assert f"{output}: {len(made)} words" in capsys.readouterr().out
+    sentences = [t for record in load_records("refcoco-unc-train") for t in record["expressions"]]
+    words = {word for text in sentences for word in split_words(text)}
+    assert words <= set(made.words)
+    assert set(made.words) - words <= {*SPECIAL, "left", "right", "leftmost", "rightmost"}
+
+
+def test_sets_without_sentences_give_no_vocabulary(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _make(tmp_path, "fss-1000-test")
+    output = tmp_path / "words.txt"
+    command = ["vocabulary", "fss-1000-test", "--root", str(tmp_path), "--output", str(output)]
+    assert main(command) == 2
+    assert "fss-1000-test has no sentences" in capsys.readouterr().err
+    assert not output.exists()
 
 
 def test_names_are_listed_by_task_with_what_is_on_disk(
