@@ -37,7 +37,7 @@ class Restr(nn.Module):
     Source: ReSTR (arXiv:2203.16768); released code SouthFlame/restr.
 
     Args:
-        backbone: images (B, 3, H, W) of one size -> tokens (B, 1 + P, C), class token first.
+        backbone: images (B, 3, H, W) of one size -> tokens (B, P, C).
         image_size: H and W; smaller images are padded to it.
         patch_size: pixels a side of the P patches.
         patch_label: a patch is foreground if "any" of its pixels is (the released code, whose
@@ -92,7 +92,7 @@ class Restr(nn.Module):
 
     def encode_image(self, images: ImageBatch) -> FeaturePyramid:
         """Patches as one level, as the fusion takes them."""
-        tokens = self.backbone(images.tensor)[:, 1:]
+        tokens = self.backbone(images.tensor)
         height, width = images.padded_size
         grid = (height // self.patch_size, width // self.patch_size)
         patches = self.fusion.prepare_visual(tokens).transpose(1, 2).unflatten(2, grid)

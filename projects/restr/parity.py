@@ -121,7 +121,7 @@ def replay_full(path: Path, arrays: Arrays) -> dict[str, np.ndarray]:
         model.patch_label = rule
         labels[rule] = model.patch_labels(mask[None].float()).expand(len(ids), -1, -1, -1)
     ours = _arrays(
-        zv=model.backbone(images.tensor),
+        zv=model.backbone.vit.forward_features(images.tensor),
         zl=model.text_encoder(ids),
         vl=answer.joint,
         ls=answer.classifier,

@@ -1,4 +1,4 @@
-"""The visual encoder: timm's ViT for one image size."""
+"""Visual encoders: images of one size to tokens of their patches."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from torch.nn import functional as F
 
 from unified.checkpoint import load_weights, read_weights
 from unified.dependencies import require
+from unified.modeling.backbones import load_pretrained
+from unified.modeling.backbones.base import STRIDES, Backbone
 
+STAGE = "res4"
 EPSILON = 1e-5  # of the released code; timm has 1e-6
 
 
 class VisualEncoder(nn.Module):
-    """Tokens of patches, and of the whole image first, after the last norm.
+    """timm's ViT: tokens of patches after the last norm.
 
     Source: ViT (arXiv:2010.11929); ViT-B/16 by default.
     """
@@ -44,9 +47,9 @@ class VisualEncoder(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, image_size, image_size) -> (B, 1 + P, dim)."""
+        """(B, 3, image_size, image_size) -> (B, P, dim), without the token of the whole image."""
         tokens: Tensor = self.vit.forward_features(images)
-        return tokens
+        return tokens[:, 1:]
 
     def load(self, source: str | Path) -> None:
         """Weights of the same ViT, of timm's layout, whatever the size of its images.
@@ -59,6 +62,35 @@ class VisualEncoder(nn.Module):
         if places is not None:
             weights["pos_embed"] = resize_positions(places, self.vit.pos_embed.shape[1] - 1)
         load_weights(self.vit, weights, source=str(source))
+
+
+class ConvolutionalEncoder(nn.Module):
+    """A small backbone in the ViT's place: its map at stride 16, projected, and a learned place.
+
+    Not part of ReSTR: it learns on a laptop what a ViT needs a large training set for.
+    """
+
+    def __init__(self, backbone: Backbone, *, dim: int, image_size: int) -> None:
+        super().__init__()
+        side = image_size // STRIDES[STAGE]
+        self.net = backbone
+        self.project = nn.Linear(backbone.channels[STAGE], dim)
+        self.places = nn.Parameter(torch.empty(side**2, dim))
+        nn.init.trunc_normal_(self.places, std=0.02)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, image_size, image_size) -> (B, P, dim)."""
+        features = self.net(images)[STAGE].flatten(2).transpose(1, 2)
+        return self.norm(self.project(features) + self.places)
+
+    def load(self, source: str | Path) -> None:
+        """ImageNet weights of the backbone.
+
+        Raises:
+            CheckpointError: the file is missing, damaged or of another model.
+        """
+        load_pretrained(self.net, source)
 
 
 def resize_positions(positions: Tensor, num_patches: int) -> Tensor:

@@ -71,6 +71,7 @@ def _add_solver(cfg: CfgNode) -> None:
     solver.BASE_LR = 1e-4
     solver.WEIGHT_DECAY = 0.01
     solver.STEPS = ()
+    solver.POLY_LR_POWER = 0.9  # of WarmupPolyLR
     solver.WARMUP_FACTOR, solver.WARMUP_ITERS = 1.0, 0
     # Over the gradient of the whole model, in all groups.
     solver.CLIP_GRADIENTS.CLIP_TYPE = "full_model"

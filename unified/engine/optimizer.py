@@ -7,7 +7,8 @@ from contextlib import contextmanager
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.solver import build_lr_scheduler
+from detectron2.solver import LRMultiplier, WarmupParamScheduler, build_lr_scheduler
+from fvcore.common.param_scheduler import ParamScheduler
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
@@ -16,7 +17,7 @@ from unified.engine.system import ParameterGroup
 from unified.errors import ConfigError
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
-SCHEDULERS = ("WarmupMultiStepLR", "WarmupCosineLR")
+SCHEDULERS = ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupPolyLR")
 
 
 def build_optimizer(
@@ -44,7 +45,7 @@ def build_optimizer(
 
 
 def build_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRScheduler:
-    """Detectron2's schedule by name; it multiplies the rates of all groups alike.
+    """Detectron2's schedule by name, or the polynomial one; it multiplies all rates alike.
 
     Raises:
         ConfigError: the name is unknown.
@@ -54,7 +55,29 @@ def build_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRSchedul
             f"SOLVER.LR_SCHEDULER_NAME is {cfg.SOLVER.LR_SCHEDULER_NAME!r}: choose one of "
             f"{SCHEDULERS}"
         )
-    return build_lr_scheduler(cfg, optimizer)
+    if cfg.SOLVER.LR_SCHEDULER_NAME != "WarmupPolyLR":
+        return build_lr_scheduler(cfg, optimizer)
+    solver = cfg.SOLVER
+    end = solver.BASE_LR_END / solver.BASE_LR
+    multiplier = WarmupParamScheduler(
+        _Polynomial(solver.POLY_LR_POWER, end),
+        solver.WARMUP_FACTOR,
+        min(solver.WARMUP_ITERS / solver.MAX_ITER, 1.0),
+        solver.WARMUP_METHOD,
+        solver.RESCALE_INTERVAL,
+    )
+    return LRMultiplier(optimizer, multiplier=multiplier, max_iter=solver.MAX_ITER)
+
+
+class _Polynomial(ParamScheduler):
+    """From 1 down to ``end``, as a power of the share of the run that is left."""
+
+    def __init__(self, power: float, end: float) -> None:
+        self.power, self.end = power, end
+
+    def __call__(self, where: float) -> float:
+        left: float = (1 - where) ** self.power
+        return self.end + (1 - self.end) * left
 
 
 def check_clipping(cfg: CfgNode) -> None:

@@ -142,7 +142,7 @@ class System:
             weights; raises ConfigError.
         supervision: what the losses are given.
         parameter_group: key of a parameter -> its group in the optimiser.
-        load_parts: (model, cfg, keys of the checkpoint that is loaded next) -> prefixes of keys
+        load_parts: (model, cfg, entries of the checkpoint that is loaded next, by our keys) -> prefixes of keys
             that need not be in it, after loading the parts that the configuration takes from
             elsewhere; raises CheckpointError.
         class_keys: prefixes of keys whose shape depends on the number of classes.
@@ -167,7 +167,9 @@ class System:
     build: Callable[[CfgNode], Any]
     supervision: Callable[[CfgNode], Supervision] = lambda _: Supervision()
     parameter_group: Callable[[str, CfgNode], ParameterGroup] = same_group
-    load_parts: Callable[[nn.Module, CfgNode, Collection[str]], tuple[str, ...]] = lambda *_: ()
+    load_parts: Callable[[nn.Module, CfgNode, Mapping[str, Tensor]], tuple[str, ...]] = (
+        lambda *_: ()
+    )
     class_keys: tuple[str, ...] = ()
     added_keys: tuple[str, ...] = ()
     spare_keys: tuple[str, ...] = ()

@@ -1,0 +1,172 @@
+"""ReSTR as a system of the toolkit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+from unified.checkpoint import KeyTable
+from unified.engine.system import (
+    Layout,
+    ModelEntry,
+    ParameterGroup,
+    Recording,
+    Replay,
+    System,
+)
+from unified.errors import ConfigError
+from unified.parity import Comparison
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from yacs.config import CfgNode
+
+    from projects.restr.model import Restr
+
+VIT = "vit"
+
+
+def add_config(cfg: CfgNode) -> None:
+    """Adds ``MODEL.RESTR``; the defaults are the published model."""
+    from unified.engine.words import add_words
+
+    node = type(cfg)()
+    node.BACKBONE = VIT  # or one of our backbones, whose stride-16 map gives the patches
+    node.BACKBONE_WEIGHTS = ""  # name in the weights registry or a file, a ViT's in timm's layout
+    node.BACKBONE_LR_MULTIPLIER = 0.1
+    # RGB on the 0..255 scale, as the backbone was trained.
+    node.PIXEL_MEAN = [127.5, 127.5, 127.5]
+    node.PIXEL_STD = [127.5, 127.5, 127.5]
+    node.IMAGE_SIZE = 480
+    node.PATCH_SIZE = 16
+    node.DIM = 768
+    node.NUM_HEADS = 12
+    node.NUM_BLOCKS = 12  # of the ViT
+    node.DROP_PATH = 0.1
+    node.LANGUAGE_BLOCKS = 6
+    node.LANGUAGE_HEADS = 12
+    node.FUSION_BLOCKS = 2
+    node.FUSION_SHARED = False  # the same block every time
+    node.GATE = "logit"  # or "sigmoid_scaled", as printed
+    node.PATCH_LABEL = "any"  # or "mean", as printed
+    node.PATCH_WEIGHT = 0.1
+    add_words(node, dim=300)
+    cfg.MODEL.RESTR = node
+
+
+def build(cfg: CfgNode) -> Restr:
+    """The model that ``MODEL.RESTR`` describes.
+
+    Raises:
+        ConfigError: a value is not among the known ones.
+    """
+    from projects.restr.fusion import GATES
+    from projects.restr.language import LanguageEncoder
+    from projects.restr.model import PatchLabel, Restr
+    from unified.engine.words import build_words
+
+    node = cfg.MODEL.RESTR
+    for key, known in (("GATE", sorted(GATES)), ("PATCH_LABEL", get_args(PatchLabel))):
+        if node[key] not in known:
+            raise ConfigError(f"MODEL.RESTR.{key} is {node[key]!r}: choose one of {list(known)}")
+    if node.IMAGE_SIZE % node.PATCH_SIZE:
+        raise ConfigError(
+            f"MODEL.RESTR.IMAGE_SIZE is {node.IMAGE_SIZE}: expected a multiple of PATCH_SIZE, "
+            f"which is {node.PATCH_SIZE}"
+        )
+    return Restr(
+        backbone=_build_backbone(node),
+        text_encoder=LanguageEncoder(
+            build_words(node),
+            out_dim=node.DIM,
+            num_blocks=node.LANGUAGE_BLOCKS,
+            num_heads=node.LANGUAGE_HEADS,
+        ),
+        fusion=GATES[node.GATE](
+            node.DIM,
+            num_heads=node.NUM_HEADS,
+            num_blocks=node.FUSION_BLOCKS,
+            shared=node.FUSION_SHARED,
+            drop_path=node.DROP_PATH,
+        ),
+        image_size=node.IMAGE_SIZE,
+        patch_size=node.PATCH_SIZE,
+        patch_label=node.PATCH_LABEL,
+        patch_weight=node.PATCH_WEIGHT,
+        pixel_mean=node.PIXEL_MEAN,
+        pixel_std=node.PIXEL_STD,
+    )
+
+
+def _build_backbone(node: CfgNode) -> nn.Module:
+    from projects.restr.vision import ConvolutionalEncoder, VisualEncoder
+    from unified.modeling.backbones import build_backbone
+
+    if node.BACKBONE != VIT:
+        backbone = build_backbone(node.BACKBONE)
+        return ConvolutionalEncoder(backbone, dim=node.DIM, image_size=node.IMAGE_SIZE)
+    return VisualEncoder(
+        image_size=node.IMAGE_SIZE,
+        patch_size=node.PATCH_SIZE,
+        dim=node.DIM,
+        num_blocks=node.NUM_BLOCKS,
+        num_heads=node.NUM_HEADS,
+        drop_path=node.DROP_PATH,
+    )
+
+
+def load_parts(model: Restr, cfg: CfgNode, given: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Words from the checkpoint, and the backbone from where the configuration says.
+
+    Raises:
+        CheckpointError: the words are unknown, or the backbone's weights do not fit.
+    """
+    from unified.engine.words import load_words
+    from unified.weights import WEIGHTS, resolve
+
+    name = cfg.MODEL.RESTR.BACKBONE_WEIGHTS
+    optional = load_words(model.text_encoder.table, given, "text_encoder.table.")
+    if name and not any(key.startswith("backbone.") for key in given):
+        model.backbone.load(resolve(name) if name in WEIGHTS else Path(name))
+        optional = (*optional, "backbone.")
+    return optional
+
+
+def parameter_group(name: str, cfg: CfgNode) -> ParameterGroup:
+    """The visual encoder learns slower; decay on everything. Source: SouthFlame/restr."""
+    slower = cfg.MODEL.RESTR.BACKBONE_LR_MULTIPLIER if name.startswith("backbone.") else 1.0
+    return ParameterGroup(slower * cfg.SOLVER.BASE_LR, cfg.SOLVER.WEIGHT_DECAY)
+
+
+def official_keys(keys: Iterable[str]) -> KeyTable | None:
+    """The table for snapshots of the released code."""
+    from projects.restr.checkpoint import find_restr_keys
+
+    return find_restr_keys(keys)
+
+
+def _replay(kind: str) -> Replay:
+    def fits(recording: Recording) -> bool:
+        from projects.restr.parity import is_recording
+
+        return is_recording(recording.path, kind)
+
+    def run(recording: Recording) -> list[Comparison]:
+        from projects.restr.parity import check
+
+        return check(recording.path, recording.arrays, kind)
+
+    return Replay(fits, run)
+
+
+SYSTEM = System(
+    name="ReSTR",
+    add_config=add_config,
+    build=build,
+    load_parts=load_parts,
+    parameter_group=parameter_group,
+    layouts=(Layout("official", official_keys),),
+    models={"restr": ModelEntry("restr.yaml")},
+    replays={kind: _replay(kind) for kind in ("full", "fusion")},
+)
