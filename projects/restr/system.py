@@ -168,5 +168,6 @@ SYSTEM = System(
     parameter_group=parameter_group,
     layouts=(Layout("official", official_keys),),
     models={"restr": ModelEntry("restr.yaml")},
+    extensions=("projects.restr.fusion_layer",),
     replays={kind: _replay(kind) for kind in ("full", "fusion")},
 )
