@@ -59,7 +59,9 @@ class PairFusion(FusionLayer):
         key = F.relu(key.amax(dim=1, keepdim=True) + self.key(said))
         value = F.relu(value.amax(dim=1, keepdim=True) + self.value(reference.values))
         heads = attend(
-            *(self._split(x) for x in (query, key, value)),
+            self._split(query),
+            self._split(key),
+            self._split(value),
             reference.padding_mask,
             backend=self.backend,
             dropout=self.dropout if self.training else 0.0,

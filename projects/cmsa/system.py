@@ -137,6 +137,6 @@ SYSTEM = System(
     load_parts=load_parts,
     layouts=(Layout("official", official_keys),),
     models={"cmsa": ModelEntry("cmsa.yaml")},
-    extensions=("projects.cmsa.fusion_layer",),
+    extensions=(f"{__package__}.fusion_layer",),
     replays={"graph": Replay(is_recording, check)},
 )

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from projects.restr.fusion import Answer, Fusion
 from projects.restr.language import LanguageEncoder
+from projects.restr.vision import ConvolutionalEncoder, VisualEncoder
 from unified.errors import InputError
 from unified.modeling.layers import masked_mean
 from unified.modeling.pixel_masks import joined_masks, pixel_segmentation
@@ -45,13 +46,14 @@ class Restr(nn.Module):
         patch_weight: of the loss of patches.
     """
 
+    backbone: VisualEncoder | ConvolutionalEncoder
     pixel_mean: Tensor
     pixel_std: Tensor
 
     def __init__(
         self,
         *,
-        backbone: nn.Module,
+        backbone: VisualEncoder | ConvolutionalEncoder,
         text_encoder: LanguageEncoder,
         fusion: Fusion,
         image_size: int = 480,

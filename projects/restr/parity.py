@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -121,7 +121,7 @@ def replay_full(path: Path, arrays: Arrays) -> dict[str, np.ndarray]:
         model.patch_label = rule
         labels[rule] = model.patch_labels(mask[None].float()).expand(len(ids), -1, -1, -1)
     ours = _arrays(
-        zv=model.backbone.vit.forward_features(images.tensor),
+        zv=cast(VisualEncoder, model.backbone).vit.forward_features(images.tensor),
         zl=model.text_encoder(ids),
         vl=answer.joint,
         ls=answer.classifier,

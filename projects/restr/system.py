@@ -19,10 +19,11 @@ from unified.errors import ConfigError
 from unified.parity import Comparison
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
     from yacs.config import CfgNode
 
     from projects.restr.model import Restr
+    from projects.restr.vision import ConvolutionalEncoder, VisualEncoder
 
 VIT = "vit"
 
@@ -99,7 +100,7 @@ def build(cfg: CfgNode) -> Restr:
     )
 
 
-def _build_backbone(node: CfgNode) -> nn.Module:
+def _build_backbone(node: CfgNode) -> VisualEncoder | ConvolutionalEncoder:
     from projects.restr.vision import ConvolutionalEncoder, VisualEncoder
     from unified.modeling.backbones import build_backbone
 
@@ -168,6 +169,6 @@ SYSTEM = System(
     parameter_group=parameter_group,
     layouts=(Layout("official", official_keys),),
     models={"restr": ModelEntry("restr.yaml")},
-    extensions=("projects.restr.fusion_layer",),
+    extensions=(f"{__package__}.fusion_layer",),
     replays={kind: _replay(kind) for kind in ("full", "fusion")},
 )

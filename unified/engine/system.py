@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from importlib.metadata import entry_points
@@ -142,9 +142,9 @@ class System:
             weights; raises ConfigError.
         supervision: what the losses are given.
         parameter_group: key of a parameter -> its group in the optimiser.
-        load_parts: (model, cfg, entries of the checkpoint that is loaded next, by our keys) -> prefixes of keys
-            that need not be in it, after loading the parts that the configuration takes from
-            elsewhere; raises CheckpointError.
+        load_parts: (model, cfg, entries by our keys of the checkpoint that is loaded next) ->
+            prefixes of keys that need not be in it, after loading the parts that the configuration
+            takes from elsewhere; raises CheckpointError.
         class_keys: prefixes of keys whose shape depends on the number of classes.
         added_keys: prefixes of parts that change nothing until they are trained.
         spare_keys: prefixes of parts that a model may do without.
@@ -167,9 +167,7 @@ class System:
     build: Callable[[CfgNode], Any]
     supervision: Callable[[CfgNode], Supervision] = lambda _: Supervision()
     parameter_group: Callable[[str, CfgNode], ParameterGroup] = same_group
-    load_parts: Callable[[nn.Module, CfgNode, Mapping[str, Tensor]], tuple[str, ...]] = (
-        lambda *_: ()
-    )
+    load_parts: Callable[[Any, CfgNode, Mapping[str, Tensor]], tuple[str, ...]] = lambda *_: ()
     class_keys: tuple[str, ...] = ()
     added_keys: tuple[str, ...] = ()
     spare_keys: tuple[str, ...] = ()

@@ -38,9 +38,7 @@ def build_words(node: CfgNode) -> WordTable:
     return table
 
 
-def load_words(
-    table: WordTable, weights: Mapping[str, Tensor], prefix: str
-) -> tuple[str, ...]:
+def load_words(table: WordTable, weights: Mapping[str, Tensor], prefix: str) -> tuple[str, ...]:
     """Takes over the words of a weights file that is loaded next.
 
     Args:

@@ -77,8 +77,9 @@ class Vocabulary:
         except (OSError, ValueError) as error:
             raise ConfigError(
                 f"the vocabulary {path} cannot be read ({first_line(error)}): give the file that "
-                "the weights were trained with, or make one of a training set with `python "
-                "tools/data.py vocabulary NAME --output FILE`"
+                "the weights were trained with (or '', if they were trained here: then they hold "
+                "it), or make one of a training set with `python tools/data.py vocabulary NAME "
+                "--output FILE`"
             ) from error
         try:
             return cls([line.strip() for line in text.splitlines() if line.strip()])

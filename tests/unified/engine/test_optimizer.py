@@ -71,6 +71,22 @@ def test_steps_multiply_the_rates_of_all_groups(toy: Toy) -> None:
     assert seen == [[pytest.approx(1e-5 * f), pytest.approx(1e-4 * f)] for f in factors]
 
 
+def test_the_polynomial_falls_to_the_end_after_the_warm_up(toy: Toy) -> None:
+    options = ["SOLVER.LR_SCHEDULER_NAME", "WarmupPolyLR", "SOLVER.MAX_ITER", "10"]
+    options += ["SOLVER.BASE_LR", "1e-2", "SOLVER.BASE_LR_END", "1e-3", "SOLVER.WARMUP_ITERS", "2"]
+    cfg = load_config(None, [*options, "SOLVER.WARMUP_FACTOR", "0.0"])
+    optimizer = build_optimizer(cfg, toy, same_group)
+    scheduler = build_scheduler(cfg, optimizer)
+    rates = []
+    for _ in range(10):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    falling = [1e-3 + 9e-3 * (1 - step / 10) ** 0.9 for step in range(2, 10)]
+    assert rates == pytest.approx([0.0, falling[0] / 2, *falling])
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(1e-3)
+
+
 def test_an_unknown_schedule_or_clipping_is_an_error(toy: Toy) -> None:
     cfg = load_config(None, ["SOLVER.LR_SCHEDULER_NAME", "Zigzag"])
     with pytest.raises(ConfigError, match="'Zigzag': choose one of"):

@@ -1,0 +1,170 @@
+"""ReSTR in the toolkit: trained, asked, evaluated and converted by its configuration alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from projects.restr.checkpoint import restr_keys
+from projects.restr.system import SYSTEM
+from projects.restr.vision import VisualEncoder
+from unified.checkpoint import read_weights, write_weights
+from unified.data.synthetic.releases import RELEASES
+from unified.data.vocabulary import write_vocabulary
+from unified.engine.config import load_config
+from unified.engine.models import load
+from unified.engine.run import evaluate_weights, train
+from unified.engine.system import Recording, system
+from unified.errors import CheckpointError, ConfigError, InputError
+from unified.inference.predictor import ImagePredictor, VideoPredictor
+from unified.structures import Prompt
+
+ROOT = Path(__file__).parents[3]
+TINY = ROOT / "configs/lite/restr_tiny.yaml"
+RECORDING = ROOT / "tests/data/restr/restr_fusion_small.npz"
+SMALL = [
+    *("MODEL.RESTR.BACKBONE_WEIGHTS", "", "MODEL.RESTR.IMAGE_SIZE", "64", "MODEL.DEVICE", "cpu"),
+    *("MODEL.RESTR.WORD_DIM", "8", "MODEL.RESTR.DIM", "48", "MODEL.RESTR.LANGUAGE_BLOCKS", "1"),
+    *("INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MAX_SIZE_TRAIN", "64"),
+    *("INFERENCE.IMAGE_SHORT_SIDE", "64", "INFERENCE.MAX_SIZE", "64"),
+    *("SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "2", "DATALOADER.NUM_WORKERS", "0"),
+]
+NO_FILE = ["MODEL.RESTR.VOCABULARY", ""]
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of datasets with sentences and their vocabulary."""
+    root = tmp_path_factory.mktemp("sets")
+    RELEASES["refcoco"](root, 3, 0)
+    return root
+
+
+@pytest.fixture(scope="module")
+def trained(sets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of two steps."""
+    folder = tmp_path_factory.mktemp("run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DETECTRON2_DATASETS", str(sets))
+        write_vocabulary(["refcoco-unc-train"], sets / "refcoco.txt")
+        train(load_config(TINY, [*SMALL, "OUTPUT_DIR", str(folder)]), resume=False)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def environment(sets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(sets))
+
+
+def test_it_trains_and_is_evaluated(trained: Path) -> None:
+    options = [*SMALL, "OUTPUT_DIR", str(trained / "again")]
+    numbers = evaluate_weights(
+        load_config(TINY, [*options, "MODEL.WEIGHTS", str(trained / "model_final.pth")])
+    )
+    assert any(key.startswith("refcoco-unc-val/") for key in numbers)
+    assert all(0 <= value <= 100 for value in numbers.values())
+
+
+def test_weights_bring_their_words_to_images_and_clips(trained: Path) -> None:
+    model = load(TINY, trained / "model_final.pth", "cpu", [*SMALL, *NO_FILE])
+    assert "arrow" in model.text_encoder.table.vocabulary.words
+    image = np.random.default_rng(0).integers(0, 256, (50, 70, 3)).astype(np.uint8)
+    predictor = ImagePredictor(model)
+    predictor.set_image(image)
+    mask, score = predictor.predict(Prompt(text="the red circle"))
+    assert mask.shape == (50, 70) and 0 <= score <= 1
+    results = VideoPredictor(model).run(
+        [image, image], {0: {1: Prompt(text="the red circle"), 2: Prompt(text="a blue star")}}
+    )
+    assert [sorted(result.scores) for result in results] == [[1, 2], [1, 2]]
+
+
+def test_released_snapshots_answer_the_same(trained: Path, tmp_path: Path) -> None:
+    """Of a ViT, since other backbones have no place in the released code."""
+    options = [*SMALL, "MODEL.RESTR.BACKBONE", "vit", "MODEL.RESTR.NUM_BLOCKS", "2"]
+    native = SYSTEM.build(load_config(TINY, options)).eval()
+    released = restr_keys().to_foreign(native.state_dict())
+    released["encoder_v.head.weight"] = torch.zeros(1000, 48)
+    torch.save(released, tmp_path / "refcoco_400000.pth")
+    loaded = load(TINY, tmp_path / "refcoco_400000.pth", "cpu", options)
+    for key, value in native.state_dict().items():
+        assert torch.equal(value, loaded.state_dict()[key]), key
+    with pytest.raises(CheckpointError, match=r"do not hold it, the model has none"):
+        load(TINY, tmp_path / "refcoco_400000.pth", "cpu", [*options, *NO_FILE])
+
+
+def test_parts_come_from_where_the_configuration_says(tmp_path: Path) -> None:
+    vit = VisualEncoder(image_size=48, patch_size=16, dim=48, num_blocks=2, num_heads=6).vit
+    write_weights(tmp_path / "vit.safetensors", vit.state_dict())
+    vectors = np.random.default_rng(0).standard_normal((31, 8)).astype(np.float32)
+    np.save(tmp_path / "glove.npy", vectors)
+    options = [*SMALL, "MODEL.RESTR.BACKBONE", "vit", "MODEL.RESTR.NUM_BLOCKS", "2"]
+    options += ["MODEL.RESTR.BACKBONE_WEIGHTS", str(tmp_path / "vit.safetensors")]
+    options += ["MODEL.RESTR.WORD_VECTORS", str(tmp_path / "glove.npy")]
+    cfg = load_config(TINY, [*options, *NO_FILE, "MODEL.RESTR.VOCABULARY_SIZE", "31"])
+    model = SYSTEM.build(cfg)
+    assert SYSTEM.load_parts(model, cfg, {}) == ("text_encoder.table.words", "backbone.")
+    assert torch.equal(model.backbone.vit.norm.weight, vit.norm.weight)
+    assert model.backbone.vit.pos_embed.shape[1] == 17
+    assert np.array_equal(model.text_encoder.table.table.weight[1:].detach(), vectors[1:])
+
+
+def test_the_visual_encoder_learns_slower() -> None:
+    cfg = load_config(ROOT / "configs/restr.yaml")
+    rates = {
+        name: SYSTEM.parameter_group(name, cfg)
+        for name in ("backbone.vit.norm.weight", "fusion.seed", "text_encoder.norm.bias")
+    }
+    assert [group.lr for group in rates.values()] == pytest.approx([1e-6, 1e-5, 1e-5])
+    assert {group.weight_decay for group in rates.values()} == {5e-4}
+
+
+def test_bad_values_get_one_clear_error(trained: Path, tmp_path: Path) -> None:
+    def error(*options: str) -> str:
+        with pytest.raises((ConfigError, CheckpointError)) as caught:
+            load(TINY, trained / "model_final.pth", "cpu", [*SMALL, *options])
+        return str(caught.value)
+
+    assert "choose one of ['logit', 'sigmoid_scaled']" in error("MODEL.RESTR.GATE", "soft")
+    assert "choose one of ['any', 'mean']" in error("MODEL.RESTR.PATCH_LABEL", "all")
+    assert "expected a multiple of PATCH_SIZE, which is 16" in error("MODEL.RESTR.IMAGE_SIZE", "70")
+    assert "cannot be read" in error("MODEL.RESTR.VOCABULARY", str(tmp_path / "none.txt"))
+    assert "words, expected 12112" in error("MODEL.RESTR.VOCABULARY_SIZE", "12112")
+    other = tmp_path / "other.txt"
+    other.write_text("<pad>\n<go>\n<eos>\n<unk>\nthe\nsofa\n")
+    assert "know other words" in error("MODEL.RESTR.VOCABULARY", str(other))
+
+
+def test_training_without_a_vocabulary_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"python tools/data\.py vocabulary"):
+        train(load_config(TINY, [*SMALL, *NO_FILE, "OUTPUT_DIR", str(tmp_path)]), resume=False)
+
+
+def test_its_recordings_are_told_apart_and_replayed() -> None:
+    replays = system("ReSTR").replays
+    recording = Recording(RECORDING, dict(np.load(RECORDING)))
+    assert [kind for kind, replay in replays.items() if replay.fits(recording)] == ["fusion"]
+    assert all(result.passed for result in replays["fusion"].run(recording))
+
+
+def test_the_published_schedule() -> None:
+    cfg = load_config(ROOT / "configs/restr.yaml")
+    assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.BASE_LR_END, cfg.SOLVER.WEIGHT_DECAY) == (1e-5, 0, 5e-4)
+    assert (cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.MAX_ITER) == (40_000, 400_000)
+    assert (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.POLY_LR_POWER) == (8, 0.9)
+    assert cfg.INPUT.MAX_SIZE_TRAIN == cfg.INFERENCE.MAX_SIZE == cfg.MODEL.RESTR.IMAGE_SIZE == 480
+
+
+def test_larger_pictures_than_positions_are_refused(trained: Path) -> None:
+    options = [*SMALL, *NO_FILE, "INFERENCE.IMAGE_SHORT_SIDE", "65", "INFERENCE.MAX_SIZE", "80"]
+    predictor = ImagePredictor(load(TINY, trained / "model_final.pth", "cpu", options))
+    with pytest.raises(InputError, match="a side of 80 pixels, this model has positions for 64"):
+        predictor.set_image(np.zeros((65, 80, 3), np.uint8))
+
+
+def test_a_run_keeps_its_words(trained: Path) -> None:
+    weights = read_weights(trained / "model_final.pth")
+    assert b"arrow" in bytes(weights["text_encoder.table.words"].tolist())
