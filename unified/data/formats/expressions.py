@@ -1,4 +1,4 @@
-"""Sentences about images in a file of their own, beside the COCO-style file with the objects."""
+"""Sentences about images in a file of their own, beside a COCO-style file or label maps."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from unified.data.formats.coco import read_instances
 from unified.data.formats.files import read_json
+from unified.data.formats.labelled import read_labelled_images
 from unified.data.formats.records import Annotation, ImageRecord
 from unified.errors import InputError
 
@@ -15,36 +16,40 @@ KEYS = {"image_id", "file_name", "annotation_ids", "sentence", "absent"}
 ABSENT = ("thing", "detail")  # nothing of that name is there; something is, but not like this
 
 
-def read_expressions(path: Path, instances: Path, folder: Path) -> list[ImageRecord]:
+def read_expressions(path: Path, objects: Path, folder: Path) -> list[ImageRecord]:
     """One record per set of objects that sentences are about; absent things have no annotations.
 
     Args:
         path: JSON with a list ``expressions``, see datasets/expressions/README.md.
-        instances: COCO style, with all images and annotations that ``path`` names.
+        objects: a COCO-style file, or a folder of label maps, with all images and annotations that
+            ``path`` names.
         folder: where its images are.
 
     Raises:
         InputError: a file is missing, or an entry of ``path`` is wrong or does not fit to
-            ``instances``; names the first one.
+            ``objects``; names the first one.
     """
     entries = read_json(path, "sentences about images", ["expressions"])["expressions"]
     check_sentences(entries, path)
-    images = {record["image_id"]: record for record in read_instances(instances, [folder])}
-    objects = {number: {a["id"]: a for a in r["annotations"]} for number, r in images.items()}
-    records: dict[tuple[int, frozenset[int]], ImageRecord] = {}
+    is_folder = objects.is_dir()
+    found = (
+        read_labelled_images(folder, objects) if is_folder else read_instances(objects, [folder])
+    )
+    images = {record["image_id"]: record for record in found}
+    records: dict[tuple[int | str, frozenset[int]], ImageRecord] = {}
     for number, entry in enumerate(entries):
         where = f"{path}: expression {number} ({entry['sentence']!r})"
         image = images.get(entry["image_id"])
         if image is None:
-            raise InputError(f"{where} is about image {entry['image_id']}: not in {instances}")
+            raise InputError(f"{where} is about image {entry['image_id']}: not in {objects}")
         if entry["file_name"] != Path(image["file_name"]).relative_to(folder).as_posix():
             raise InputError(
-                f"{where} is about {entry['file_name']}: image {entry['image_id']} of {instances} "
+                f"{where} is about {entry['file_name']}: image {entry['image_id']} of {objects} "
                 f"is {image['file_name']}"
             )
-        found = _find(entry["annotation_ids"], objects[entry["image_id"]], where, instances)
+        told = _find(entry["annotation_ids"], image["annotations"], where)
         key = (entry["image_id"], frozenset(entry["annotation_ids"]))
-        record = records.setdefault(key, {**image, "annotations": found, "expressions": []})
+        record = records.setdefault(key, {**image, "annotations": told, "expressions": []})
         record["expressions"].append(entry["sentence"])
     return list(records.values())
 
@@ -56,7 +61,7 @@ def check_sentences(entries: Sequence[Mapping[str, Any]], path: Path) -> None:
         InputError: names the first entry that lacks a key, is empty, says the same of its image as
             another one, or says of present objects that they are absent.
     """
-    said: dict[tuple[int, str], tuple[int, list[int]]] = {}
+    said: dict[tuple[int | str, str], tuple[int, list[int]]] = {}
     for number, entry in enumerate(entries):
         where = f"{path}: expression {number}"
         if not isinstance(entry, dict) or set(entry) != KEYS:
@@ -81,13 +86,12 @@ def check_sentences(entries: Sequence[Mapping[str, Any]], path: Path) -> None:
         said[key] = (number, ids)
 
 
-def _find(
-    ids: Sequence[int], objects: Mapping[int, Annotation], where: str, instances: Path
-) -> list[Annotation]:
+def _find(ids: Sequence[int], annotations: Sequence[Annotation], where: str) -> list[Annotation]:
     """The annotations of an image with ``ids``."""
+    known = {annotation["id"]: annotation for annotation in annotations}
     for number in ids:
-        if number not in objects:
-            raise InputError(f"{where}: annotation {number} is not on that image in {instances}")
+        if number not in known:
+            raise InputError(f"{where}: annotation {number} is not on that image")
         if ids.count(number) > 1:
             raise InputError(f"{where} names annotation {number} twice")
-    return [objects[number] for number in ids]
+    return [known[number] for number in ids]

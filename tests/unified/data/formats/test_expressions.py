@@ -6,16 +6,20 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from unified.data.formats.expressions import check_sentences, read_expressions
+from unified.data.formats.records import annotation_mask
+from unified.data.synthetic.writing import save_jpeg
 from unified.errors import InputError
+from unified.label_maps import write_label_map
 
 FOLDER = Path(__file__).parents[4] / "datasets/expressions"
 FILES = sorted(path for path in FOLDER.glob("*.json") if path.name != "split.json")
 
 
-def entry(sentence: str, ids: list[int], image: int = 1, **changes: Any) -> dict[str, Any]:
+def entry(sentence: str, ids: list[int], image: int | str = 1, **changes: Any) -> dict[str, Any]:
     absent = None if ids else "thing"
     return {
         "image_id": image,
@@ -98,6 +102,35 @@ def test_wrong_entries_are_named(
     with pytest.raises(InputError, match=message) as error:
         read(instances, *wrong)
     assert f"said.json: expression {len(wrong) - 1}" in str(error.value)
+
+
+def test_objects_may_be_values_of_label_maps(tmp_path: Path) -> None:
+    labels = np.zeros((8, 12), np.uint8)
+    labels[2:4, :5], labels[4:, 6:], labels[0] = 7, 9, 255
+    write_label_map(tmp_path / "masks/a.png", labels)
+    save_jpeg(tmp_path / "images/a.jpg", np.zeros((8, 12, 3), np.uint8))
+    path = tmp_path / "said.json"
+    entries = [
+        entry("red shoes", [7], image="a"),
+        entry("the woman", [9, 7], image="a"),
+        entry("hat", [], image="a"),
+    ]
+    path.write_text(json.dumps({"expressions": entries}))
+    records = read_expressions(path, tmp_path / "masks", tmp_path / "images")
+    masks = [
+        [annotation_mask(a, r["height"], r["width"]) for a in r["annotations"]] for r in records
+    ]
+    assert [r["expressions"] for r in records] == [["red shoes"], ["the woman"], ["hat"]]
+    assert [len(found) for found in masks] == [1, 2, 0]
+    assert (masks[0][0] == (labels == 7)).all()
+    assert (np.any(masks[1], axis=0) == np.isin(labels, (7, 9))).all()
+    entries.append(entry("the sky", [255], image="a"))
+    path.write_text(json.dumps({"expressions": entries}))
+    with pytest.raises(InputError, match="annotation 255 is not on that image"):
+        read_expressions(path, tmp_path / "masks", tmp_path / "images")
+    (tmp_path / "masks/a.png").unlink()
+    with pytest.raises(InputError, match=r"masks/a\.png is missing"):
+        read_expressions(path, tmp_path / "masks", tmp_path / "images")
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
