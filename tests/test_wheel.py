@@ -6,6 +6,7 @@ Nothing is downloaded: the environment sees the packages of the running one, wit
 from __future__ import annotations
 
 import ast
+import json
 import os
 import shutil
 import subprocess
@@ -18,10 +19,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import unified
 from unified.inference.frames import resize_image
 from unified.inference.image_io import read_image, write_image
+from unified.inference.predictor import ImagePredictor
 from unified.label_maps import write_label_map
 from unified.samples import sample_path
+from unified.structures import Prompt
 
 ROOT = Path(__file__).parents[1]
 SOURCES = ("unified", "projects", "configs", "tools", "datasets")
@@ -119,12 +123,18 @@ def test_image(installed: Path, tmp_path: Path) -> None:
     command = [str(installed / "unified"), "image", "--input", "a.png", "--text", "the cat"]
     assert "done: see out/" in succeed([*command, "--output", "out"], tmp_path)
     assert labels(tmp_path / "out/masks/a.png")[CAT].mean() > 0.5
-    assert "unified/configs/lite/uniref_lite.yaml" in (tmp_path / "out/results.json").read_text()
+    results = (tmp_path / "out/results.json").read_text()
+    assert "unified/configs/lite/uniref_lite.yaml" in results
+    # With all its parts: what of a system may be deleted is found by name.
+    predictor = ImagePredictor(unified.load())
+    predictor.set_image(PHOTO)
+    _, score = predictor.predict(Prompt(text="the cat"))
+    assert json.loads(results)["images"][0]["objects"][0]["score"] == pytest.approx(score, abs=1e-3)
 
 
 def test_video(installed: Path, tmp_path: Path) -> None:
     for number in range(2):
-        write_image(tmp_path / f"frames/{number}.png", PHOTO)
+        write_image(tmp_path / f"frames/{number:05}.png", PHOTO)
     mask = np.zeros(PHOTO.shape[:2], np.uint8)
     mask[CAT] = 1
     write_label_map(tmp_path / "first.png", mask)
