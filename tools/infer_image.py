@@ -2,10 +2,13 @@
 
 python tools/infer_image.py --input photo.jpg --text "the cat" --text "the cup" --output out
 python tools/infer_image.py --input photos/ --support a.jpg:a.png b.jpg:b.png --output out
+python tools/infer_image.py --model NAME --input a.jpg --classes "cat, sofa, person" --output out
 
 Objects: every --text is one object; every --support is one object, shown in one or more examples,
 each image.jpg:mask.png. They get the ids 1, 2, ... in the order given. OUTPUT receives
 masks/<stem>.png (indexed, pixel = id, the highest score wins), overlay/<stem>.jpg and results.json.
+With --classes, and a model that compares pixels with texts, every pixel gets the class that fits it
+best, or 0 where none does.
 An object whose score is below INFERENCE.IMAGE_SCORE_THRESHOLD is absent: its mask is empty.
 Files of an earlier run in OUTPUT are replaced.
 """
@@ -25,6 +28,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from unified.commands import run_command
 from unified.inference import cli
+from unified.inference.classes import ClassPredictor, class_names
 from unified.inference.image_io import find_images, read_image
 from unified.inference.output import (
     RESULTS,
@@ -56,6 +60,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         metavar="IMAGE:MASK",
         help="an object, shown in the given examples; repeat the option for another object",
     )
+    prompt.add_argument("--classes", metavar="NAMES", help="a class for every pixel: 'cat, sofa'")
     parser.add_argument(
         "--separate",
         action="store_true",
@@ -70,10 +75,16 @@ def run(options: argparse.Namespace) -> None:
     check_writable(options.output)
     paths = find_images(options.input)
     cli.check_stems(paths)
-    prompts, objects = cli.image_prompts(options.text, options.support)
+    names = None if options.classes is None else class_names(options.classes)
+    prompts, objects = cli.image_prompts(names or options.text, options.support)
     read_image(paths[0])  # before the model is loaded, which takes longer
     model = cli.load_model(options)
-    predictor = ImagePredictor(model, **cli.chosen_settings(options))
+    settings = cli.chosen_settings(options)
+    predictor = (
+        ImagePredictor(model, **settings)
+        if names is None
+        else ClassPredictor(model, names, **settings)
+    )
     header = {
         "tool": "infer_image",
         "input": options.input,

@@ -78,3 +78,23 @@ class TrainableSegmenter(Segmenter, Protocol):
         the log.
         """
         ...
+
+
+@runtime_checkable
+class PixelClassifier(Protocol):
+    """A model that says which of some named classes each pixel is."""
+
+    def preprocess(self, images: Sequence[Tensor]) -> ImageBatch:
+        """As of a ``Segmenter``."""
+        ...
+
+    def embed_classes(self, names: Sequence[str]) -> Tensor:
+        """N class names -> what pixels are compared with, (N, D); raises InputError."""
+        ...
+
+    def classify_pixels(self, images: Tensor, classes: Tensor) -> Tensor:
+        """Scores (B, N, H, W) of classes (N, D) at every pixel of normalised (B, 3, H, W).
+
+        (B, 1 + N, H, W) from a model that knows pixels of no class: they come first.
+        """
+        ...

@@ -84,6 +84,7 @@ class GroupViT(nn.Module):
             0 leaves it out.
         prompts_of: (caption, K) -> K prompts; needed if ``num_labels`` is not 0.
         templates: sentences with a gap, one class name in each, for zero-shot classes.
+        background: probability below which a pixel is of no class; None: every pixel is of one.
         window, stride: of the sliding window over large images.
     """
 
@@ -102,6 +103,7 @@ class GroupViT(nn.Module):
         num_labels: int = 0,
         prompts_of: Callable[[str, int], list[str]] | None = None,
         templates: Sequence[str] = ("a photo of a {}.",),
+        background: float | None = None,
         window: int = 448,
         stride: int = 224,
         pixel_mean: Sequence[float] = (123.675, 116.28, 103.53),
@@ -113,7 +115,7 @@ class GroupViT(nn.Module):
         self.image_encoder, self.text_encoder = image_encoder, text_encoder
         self.tokenize, self.prompts_of = tokenize, prompts_of
         self.num_labels, self.templates = num_labels, tuple(templates)
-        self.window, self.stride = window, stride
+        self.background, self.window, self.stride = background, window, stride
         self.image_projector = _projector(
             image_encoder.norm.normalized_shape[0], hidden_dim, out_dim
         )
@@ -158,7 +160,10 @@ class GroupViT(nn.Module):
     def token_ids(self, texts: Sequence[str]) -> Tensor:
         """Token ids (B, N) of sentences, on the model's device."""
         if self.tokenize is None:
-            raise ConfigError("this GroupViT has no vocabulary: set MODEL.GROUPVIT.TOKENIZER")
+            raise ConfigError(
+                "this GroupViT has no vocabulary: run `python tools/download_weights.py "
+                "clip-vit-base-patch32`, or set MODEL.GROUPVIT.TOKENIZER to a folder with CLIP's"
+            )
         return self.tokenize(texts).to(self.logit_scale.device)
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
@@ -234,12 +239,11 @@ class GroupViT(nn.Module):
         logits = class_scores(winners, fit[..., None])
         return Segmentation.of_masks(logits - logits.mean(dim=(2, 3), keepdim=True), features)
 
-    def classify_pixels(
-        self, images: Tensor, classes: Tensor, *, background: float | None = None
-    ) -> Tensor:
+    def classify_pixels(self, images: Tensor, classes: Tensor) -> Tensor:
         """Scores of classes (N, D) at every pixel of normalised images (B, 3, H, W).
 
-        The published protocol; see ``class_scores`` for the background.
+        The published protocol. With a background limit the result is (B, 1 + N, H, W) and the
+        background comes first; see ``class_scores``.
         """
 
         def score(crop: Tensor) -> Tensor:
@@ -248,7 +252,7 @@ class GroupViT(nn.Module):
             affinity = group_affinity(groups, image, classes, self.scale)
             size = (crop.shape[-2], crop.shape[-1])
             winners = winning_groups(grouped.soft_map(), size)
-            return class_scores(winners, affinity, background=background)
+            return class_scores(winners, affinity, background=self.background)
 
         if max(images.shape[-2:]) <= self.window:
             return score(images)

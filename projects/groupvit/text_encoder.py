@@ -43,6 +43,7 @@ class TextTransformer(nn.Module):
     Source: CLIP (arXiv:2103.00020), section 2.4, in the size of GroupViT's code.
 
     Args:
+        embedding: vectors of the tokens; None makes ``vocab_size`` of them.
         end_token: id whose first place stands for the sentence; None means the largest id of each
             sentence, which in CLIP's vocabulary is the end token.
     """
@@ -55,6 +56,7 @@ class TextTransformer(nn.Module):
         num_layers: int = 12,
         num_heads: int | None = None,
         vocab_size: int = 49408,
+        embedding: nn.Module | None = None,
         end_token: int | None = None,
     ) -> None:
         super().__init__()
@@ -62,11 +64,12 @@ class TextTransformer(nn.Module):
         if dim % heads:
             raise ConfigError(f"a text width of {dim} cannot be split among {heads} heads")
         self.context_length, self.end_token = context_length, end_token
-        self.token_embedding = nn.Embedding(vocab_size, dim)
+        self.token_embedding = embedding or nn.Embedding(vocab_size, dim)
         self.positional_embedding = nn.Parameter(torch.empty(context_length, dim))
         self.layers = nn.ModuleList(TextLayer(dim=dim, num_heads=heads) for _ in range(num_layers))
         self.ln_final = nn.LayerNorm(dim)
-        nn.init.normal_(self.token_embedding.weight, std=0.02)
+        if isinstance(self.token_embedding, nn.Embedding):
+            nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.positional_embedding, std=0.01)
 
     def forward(self, ids: Tensor) -> Tensor:

@@ -67,10 +67,10 @@ class ConvNorm(nn.Module):
 class Hamburger(nn.Module):
     """1x1 convolution, factorisation, 1x1 convolution, added to the input."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, rank: int) -> None:
         super().__init__()
         self.lower, self.upper = nn.Conv2d(dim, dim, 1), nn.Conv2d(dim, dim, 1)
-        self.factors = NonNegativeFactors(dim=dim)
+        self.factors = NonNegativeFactors(dim=dim, rank=rank)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(x + self.upper(self.factors(F.relu(self.lower(x)))))
@@ -89,11 +89,12 @@ class LightHamDecoder(nn.Module):
         dims: Sequence[int],
         hidden_dim: int = 512,
         out_dim: int = 256,
+        rank: int = 64,
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
         self.squeeze = ConvNorm(sum(dims), hidden_dim)
-        self.hamburger = Hamburger(hidden_dim)
+        self.hamburger = Hamburger(hidden_dim, rank)
         self.align = ConvNorm(hidden_dim, out_dim)
         self.dropout = nn.Dropout2d(dropout)
         self.classify = nn.Conv2d(out_dim, 2, 1)

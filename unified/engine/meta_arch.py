@@ -9,6 +9,7 @@ import torch
 from detectron2.structures import Instances
 from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from unified.engine.system import Supervision
 from unified.modeling.box_ops import xyxy_to_cxcywh
@@ -17,6 +18,7 @@ from unified.segmenter import TrainableSegmenter
 from unified.structures import (
     ImageBatch,
     References,
+    Size,
     Target,
     join_levels,
     stack_padded,
@@ -95,9 +97,10 @@ class SegmenterShell(nn.Module):
             ).unbind()
         else:
             masks = torch.zeros(sum(counts), *images.padded_size, dtype=torch.bool)
-            for part, truth in zip(masks.split(counts), truths, strict=True):
-                height, width = truth.image_size
-                part[:, :height, :width] = truth.gt_masks.tensor
+            for part, truth, size in zip(
+                masks.split(counts), truths, images.image_sizes, strict=True
+            ):
+                part[:, : size[0], : size[1]] = _resized(truth.gt_masks.tensor, size)
             masks = upload(masks, self.device)
         parts = (part.split(counts) for part in (labels, boxes, masks))
         targets = [Target(*fields) for fields in zip(*parts, similarities, strict=True)]
@@ -105,3 +108,10 @@ class SegmenterShell(nn.Module):
         if complete is None:
             return targets
         return [complete(*pair) for pair in zip(targets, samples, strict=True)]
+
+
+def _resized(masks: Tensor, size: Size) -> Tensor:
+    """(M, h, w) bool at the size that the model gave the image in ``preprocess``."""
+    if masks.shape[-2:] == size or not len(masks):
+        return masks if len(masks) else masks.new_zeros(0, *size)
+    return F.interpolate(masks[:, None].float(), size=size, mode="nearest-exact")[:, 0].bool()

@@ -315,7 +315,7 @@ def build_text_encoder(
         tokenizer=(
             None
             if vocabulary is None
-            else _load_tokenizer(vocabulary, vocab_size=family.sizes["vocab_size"])
+            else load_tokenizer(vocabulary, vocab_size=family.sizes["vocab_size"])
         ),
         hidden_dim=hidden_dim,
         context_length=context_length,
@@ -379,7 +379,12 @@ def _load_model(name: str, family: _Family, source: str | Path) -> nn.Module:
     return model.float().train()
 
 
-def _load_tokenizer(source: str | Path, *, vocab_size: int) -> Tokenizer:
+def load_tokenizer(source: str | Path, *, vocab_size: int) -> Tokenizer:
+    """The tokenizer in a folder of transformers' layout, or of a hub name.
+
+    Raises:
+        ConfigError: there is none, or it has another number of entries.
+    """
     from transformers import AutoTokenizer
 
     try:

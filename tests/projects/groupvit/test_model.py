@@ -202,13 +202,13 @@ def test_windows_cover_the_image_and_stay_inside(size: tuple[int, int]) -> None:
 
 
 def test_large_images_are_seen_through_windows() -> None:
-    model = build(window=64, stride=32).eval()
+    model = build(window=64, stride=32, background=0.35).eval()
     classes = model.embed_classes(["dog", "cat", "sofa"])
     wide = model.preprocess(images((64, 96))).tensor
     with torch.no_grad():
-        scores = model.classify_pixels(wide, classes, background=0.35)
-        left = model.classify_pixels(wide[..., :64], classes, background=0.35)
-        right = model.classify_pixels(wide[..., 32:], classes, background=0.35)
+        scores = model.classify_pixels(wide, classes)
+        left = model.classify_pixels(wide[..., :64], classes)
+        right = model.classify_pixels(wide[..., 32:], classes)
         whole = model.classify_images(wide, classes)
     assert scores.shape == (1, 4, 64, 96)
     torch.testing.assert_close(scores[..., :32], left[..., :32])
