@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from unified.tasks import Task
+from unified.tasks import TASKS
 
 ROOT = Path(__file__).parents[1]
 LAYERS = ("modeling", "inference", "metrics", "data", "evaluation", "engine")  # left to right
@@ -40,7 +40,7 @@ WRITERS = {
     *("imwrite", "savefig", "save_file", "save_pretrained", "dump", "mkdir", "makedirs"),
     *("atomic_path", "touch", "copyfile", "copytree", "symlink_to"),
 }
-TASK_NAMES = {task.value for task in Task} | {task.name for task in Task}
+TASK_NAMES = set(TASKS) | {task.upper() for task in TASKS}
 
 Rule = Callable[[str, ast.Module], Iterator[str]]
 

@@ -58,10 +58,10 @@ def list_names() -> int:
     """Prints the names of the catalog and of own data by task, and whether they are on disk."""
     names = [*CATALOG, *own_names()]
     width = max(map(len, names))
-    rows = sorted((find_dataset(name) for name in names), key=lambda row: row.task.value)
+    rows = sorted((find_dataset(name) for name in names), key=lambda row: row.task)
     for row in rows:
         state = "on disk" if is_installed(row.name) else "absent"
-        print(f"{row.task.value:9}  {row.name:{width}}  {row.split:5}  {state}")
+        print(f"{row.task:9}  {row.name:{width}}  {row.split:5}  {state}")
     print(f"below {data_root()}")
     return 0
 

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
+from typing import ClassVar
 
 
-class Task(str, Enum):
-    """What is asked of the model; the value is the name in sample dicts, configs and cards."""
+class Task(str):
+    """What is asked of the model: its name in sample dicts, configs and cards.
 
-    DETECTION = "detection"
-    RIS = "ris"
-    FSS = "fss"
-    RVOS = "rvos"
-    VOS = "vos"
+    ``Task("ris")`` is ``Task.RIS``; a name that is not in ``TASKS`` raises ValueError.
+    """
+
+    DETECTION: ClassVar[Task]
+    RIS: ClassVar[Task]
+    FSS: ClassVar[Task]
+    RVOS: ClassVar[Task]
+    VOS: ClassVar[Task]
+
+    def __new__(cls, name: str) -> Task:
+        for task in TASKS:
+            if task == name:
+                return task
+        raise ValueError(f"{name!r} is no task: choose one of {', '.join(TASKS)}")
 
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """One row of design section 4.
+    """One row of the table.
 
     Attributes:
         references: kinds of reference a training sample carries, of "text" and "mask".
@@ -34,11 +43,32 @@ class TaskSpec:
     mask_dropout: float = 0.0
     top_k: int = 1
 
+    @property
+    def is_clip(self) -> bool:
+        """Whether a sample comes from a clip."""
+        return self.num_frames > 1
 
-TASKS: dict[Task, TaskSpec] = {
-    Task.DETECTION: TaskSpec(references=(), top_k=100),
-    Task.RIS: TaskSpec(references=("text",)),
-    Task.FSS: TaskSpec(references=("mask",)),
-    Task.RVOS: TaskSpec(references=("text", "mask"), num_frames=2, mask_dropout=0.4),
-    Task.VOS: TaskSpec(references=("mask",), num_frames=2, mask_stride=1),
-}
+
+TASKS: dict[Task, TaskSpec] = {}
+
+
+def register_task(name: str, spec: TaskSpec) -> Task:
+    """Adds a row to the table.
+
+    Raises:
+        ValueError: another task has this name.
+    """
+    if name in TASKS:
+        raise ValueError(f"another task is called {name!r}")
+    task = str.__new__(Task, name)
+    TASKS[task] = spec
+    return task
+
+
+Task.DETECTION = register_task("detection", TaskSpec(references=(), top_k=100))
+Task.RIS = register_task("ris", TaskSpec(references=("text",)))
+Task.FSS = register_task("fss", TaskSpec(references=("mask",)))
+Task.RVOS = register_task(
+    "rvos", TaskSpec(references=("text", "mask"), num_frames=2, mask_dropout=0.4)
+)
+Task.VOS = register_task("vos", TaskSpec(references=("mask",), num_frames=2, mask_stride=1))

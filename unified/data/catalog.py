@@ -106,7 +106,7 @@ def load_records(name: str) -> list[Record]:
         ) from error
     if not records:
         raise InputError(f"dataset {name} has no samples: {root / row.files[0]} lists none")
-    return [{**record, "dataset": name, "task": row.task.value} for record in records]
+    return [{**record, "dataset": name, "task": row.task} for record in records]
 
 
 def register_datasets(names: Iterable[str] = ()) -> None:
@@ -122,7 +122,7 @@ def register_datasets(names: Iterable[str] = ()) -> None:
             DatasetCatalog.register(row.name, partial(load_records, row.name))
             MetadataCatalog.get(row.name).set(evaluator_type=row.evaluator)
         MetadataCatalog.get(row.name).set(
-            task=row.task.value,
+            task=row.task,
             protocols=row.protocols,
             score_threshold=row.score_threshold,
             merge=row.merge,

@@ -24,7 +24,7 @@ from unified.data.catalog import (
 from unified.data.formats.files import read_image
 from unified.data.formats.records import Record, annotation_mask, frame_masks
 from unified.errors import InputError
-from unified.tasks import Task
+from unified.tasks import TASKS, Task
 
 SECONDS = 45.0  # after which no more files are opened; that all exist is checked in any case
 NUM_OPENED = 40  # samples that are opened even then
@@ -176,7 +176,7 @@ class _Look:
         last = len(record["file_names"]) - 1
         for frame in sorted({0, last // 2, last}):
             self._check_frame(record, frame)
-        if self.task is Task.RVOS:
+        if TASKS[self.task].is_clip and "text" in TASKS[self.task].references:
             _check_sentences([record["expression"]], f"clip {record['clip_id']}")
         self._check_objects(record)
 
@@ -200,7 +200,7 @@ class _Look:
                 self.opened[where] = size
             if mask is not None and not mask.any():
                 raise InputError(f"{where} is empty: expected the pixels of an object")
-        if self.task in (Task.RIS, Task.RVOS):
+        if "text" in TASKS[self.task].references:
             _check_sentences(record["expressions"], path)
 
     def _check_frame(self, record: Record, frame: int) -> None:

@@ -26,7 +26,7 @@ from unified.data.mappers import TestMapper, TrainMapper
 from unified.data.packing import pack, unpack
 from unified.data.samples import Sample, sample_name
 from unified.errors import ConfigError, InputError
-from unified.tasks import Task
+from unified.tasks import TASKS
 
 logger = logging.getLogger(__name__)
 
@@ -304,7 +304,7 @@ def train_records(name: str) -> Sequence[Record]:
 
 
 def _has_target(record: Record) -> bool:
-    if "annotations" not in record or record["task"] == Task.RIS.value:
+    if "annotations" not in record or TASKS[record["task"]].references == ("text",):
         return True
     return any(not annotation.get("iscrowd") for annotation in record["annotations"])
 

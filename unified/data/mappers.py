@@ -72,7 +72,7 @@ class TrainMapper:
         mapper.augmentation = self.augmentation.for_batch(batch_rng)
         sample = mapper._sample(record, task, rng, batch_rng, drop_mask=drop_mask)
         sample["height"], sample["width"] = record["height"], record["width"]
-        sample.update(task=task.value, dataset=record["dataset"], name=sample_name(record))
+        sample.update(task=task, dataset=record["dataset"], name=sample_name(record))
         return sample
 
     def _sample(
@@ -84,18 +84,19 @@ class TrainMapper:
         *,
         drop_mask: bool,
     ) -> Sample:
-        if task is Task.FSS:
+        spec = TASKS[task]
+        if spec.references == ("mask",) and not spec.is_clip:
             return self._few_shot(record, rng, batch_rng)
         if "file_names" in record:
             return self._clip(record, task, rng, drop_mask=drop_mask)
-        if task is Task.VOS:
+        if spec.is_clip and "text" not in spec.references:
             return self._still_clip(record, rng)
         return self._image(record, task, rng)
 
     def _image(self, record: Record, task: Task, rng: np.random.Generator) -> Sample:
         """Detection: all objects. A sentence: the objects it refers to as one, or none."""
         view, classes = read_view(record)
-        if task is Task.DETECTION:
+        if not TASKS[task].references:
             pick = int(rng.integers(len(view.masks))) if len(view.masks) else None
             keep = None if pick is None else view.masks[pick][None]
             view = self.augmentation.apply(view, self.augmentation.draw(rng), rng, keep=keep)
@@ -129,7 +130,7 @@ class TrainMapper:
         ]
         draw = self.augmentation.draw(rng)
         sample = self._target(views[1], draw, rng)
-        if task is Task.RVOS:
+        if "text" in TASKS[task].references:
             text = record["expression"]
             sample["expression"] = swap_left_right(text) if draw.flip else text
         if drop_mask:
@@ -164,7 +165,7 @@ class TrainMapper:
 
         K is 1, or for a sentence the number of its objects that the frame shows.
         """
-        if task is Task.RVOS:
+        if "text" in TASKS[task].references:
             shown = [target_masks(record, frame) for frame in frames]  # type: ignore[arg-type]
             return shown if all(len(masks) for masks in shown) else None
         first, second = (frame_masks(record, frame) for frame in frames)  # type: ignore[arg-type]
@@ -225,10 +226,10 @@ class TestMapper:
         sample: Sample = {"image": image, "name": sample_name(record)}
         for key in ("height", "width", "task", "dataset", "file_name", "image_id"):
             sample[key] = record[key]
-        if task is Task.DETECTION:
+        if not TASKS[task].references:
             return sample
         sample["target"] = view.masks.any(axis=0)
-        if task is Task.RIS:
+        if "text" in TASKS[task].references:
             sample["expression"] = record["expressions"][0]
             sample["expression_id"] = record["expression_id"]
             return sample

@@ -12,12 +12,12 @@ import yaml
 from unified.data.formats import clips, coco, few_shot, referring_clips
 from unified.data.formats.expressions import read_expressions
 from unified.data.formats.records import ImageRecord
-from unified.data.table import Dataset
+from unified.data.table import Dataset, Merge
 from unified.errors import ConfigError
-from unified.tasks import Task
+from unified.tasks import TASKS, Task
 
-# task -> keys that say where its files are, all required
-FILES = {
+# task -> keys that say where its files are, all required; a task of one's own adds a row
+FILES: dict[Task, tuple[str, ...]] = {
     Task.DETECTION: ("images", "annotations"),
     Task.RIS: ("images", "annotations"),
     Task.FSS: ("images",),
@@ -25,7 +25,8 @@ FILES = {
     Task.RVOS: ("images", "masks", "expressions"),
 }
 OPTIONAL = {Task.RIS: {"expressions"}}  # sentences in a file of their own
-EVALUATORS = {
+# task -> evaluator type and protocols
+EVALUATORS: dict[Task, tuple[str, tuple[str, ...]]] = {
     Task.DETECTION: ("coco", ("coco-mask", "coco-box")),
     Task.RIS: ("ris", ("uniref", "uniref-box")),
     Task.FSS: ("fss", ("hsnet", "fss-per-image")),
@@ -44,7 +45,7 @@ def read_own_dataset(path: Path) -> Dataset:
         ConfigError: a key is missing, unknown or has another kind of value.
     """
     content = _read_yaml(path)
-    tasks = [task.value for task in Task]
+    tasks = list(FILES)
     if content.get("task") not in tasks:
         raise ConfigError(f"{path}: task is {content.get('task')!r}: expected one of {tasks}")
     task = Task(content["task"])
@@ -52,13 +53,16 @@ def read_own_dataset(path: Path) -> Dataset:
     optional = OPTIONAL.get(task, set())
     for key in sorted((wanted ^ set(content)) - optional):
         state = "is missing" if key in wanted else "is not known"
-        raise ConfigError(f"{path}: {key!r} {state}: a set for {task.value} has {sorted(wanted)}")
+        raise ConfigError(f"{path}: {key!r} {state}: a set for {task} has {sorted(wanted)}")
     if content["split"] not in ("train", "test"):
         raise ConfigError(f"{path}: split is {content['split']!r}: expected train or test")
     named = (*FILES[task], *sorted(optional & set(content)))
     files = {key: path.parent / content[key] for key in named}
     evaluator, protocols = EVALUATORS[task]
-    is_clip = task in (Task.VOS, Task.RVOS)
+    spec = TASKS[task]
+    merge: Merge = "none"
+    if spec.is_clip:
+        merge = "each" if "text" in spec.references else "soft"
     return Dataset(
         name=path.stem,
         task=task,
@@ -68,9 +72,9 @@ def read_own_dataset(path: Path) -> Dataset:
         read=partial(_read, task=task, split=content["split"], **files),
         evaluator=evaluator,
         protocols=protocols,
-        score_threshold=0.0 if task is Task.DETECTION else None,
-        merge={Task.VOS: "soft", Task.RVOS: "each"}.get(task, "none"),  # type: ignore[arg-type]
-        memory=is_clip,
+        score_threshold=None if spec.references else 0.0,
+        merge=merge,
+        memory=spec.is_clip,
     )
 
 
@@ -95,14 +99,15 @@ def _read_sentences(
 
 def _read(root: Path, task: Task, split: str, images: Path, **files: Path) -> Sequence[Any]:
     """Records of own data; ``root`` is not used because paths are relative to the yaml file."""
-    if task is Task.DETECTION:
+    spec = TASKS[task]
+    if not spec.references:
         return coco.read_instances(files["annotations"], [images])
-    if task is Task.RIS:
+    if spec.references == ("text",):
         records = _read_sentences(images, **files)
         return records if split == "train" else coco.one_record_per_sentence(records)
-    if task is Task.FSS:
+    if not spec.is_clip:
         return few_shot.read_class_folders(images)
-    if task is Task.VOS:
+    if "text" not in spec.references:
         found = clips.read_clip_folders(images, files["masks"])
         return found if split == "train" else [clips.with_first_frames(clip) for clip in found]
     videos = referring_clips.read_meta_expressions(files["expressions"])

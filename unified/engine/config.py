@@ -7,7 +7,9 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import yaml
 from detectron2.config import CfgNode, get_cfg
 
 from unified.engine.system import find_systems, prepare
@@ -95,12 +97,38 @@ def load_config(file: str | Path | None = None, options: Sequence[str] = ()) -> 
         if not file.is_file():
             raise ConfigError(f"config file {file} does not exist")
         try:
-            cfg.merge_from_file(str(file))
+            cfg.merge_from_other_cfg(CfgNode(_read_file(file)))
         except (KeyError, ValueError, AssertionError, AttributeError) as error:
             raise ConfigError(f"{file}: {_reason(error)}") from error
         except Exception as error:  # yaml and file handlers raise kinds of their own
             raise ConfigError(f"{file} cannot be read as a config: {_reason(error)}") from error
     return with_options(cfg, options)
+
+
+def _read_file(file: Path) -> dict[str, Any]:
+    """Content of a yaml file over that of its ``_BASE_``.
+
+    A base is relative to the file, or to the toolkit where it starts with ``configs/`` and is not
+    beside the file.
+    """
+    content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    if not isinstance(content, dict):
+        raise ValueError(f"expected keys and values, got {type(content).__name__}")
+    base = content.pop("_BASE_", None)
+    if base is None:
+        return content
+    beside = file.parent / base
+    return _overlay(_read_file(beside if beside.exists() else find_config(base)), content)
+
+
+def _overlay(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+    """``base`` with the values of ``top``, node by node."""
+    both = {
+        key: _overlay(base[key], value)
+        for key, value in top.items()
+        if isinstance(value, dict) and isinstance(base.get(key), dict)
+    }
+    return base | top | both
 
 
 def with_options(cfg: CfgNode, options: Sequence[str]) -> CfgNode:

@@ -63,7 +63,7 @@ def segment_clip(
     num_objects: int,
     stages: Mapping[str, str],
 ) -> Iterator[Outcome]:
-    """Outcomes of a clip in which every object has a mask on the first frame.
+    """Outcomes of a clip in which every object is prompted on the first frame.
 
     Args:
         predictor: keeps probabilities.
@@ -76,7 +76,8 @@ def segment_clip(
         for number in range(num_frames):
             writer.write(moving_rectangles(number, size, num_objects)[0])
     masks = moving_rectangles(0, size, num_objects)[1]
-    prompts = {i: Prompt(mask=mask) for i, mask in enumerate(masks, start=1)}
+    kinds = predictor.encoder.model.reference_kinds
+    prompts = {i: _prompt(kinds, mask) for i, mask in enumerate(masks, start=1)}
     prepare_folder(output)
     timer = StageTimer()
     captions = dict.fromkeys(prompts, "object")
@@ -112,7 +113,8 @@ def segment_images(
     num_objects: int,
     stages: Mapping[str, str],
 ) -> Iterator[Outcome]:
-    """Outcomes of single images; every object is prompted by its mask on the image itself."""
+    """Outcomes of single images; every object is prompted on the image itself."""
+    kinds = predictor.encoder.model.reference_kinds
     output = folder / "output"
     prepare_folder(output)
     timer = StageTimer()
@@ -125,7 +127,7 @@ def segment_images(
             image = read_image(path)
         with timer.watch(predictor.encoder.model, stages), timer.stage("merge"):
             predictor.set_image(image)
-            found = [predictor.predict_prob(Prompt(mask=mask)) for mask in masks]
+            found = [predictor.predict_prob(_prompt(kinds, mask)) for mask in masks]
             probabilities, scores = zip(*found, strict=True)
             binary = [probability > 0.5 for probability in probabilities]
             label_map = merge_by_score(binary, scores)
@@ -138,6 +140,11 @@ def segment_images(
             scores=np.array(scores),
             lap=Lap(timer.lap(), memory("VmRSS")),
         )
+
+
+def _prompt(kinds: frozenset[str], mask: np.ndarray) -> Prompt:
+    """A mask where the model knows masks, else a sentence."""
+    return Prompt(mask=mask) if "mask" in kinds else Prompt(text="the moving rectangle")
 
 
 def difference(ours: Outcome, theirs: Outcome) -> dict[str, float]:

@@ -30,7 +30,7 @@ def test_every_dataset_reads_its_release(name: str, data_root: Path) -> None:
     assert len(records) >= 2
     for record in (records[0], records[-1]):
         assert record["dataset"] == name
-        assert record["task"] == row.task.value
+        assert record["task"] == row.task
         paths = record.get("file_names") or [record["file_name"]]
         assert image_size(Path(paths[0])) == (record["height"], record["width"])
         assert all(Path(path).exists() for path in paths)

@@ -40,7 +40,7 @@ def test_training_sample_has_the_keys_of_its_task(name: str, data_root: Path) ->
         sample = _sample(mapper, records[seed % len(records)], seed, batch=seed)
         height, width = sample["image"].shape[1:]
         assert sample["image"].dtype == torch.uint8 and max(height, width) <= 96
-        assert (sample["task"], sample["dataset"]) == (row.task.value, name)
+        assert (sample["task"], sample["dataset"]) == (row.task, name)
         instances = sample["instances"]
         assert instances.image_size == (height, width)
         assert instances.gt_masks.tensor.shape == (len(instances), height, width)

@@ -1,0 +1,118 @@
+"""The examples of docs/extend.md, written and run as they are printed."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from unified.checkpoint import read_weights
+
+ROOT = Path(__file__).parents[1]
+GUIDE = (ROOT / "docs/extend.md").read_text(encoding="utf-8")
+SECTIONS = dict(re.findall(r"^## \d\. A (.*?)\n(.*?)(?=^## |\Z)", GUIDE, re.M | re.S))
+INTRODUCTION = GUIDE.partition("\n## ")[0]
+
+
+def blocks(text: str, *languages: str) -> Iterator[str]:
+    for language, block in re.findall(r"^```(\w+)\n(.*?)^```$", text, re.M | re.S):
+        if language in languages:
+            yield block
+
+
+def write_files(folder: Path, text: str) -> None:
+    """Every block whose first line is a comment with the name of a file."""
+    for block in blocks(text, "python", "yaml", "text"):
+        first, _, content = block.partition("\n")
+        path = folder / first.removeprefix("# ")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content if path.suffix == ".txt" else block)
+
+
+def run_commands(folder: Path, text: str) -> str:
+    """Runs the commands of a section in ``folder``; returns what they print."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "DETECTRON2_DATASETS": "made"}
+    env["PYTHONPATH"] = f"{folder}:{ROOT}"
+    printed = []
+    for command in "".join(blocks(text, "console")).splitlines():
+        words = shlex.split(command)
+        if words[0] == "export":
+            continue
+        if words[0] == "python":
+            words = [sys.executable, "-W", "ignore", str(ROOT / words[1]), *words[2:]]
+        done = subprocess.run(
+            words, cwd=folder, env=env, capture_output=True, text=True, timeout=240, check=False
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}{done.stderr[-3000:]}"
+        printed.append(done.stdout)
+    return "\n".join(printed)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty folder with the made sets."""
+    path = tmp_path_factory.mktemp("extend")
+    run_commands(path, INTRODUCTION)
+    return path
+
+
+def test_the_guide_has_the_five_examples() -> None:
+    assert list(SECTIONS) == ["fusion layer", "task", "dataset", "backbone", "system"]
+
+
+@pytest.mark.timeout(600)
+def test_a_fusion_layer_a_task_and_a_dataset(folder: Path) -> None:
+    """The task and the dataset are judged with the model of the first example."""
+    write_files(folder, SECTIONS["fusion layer"])
+    run_commands(folder, SECTIONS["fusion layer"])
+    assert "fusion.gate" in read_weights(folder / "out_fusion/model_final.pth")
+    write_files(folder, SECTIONS["task"])
+    run_commands(folder, SECTIONS["task"])
+    assert (folder / "out_fusion/inference/my_parts/parts-p70").is_dir()
+    write_pairs(folder / "made/pairs")
+    write_files(folder, SECTIONS["dataset"])
+    run_commands(folder, SECTIONS["dataset"])
+    assert (folder / "out_fusion/inference/pairs-val/lavt").is_dir()
+
+
+def write_pairs(folder: Path) -> None:
+    folder.mkdir()
+    image = np.full((64, 96, 3), 90, np.uint8)
+    mask = np.zeros((64, 96), np.uint8)
+    image[20:40, 30:60], mask[20:40, 30:60] = (20, 20, 220), 255
+    cv2.imwrite(str(folder / "a.jpg"), image)
+    cv2.imwrite(str(folder / "a.png"), mask)
+    (folder / "a.txt").write_text("the red box\n")
+
+
+@pytest.mark.timeout(600)
+def test_a_backbone(folder: Path) -> None:
+    write_files(folder, SECTIONS["backbone"])
+    run_commands(folder, SECTIONS["backbone"])
+    assert "backbone.net.res5.weight" in read_weights(folder / "out_backbone/model_final.pth")
+
+
+@pytest.mark.timeout(900)
+def test_a_system_found_by_its_entry_point(folder: Path) -> None:
+    write_files(folder, SECTIONS["system"])
+    np.savez(folder / "recorded.npz", **{"in/words": np.zeros(()), "out/size": np.array(12880)})
+    printed = run_commands(folder, SECTIONS["system"])
+    assert "resumed at step 10" in printed and "all arrays passed" in printed
+    assert sorted(read_weights(folder / "published.pth")) == [
+        *("net.conv.0.bias", "net.conv.0.weight", "net.conv.2.bias", "net.conv.2.weight"),
+        "net.table",
+    ]
+    ours = read_weights(folder / "words.safetensors")
+    trained = read_weights(folder / "out_words/model_final.pth")
+    assert ours.keys() == trained.keys()
+    assert all(bool((ours[key] == trained[key]).all()) for key in ours)
+    assert list((folder / "out_image/masks").glob("*.png"))
+    assert (folder / "out_video/overlay.mp4").is_file()
