@@ -5,6 +5,7 @@ The parts lie beside this file; here is how they work together.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 from projects.groupvit.image_encoder import Grouped, ImageEncoder
 from projects.groupvit.losses import image_text_loss, multi_label_loss
 from projects.groupvit.text_encoder import TextTransformer
+from projects.groupvit.tokenizer import unknown_words
 from projects.groupvit.zero_shot import (
     class_scores,
     filled,
@@ -25,6 +27,7 @@ from projects.groupvit.zero_shot import (
     winning_groups,
 )
 from unified.errors import ConfigError, InputError
+from unified.modeling.vocabulary import WordTable
 from unified.structures import (
     FeaturePyramid,
     ImageBatch,
@@ -33,6 +36,8 @@ from unified.structures import (
     Segmentation,
     Target,
 )
+
+logger = logging.getLogger(__name__)
 
 MAX_SCALE = 100.0
 
@@ -178,8 +183,16 @@ class GroupViT(nn.Module):
         """
         if not names or not all(name.strip() for name in names):
             raise InputError(f"expected one or more class names, none of them empty, got {names}")
+        self.warn_of_unknown(names)
         texts = self.text_vectors(self.token_ids(filled(self.templates, names)))
         return mean_of_prompts(texts.unflatten(0, (len(names), -1)))
+
+    def warn_of_unknown(self, names: Sequence[str]) -> None:
+        """One warning about names of which a list of words knows no word: all are alike to it."""
+        table = self.text_encoder.token_embedding
+        unknown = unknown_words(table, names) if isinstance(table, WordTable) else []
+        if unknown:
+            logger.warning("the model knows no word of %s", ", ".join(map(repr, unknown)))
 
     def encode_image(self, images: ImageBatch) -> GroupFeatures:
         """Groups of every image and their directions."""

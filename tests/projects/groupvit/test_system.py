@@ -1,0 +1,167 @@
+"""GroupViT in the toolkit: trained, asked, evaluated and converted by its configuration alone."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from projects.groupvit.checkpoint import OFFICIAL_KEYS, TRANSFORMERS_KEYS
+from projects.groupvit.system import SYSTEM
+from unified.checkpoint import write_weights
+from unified.data.synthetic.releases import RELEASES
+from unified.data.synthetic.world import KINDS
+from unified.data.vocabulary import write_vocabulary
+from unified.engine.config import load_config
+from unified.engine.models import load
+from unified.engine.run import evaluate_weights, train
+from unified.engine.system import Recording, system
+from unified.errors import CheckpointError, ConfigError, InputError
+from unified.inference.classes import ClassPredictor
+from unified.inference.predictor import VideoPredictor
+from unified.label_maps import read_label_map
+from unified.structures import Prompt
+
+ROOT = Path(__file__).parents[3]
+TINY = ROOT / "configs/lite/groupvit_tiny.yaml"
+SMALL = [
+    *("MODEL.DEVICE", "cpu", "MODEL.GROUPVIT.DIM", "24", "MODEL.GROUPVIT.WORD_DIM", "16"),
+    *("MODEL.GROUPVIT.PROJECTOR_DIM", "16", "MODEL.GROUPVIT.TEXT_LAYERS", "1"),
+    *("SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "2", "DATALOADER.NUM_WORKERS", "0"),
+]
+NO_FILE = ["MODEL.GROUPVIT.VOCABULARY", ""]
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of datasets with sentences."""
+    root = tmp_path_factory.mktemp("sets")
+    RELEASES["refcoco"](root, 3, 0)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def environment(sets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(sets))
+
+
+@pytest.fixture(scope="module")
+def trained(sets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of two steps with both losses."""
+    folder = tmp_path_factory.mktemp("run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DETECTRON2_DATASETS", str(sets))
+        write_vocabulary(["refcoco-unc-train"], sets / "refcoco.txt")
+        options = [*SMALL, "MODEL.GROUPVIT.NUM_LABELS", "2", "OUTPUT_DIR", str(folder)]
+        train(load_config(TINY, options), resume=False)
+    return folder
+
+
+def infer_image(arguments: list[str]) -> int:
+    spec = importlib.util.spec_from_file_location("infer", ROOT / "tools/infer_image.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main(arguments)
+
+
+def picture() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (50, 70, 3)).astype(np.uint8)
+
+
+def test_it_trains_and_is_evaluated(trained: Path) -> None:
+    options = [*SMALL, "OUTPUT_DIR", str(trained / "again")]
+    numbers = evaluate_weights(
+        load_config(TINY, [*options, "MODEL.WEIGHTS", str(trained / "model_final.pth")])
+    )
+    assert any(key.startswith("refcoco-unc-val/") for key in numbers)
+    assert all(0 <= value <= 100 for value in numbers.values())
+
+
+def test_clips_and_class_names(trained: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = load(TINY, trained / "model_final.pth", "cpu", [*SMALL, *NO_FILE])
+    results = VideoPredictor(model).run(
+        [picture(), picture()], {0: {1: Prompt(text="the red circle"), 2: Prompt(text="a star")}}
+    )
+    assert [sorted(result.scores) for result in results] == [[1, 2], [1, 2]]
+    known = [word for word in KINDS if word in model.text_encoder.token_embedding.vocabulary.words]
+    predictor = ClassPredictor(model, known[:2])
+    predictor.set_image(picture())
+    assert predictor.label_map().shape == (50, 70) and predictor.label_map().max() <= 2
+    assert "knows no word" not in caplog.text
+    ClassPredictor(model, [*known, "sofa"])
+    assert "knows no word of 'sofa'" in caplog.text
+    with pytest.raises(InputError, match="one or more class names"):
+        ClassPredictor(model, [])
+
+
+def test_a_map_of_classes_is_written(trained: Path, tmp_path: Path) -> None:
+    Image.fromarray(picture()).save(tmp_path / "a.png")
+    out = tmp_path / "out"
+    arguments = ["--input", str(tmp_path / "a.png"), "--output", str(out)]
+    model = ["--config-file", str(TINY), "--weights", str(trained / "model_final.pth")]
+    opts = ["--device", "cpu", "--opts", *SMALL, *NO_FILE, "MODEL.GROUPVIT.BACKGROUND", "1.0"]
+    assert infer_image([*arguments, *model, "--classes", "circle, star, red heart", *opts]) == 0
+    labels = read_label_map(out / "masks/a.png")
+    assert labels.min() >= 1 and labels.max() <= 3  # without a limit each pixel is of a class
+    (row,) = json.loads((out / "results.json").read_text())["images"]
+    assert sum(entry["area"] for entry in row["objects"]) == labels.size
+    assert (out / "overlay/a.jpg").is_file()
+    assert infer_image([*arguments, *model, "--classes", "circle,,star", *opts]) == 2
+
+
+@pytest.mark.parametrize("table", [OFFICIAL_KEYS, TRANSFORMERS_KEYS], ids=["official", "hf"])
+def test_released_weights_answer_the_same(trained: Path, tmp_path: Path, table: object) -> None:
+    native = load(TINY, trained / "model_final.pth", "cpu", SMALL)
+    words = "text_encoder.token_embedding."
+    given = {k: v for k, v in native.state_dict().items() if k != f"{words}words"}
+    write_weights(tmp_path / "released.pth", table.to_foreign(given))
+    loaded = load(TINY, tmp_path / "released.pth", "cpu", SMALL)
+    for key, value in given.items():
+        if key != "multi_label_logit_scale":
+            assert torch.equal(value, loaded.state_dict()[key]), key
+    with pytest.raises(CheckpointError, match="do not hold it, the model has none"):
+        load(TINY, tmp_path / "released.pth", "cpu", [*SMALL, *NO_FILE])
+
+
+def test_bad_values_get_one_clear_error(trained: Path) -> None:
+    def error(*options: str) -> str:
+        with pytest.raises((ConfigError, CheckpointError)) as caught:
+            load(TINY, trained / "model_final.pth", "cpu", [*SMALL, *options])
+        return str(caught.value)
+
+    assert "choose one of ['nltk', 'open_class']" in error("MODEL.GROUPVIT.TAGGER", "spacy")
+    assert "choose one of ['full', 'simple'" in error("MODEL.GROUPVIT.TEMPLATES", "all")
+    assert "only the last 0" in error("MODEL.GROUPVIT.GROUP_TOKENS", "(0, 8, 0)")
+    assert "give one number for each" in error("MODEL.GROUPVIT.OUTPUT_GROUPS", "(8,)")
+
+
+def test_decay_spares_vectors() -> None:
+    cfg = load_config(TINY, SMALL)
+    model = SYSTEM.build(load_config(TINY, [*SMALL, *NO_FILE]))
+    for name, parameter in model.named_parameters():
+        spared = SYSTEM.parameter_group(name, cfg).weight_decay == 0
+        assert spared == (parameter.dim() <= 1), name
+
+
+def test_every_kind_of_recording_is_known() -> None:
+    for path in sorted((ROOT / "tests/data/groupvit").glob("*.npz")):
+        fitting = [k for k, replay in SYSTEM.replays.items() if replay.fits(Recording(path, {}))]
+        assert len(fitting) == 1, path
+    path = ROOT / "tests/data/groupvit/groupvit_block.npz"
+    recording = Recording(path, dict(np.load(path)))
+    results = system("GroupViT").replays["groupvit_block"].run(recording)
+    assert results and all(result.passed for result in results)
+
+
+def test_the_published_model_is_the_default(caplog: pytest.LogCaptureFixture) -> None:
+    model = SYSTEM.build(load_config(ROOT / "configs/groupvit.yaml"))
+    assert sum(p.numel() for p in model.parameters()) == 55_726_610
+    if "cannot read sentences yet" in caplog.text:
+        with pytest.raises(ConfigError, match="has no vocabulary"):
+            model.encode_text(["a cat"])
