@@ -35,21 +35,33 @@ class GatedCrossAttention(nn.Module):
     Source: SLViT (IJCAI 2023), language-guided multi-scale fusion attention, and its repository.
     """
 
-    def __init__(self, *, dim: int, context_dim: int) -> None:
+    def __init__(self, *, dim: int, context_dim: int, bias: bool = True) -> None:
+        """``bias`` of queries, keys and outputs: the norm, or softmax, takes it away again."""
         super().__init__()
-        self.query = nn.Linear(dim, dim)
-        self.key = nn.Linear(context_dim, dim)
-        self.value = nn.Linear(context_dim, dim)
-        self.out = nn.Linear(dim, dim)
+        self.query = nn.Linear(dim, dim, bias=bias)
+        self.key = nn.Linear(context_dim, dim, bias=bias)
+        self.value = nn.Linear(context_dim, dim, bias=bias)
+        self.out = nn.Linear(dim, dim, bias=bias)
         self.gate = nn.Sequential(
             nn.Linear(dim, dim, bias=False), nn.ReLU(), nn.Linear(dim, dim, bias=False), nn.Tanh()
         )
 
-    def forward(self, tokens: Tensor, words: Tensor, padding_mask: Tensor) -> Attended:
-        """Attends from pixels (B, N, C) to words (B, T, D); padding_mask (B, T)."""
+    def forward(
+        self,
+        tokens: Tensor,
+        words: Tensor,
+        padding_mask: Tensor,
+        *,
+        values: Tensor | None = None,
+    ) -> Attended:
+        """Attends from pixels (B, N, C) to words (B, T, D); padding_mask (B, T).
+
+        Args:
+            values: (B, T, D) what a pixel receives, if not the words themselves.
+        """
         keep = (~padding_mask)[..., None].to(words.dtype)
         query = _instance_norm(self.query(tokens))
-        key, value = self.key(words) * keep, self.value(words) * keep
+        key, value = self.key(words) * keep, self.value(words if values is None else values) * keep
         logits = query @ key.transpose(1, 2) * query.shape[-1] ** -0.5  # (B, N, T)
         weights = (logits - 1e4 * padding_mask[:, None].to(logits.dtype)).softmax(dim=-1)
         cross = _instance_norm(self.out(weights @ value))

@@ -177,6 +177,7 @@ SYSTEM = System(
     parameter_group=parameter_group,
     load_parts=load_parts,
     layouts=(Layout("official", official_keys),),
+    extensions=("projects.slvit.fusion_layer",),
     models={
         "slvit": ModelEntry("slvit.yaml"),
         "slvit-tiny": ModelEntry("lite/slvit_tiny.yaml"),
