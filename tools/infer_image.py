@@ -1,8 +1,9 @@
-"""Segment objects in images, from sentences or from example images with masks.
+"""Segment objects in images, from sentences or from example images with masks, or all there are.
 
 python tools/infer_image.py --input photo.jpg --text "the cat" --text "the cup" --output out
 python tools/infer_image.py --input photos/ --support a.jpg:a.png b.jpg:b.png --output out
 python tools/infer_image.py --model NAME --input a.jpg --classes "cat, sofa, person" --output out
+python tools/infer_image.py --input photos/ --detect --output out
 
 Objects: every --text is one object; every --support is one object, shown in one or more examples,
 each image.jpg:mask.png. They get the ids 1, 2, ... in the order given. OUTPUT receives
@@ -10,6 +11,8 @@ masks/<stem>.png (indexed, pixel = id, the highest score wins), overlay/<stem>.j
 With --classes, and a model that compares pixels with texts, every pixel gets the class that fits it
 best, or 0 where none does.
 An object whose score is below INFERENCE.IMAGE_SCORE_THRESHOLD is absent: its mask is empty.
+With --detect the model says what there is, up to 100 objects, the highest score first;
+detections.json lists them as COCO results.
 Files of an earlier run in OUTPUT are replaced.
 """
 
@@ -20,6 +23,7 @@ import logging
 import sys
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -31,10 +35,13 @@ from unified.inference import cli
 from unified.inference.classes import ClassPredictor, class_names
 from unified.inference.image_io import find_images, read_image
 from unified.inference.output import (
+    DETECTIONS,
     RESULTS,
     ResultsFile,
     check_writable,
+    coco_results,
     prepare_folder,
+    write_detections,
     write_image_result,
 )
 from unified.inference.predictor import ImagePredictor
@@ -61,6 +68,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         help="an object, shown in the given examples; repeat the option for another object",
     )
     prompt.add_argument("--classes", metavar="NAMES", help="a class for every pixel: 'cat, sofa'")
+    prompt.add_argument("--detect", action="store_true", help="all objects")
     parser.add_argument(
         "--separate",
         action="store_true",
@@ -76,7 +84,11 @@ def run(options: argparse.Namespace) -> None:
     paths = find_images(options.input)
     cli.check_stems(paths)
     names = None if options.classes is None else class_names(options.classes)
-    prompts, objects = cli.image_prompts(names or options.text, options.support)
+    prompts, objects = (
+        ([], [])
+        if options.detect
+        else cli.image_prompts(names or options.text, options.support)
+    )
     read_image(paths[0])  # before the model is loaded, which takes longer
     model = cli.load_model(options)
     settings = cli.chosen_settings(options)
@@ -95,15 +107,24 @@ def run(options: argparse.Namespace) -> None:
     captions = {entry["id"]: entry["text"] or "like the examples" for entry in objects}
     with ExitStack() as stack, tqdm(paths, unit="image") as progress:
         results: ResultsFile | None = None
+        detections: list[dict[str, Any]] = []
         for path in progress:
             image = read_image(path)
             predictor.set_image(image)
-            masks, scores = zip(*(predictor.predict(prompt) for prompt in prompts), strict=True)
+            answers = [predictor.predict(prompt) for prompt in prompts]
+            if isinstance(predictor, ImagePredictor) and options.detect:
+                found = predictor.detect()
+                answers = [(x.mask, x.score) for x in found]
+                captions = {i: f"category {x.category + 1}" for i, x in enumerate(found, start=1)}
+                detections += coco_results(path.stem, found)
             if results is None:
                 # Only now, so that a prompt which the model cannot follow leaves no file.
                 prepare_folder(options.output, options.input)
                 results = ResultsFile(options.output / RESULTS, header, "images")
                 stack.enter_context(results)
+                if options.detect:
+                    stack.callback(write_detections, options.output / DETECTIONS, detections)
+            masks, scores = [mask for mask, _ in answers], [score for _, score in answers]
             rows = write_image_result(
                 options.output, path.stem, image, masks, scores, captions, options.separate
             )

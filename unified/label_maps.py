@@ -10,7 +10,7 @@ import os
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -165,6 +165,14 @@ def _object_ids(path: str | os.PathLike[str], values: np.ndarray, *, grey: bool)
             )
         return (values == MAX_OBJECT_ID).astype(np.uint8)
     return values.astype(np.uint8)
+
+
+def encode_mask(mask: np.ndarray) -> dict[str, Any]:
+    """A bool mask (H, W) as a compressed run-length code whose counts are text, as in JSON."""
+    from pycocotools import mask as coco_mask
+
+    code = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": [int(side) for side in code["size"]], "counts": code["counts"].decode("ascii")}
 
 
 def draw_overlay(

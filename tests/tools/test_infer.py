@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from unified.data.formats.files import segmentation_mask
 from unified.inference.image_io import read_image, write_image
 from unified.inference.video_io import FrameReader, VideoWriter
 from unified.label_maps import write_label_map
@@ -182,6 +183,28 @@ def test_images_with_examples(photos: Path, tmp_path: Path) -> None:
     scores = [entry["images"][0]["objects"][-1]["score"] for entry in (content, wider, once)]
     assert len(set(scores)) == 3
     assert infer_image([*whole[:3], f"{out}3", *whole[4:], "INFERENCE.SUPPORT_MARGIN", "-0.1"]) == 2
+
+
+def test_all_objects_of_images_as_coco_results(photos: Path, tmp_path: Path) -> None:
+    (photos / "a.png").rename(photos / "007.png")
+    out = tmp_path / "out"
+    arguments = ["--input", str(photos), "--output", str(out), "--detect", *TINY]
+    assert infer_image([*arguments, "INFERENCE.IMAGE_SCORE_THRESHOLD", "0.0"]) == 0
+    content = results(out)
+    found = json.loads((out / "detections.json").read_text())
+    assert content["objects"] == [] and {entry["image_id"] for entry in found} == {7, "b"}
+    assert len(found) == sum(len(image["objects"]) for image in content["images"]) > 2
+    for image in content["images"]:
+        stem = Path(image["image"]).stem
+        mine = [e for e in found if e["image_id"] in (stem, int(stem) if stem.isdecimal() else "")]
+        scores = [entry["score"] for entry in mine]
+        assert scores == sorted(scores, reverse=True)
+        assert (out / f"overlay/{stem}.jpg").is_file()
+        for entry in mine:
+            assert segmentation_mask(entry["segmentation"], *image["size"]).shape
+            assert min(entry["bbox"][2:]) > 0 and entry["category_id"] >= 1
+    assert infer_image([*arguments, "INFERENCE.IMAGE_SCORE_THRESHOLD", "1.0"]) == 0
+    assert json.loads((out / "detections.json").read_text()) == []
 
 
 def test_a_damaged_image_is_named_and_the_finished_ones_stay(

@@ -16,7 +16,7 @@ from detectron2.structures import Instances
 from detectron2.utils import comm
 from numpy.typing import NDArray
 
-from unified.data.formats.files import encode_mask, write_json
+from unified.data.formats.files import write_json
 from unified.errors import ConfigError, InputError
 from unified.evaluation import images, results
 from unified.evaluation.images import Episode, Overlap, measure
@@ -30,7 +30,7 @@ from unified.evaluation.records import coco_truth
 from unified.evaluation.report import Origin, Problems, Scores
 from unified.evaluation.results import BoxSample
 from unified.evaluation.video_evaluators import VideoEvaluator
-from unified.label_maps import write_label_map, write_mask
+from unified.label_maps import encode_mask, write_label_map, write_mask
 from unified.metrics import few_shot, iou
 from unified.metrics.davis import VOID
 

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unified.data.formats.files import encode_mask
 from unified.data.formats.records import (
     Record,
     annotation_mask,
@@ -17,6 +16,7 @@ from unified.data.formats.records import (
     frame_masks,
     target_mask,
 )
+from unified.label_maps import encode_mask
 
 
 @dataclass(frozen=True)

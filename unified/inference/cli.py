@@ -103,7 +103,7 @@ def image_prompts(
         InputError: there is none, or one cannot be used.
     """
     if not texts and not support_sets:
-        raise InputError("nothing to segment: give --text or --support")
+        raise InputError("nothing to segment: give --text, --support or --detect")
     check_texts(texts)
     prompts = [Prompt(text=text) for text in texts] + [read_supports(s) for s in support_sets]
     objects: list[dict[str, Any]] = [

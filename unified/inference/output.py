@@ -16,12 +16,27 @@ from unified.errors import InputError
 from unified.files import atomic_path
 from unified.inference.image_io import write_image
 from unified.inference.video_io import Frame, VideoWriter
-from unified.label_maps import draw_overlay, mask_box, merge_by_score, write_label_map, write_mask
-from unified.structures import FrameResult, Size
+from unified.label_maps import (
+    draw_overlay,
+    encode_mask,
+    mask_box,
+    merge_by_score,
+    write_label_map,
+    write_mask,
+)
+from unified.structures import FrameResult, Instance, Size
 
 RESULTS = "results.json"
+DETECTIONS = "detections.json"
 # What a run may leave besides results.json.
-GENERATED = ("masks/*.png", "masks/*/*.png", "overlay/*.jpg", "overlay.mp4", "logits/*.npz")
+GENERATED = (
+    "masks/*.png",
+    "masks/*/*.png",
+    "overlay/*.jpg",
+    "overlay.mp4",
+    "logits/*.npz",
+    DETECTIONS,
+)
 
 
 def prepare_folder(folder: Path, inputs: Iterable[str] = ()) -> None:
@@ -205,7 +220,8 @@ def write_image_result(
         separate: one binary mask per object, ``masks/<stem>/<k>.png``, k = 0, 1, ..., in place of
             one label map, ``masks/<stem>.png``, where the highest score wins.
     """
-    label_map = merge_by_score(masks, scores)
+    size = image.shape[0], image.shape[1]
+    label_map = merge_by_score(masks, scores) if masks else np.zeros(size, np.uint8)
     if separate:
         for place, mask in enumerate(masks):
             write_mask(folder / f"masks/{stem}/{place}.png", mask)
@@ -218,6 +234,33 @@ def write_image_result(
         describe_object(object_id, score, mask_box(mask), int(mask.sum()))
         for object_id, (mask, score) in enumerate(zip(masks, scores, strict=True), start=1)
     ]
+
+
+def coco_results(stem: str, found: Sequence[Instance]) -> list[dict[str, Any]]:
+    """Objects of one image in the format of COCO's results, categories counted from 1.
+
+    The image_id is the name of the image, as a number if it is one.
+    """
+    entries = []
+    for instance in found:
+        assert instance.box is not None, "detection leaves out what has no extent"
+        left, top, right, bottom = instance.box
+        entries.append(
+            {
+                "image_id": int(stem) if stem.isdecimal() else stem,
+                "category_id": instance.category + 1,
+                "bbox": [left, top, right - left, bottom - top],
+                "score": instance.score,
+                "segmentation": encode_mask(instance.mask),
+            }
+        )
+    return entries
+
+
+def write_detections(path: Path, entries: Sequence[Mapping[str, Any]]) -> None:
+    """Writes COCO results, at once or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(list(entries)), encoding="utf-8")
 
 
 def captions_with_scores(

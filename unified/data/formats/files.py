@@ -214,9 +214,3 @@ def _runs(counts: str | bytes) -> np.ndarray:
 def segmentation_mask(segmentation: Any, height: int, width: int) -> np.ndarray:
     """(H, W) bool mask of COCO polygons, of an uncompressed or of a compressed run-length code."""
     return np.any(polygon_parts(segmentation, height, width), axis=2)
-
-
-def encode_mask(mask: np.ndarray) -> dict[str, Any]:
-    """A bool mask (H, W) as a compressed run-length code whose counts are text, as in JSON."""
-    code = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
-    return {"size": [int(side) for side in code["size"]], "counts": code["counts"].decode("ascii")}

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from unified.data.formats.files import encode_mask, write_json
+from unified.data.formats.files import write_json
 from unified.data.synthetic.coco_sets import CATEGORIES, CATEGORY_IDS
 from unified.data.synthetic.world import COLOURS, Scene, make_scene
 from unified.data.synthetic.writing import (
@@ -24,7 +24,7 @@ from unified.data.synthetic.writing import (
     save_lines,
     split_size,
 )
-from unified.label_maps import write_label_map, write_mask
+from unified.label_maps import encode_mask, write_label_map, write_mask
 
 NUM_FRAMES = 8
 LVOS_NUM_FRAMES, LVOS_STEP = 16, 5

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from unified.data.formats.files import encode_mask, write_json
+from unified.data.formats.files import write_json
 from unified.data.synthetic.clip_sets import (
     Clip,
     davis_ids,
@@ -17,7 +17,7 @@ from unified.data.synthetic.clip_sets import (
 )
 from unified.data.synthetic.sentences import Sentence, group_sentences, sentences
 from unified.data.synthetic.writing import save_lines, split_size
-from unified.label_maps import write_mask
+from unified.label_maps import encode_mask, write_mask
 
 LOOKS = ("size", "colour", "texture", "kind")
 LOOKS_AND_MOTION = (*LOOKS, "motion")
