@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -112,6 +113,69 @@ def _write_png(path: str | os.PathLike[str], image: Image.Image) -> None:
         image.save(temporary, format="PNG")
 
 
+@contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
+    """A mask file that was read.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            image.load()
+            yield image
+    except InputError:  # what the caller says of the pixels
+        raise
+    except FileNotFoundError:
+        raise InputError(f"mask {path} does not exist: check the path") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"mask {path} cannot be read as an image: {error}") from error
+
+
+def read_ids(path: str | os.PathLike[str]) -> np.ndarray:
+    """The (H, W) uint8 pixel values of a PNG with one 8-bit channel, void (255) among them.
+
+    Raises:
+        InputError: the file is missing, damaged, lossy or coloured.
+    """
+    with _opened(path) as image:
+        if image.format != "PNG":
+            raise InputError(f"{path} is a {image.format} file: save masks as PNG, lossless")
+        if image.mode not in ("1", "P", "L"):
+            raise InputError(
+                f"{path} has mode {image.mode}, expected one 8-bit channel of object ids: save it "
+                "as an indexed PNG, not in colours"
+            )
+        return np.array(image, dtype=np.uint8)
+
+
+@lru_cache(maxsize=64)
+def is_black_and_white(paths: tuple[str, ...]) -> bool:
+    """Whether 255 is the only object of a clip's masks, as in DAVIS 2016 and much own data.
+
+    Beside other ids, in any frame, it is void. The first mask that has one decides.
+    """
+    white = False
+    for path in paths:
+        found = set(np.unique(read_ids(path)).tolist())
+        if found - {0, MAX_OBJECT_ID}:
+            return False
+        white |= MAX_OBJECT_ID in found
+    return white
+
+
+def read_bright_mask(path: str | os.PathLike[str]) -> np.ndarray:
+    """(H, W) bool: where a picture of a mask, grey or in colours, is 128 or brighter.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    with _opened(path) as image:
+        return np.array(image.convert("L")) >= 128
+
+
 def read_label_map(path: str | os.PathLike[str], *, size: Size | None = None) -> np.ndarray:
     """The label map (H, W) uint8 of a PNG file whose pixels are object ids.
 
@@ -125,15 +189,8 @@ def read_label_map(path: str | os.PathLike[str], *, size: Size | None = None) ->
         InputError: the file is missing, unreadable, coloured, lossy, soft, empty, of another size,
             or holds ids above 255.
     """
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            kind, mode, values = image.format, image.mode, np.asarray(image)
-    except FileNotFoundError:
-        raise InputError(f"mask {path} does not exist: check the path") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"mask {path} cannot be read as an image: {error}") from error
+    with _opened(path) as image:
+        kind, mode, values = image.format, image.mode, np.asarray(image)
     if mode not in ("1", "L", "P") and not mode.startswith("I"):
         raise InputError(
             f"mask {path} has colours (mode {mode}), expected one object id per pixel: save it as "

@@ -87,7 +87,7 @@ def _lengthen_a_code(path: Path) -> None:
 LISTS = (".json", ".txt")
 FAULTS: list[tuple[str, str, Callable[[Path], None], str]] = [
     ("coco_2017_val", "coco/val2017/*.jpg", _delete, "is missing: expected image"),
-    ("coco_2017_val", "coco/val2017/*.jpg", _truncate, "not a readable image"),
+    ("coco_2017_val", "coco/val2017/*.jpg", _truncate, "cannot be read"),
     ("coco_2017_val", "coco/val2017/*.jpg", _shrink, "is 10 x 20 pixels"),
     ("coco_2017_val", "coco/annotations/*val2017.json", _truncate, "is not valid JSON"),
     ("objects365_v2_train", "Objects365V2/images/v2/*/*.jpg", _delete, "is missing"),
@@ -107,7 +107,7 @@ FAULTS: list[tuple[str, str, Callable[[Path], None], str]] = [
     ("mevis-train", "mevis/train/meta_expressions.json", _mute, "expected words in each"),
     ("mevis-val_u", "mevis/valid_u/mask_dict.json", _truncate, "is not valid JSON"),
     # In the middle of a clip, or one of the ten of a class.
-    ("davis17-val", "DAVIS/JPEGImages/480p/*/00001.jpg", _truncate, "not a readable image"),
+    ("davis17-val", "DAVIS/JPEGImages/480p/*/00001.jpg", _truncate, "cannot be read"),
     ("davis17-val", "DAVIS/Annotations/480p/*/00004.png", _delete, "the label map of a frame"),
     ("davis16-val", "DAVIS2016/Annotations/480p/*/00004.png", _shrink, "has size (10, 20)"),
     ("mose-train", "mose/train/Annotations/*/00002.png", _delete, "the label map of a frame"),
@@ -217,7 +217,7 @@ def test_check_all_includes_own_data(tmp_path: Path, capsys: pytest.CaptureFixtu
     wrong = sorted(folder.glob("Annotations/*/00004.png"))[0]
     _truncate(wrong)
     assert main(["check", "all", "--root", str(root)]) == 2
-    assert f"error: dataset cells: {wrong} is not a readable mask" in capsys.readouterr().err
+    assert f"error: dataset cells: {wrong} cannot be read" in capsys.readouterr().err
     (root / "own/cells.yaml").write_text("task: [")
     assert main(["check", "all", "--root", str(root)]) == 2
     assert "not valid yaml" in capsys.readouterr().err

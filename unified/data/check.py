@@ -21,9 +21,9 @@ from unified.data.catalog import (
     find_dataset,
     load_records,
 )
-from unified.data.formats.files import read_image
 from unified.data.formats.records import Record, annotation_mask, frame_masks
 from unified.errors import InputError
+from unified.inference.image_io import read_image
 from unified.tasks import TASKS, Task
 
 SECONDS = 45.0  # after which no more files are opened; that all exist is checked in any case

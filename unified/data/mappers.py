@@ -9,7 +9,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from unified.data.augmentation import Augmentation, Draw, View
-from unified.data.formats.files import read_image
 from unified.data.formats.records import Record, annotation_void, frame_masks, target_masks
 from unified.data.samples import (
     Sample,
@@ -24,6 +23,7 @@ from unified.data.samples import (
 )
 from unified.errors import InputError
 from unified.expressions import has_ordinal, swap_left_right
+from unified.inference.image_io import read_image
 from unified.structures import Support
 from unified.tasks import TASKS, Task
 

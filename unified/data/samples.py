@@ -20,9 +20,9 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from torch import Tensor
 
 from unified.data.augmentation import View, crop
-from unified.data.formats.files import read_image
 from unified.data.formats.records import Record, annotation_mask
 from unified.errors import InputError
+from unified.inference.image_io import read_image
 from unified.label_maps import object_window
 
 Sample = dict[str, Any]

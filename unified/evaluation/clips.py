@@ -17,12 +17,12 @@ from unified.evaluation.reading import (
     check_sequences,
     frame_names,
     read_binary,
-    read_ids,
     read_names,
     subfolders,
 )
 from unified.evaluation.report import MISSING_SET, Problems, Request
-from unified.metrics.davis import MAX_PROPOSALS, VOID, present_ids
+from unified.label_maps import is_black_and_white, read_ids
+from unified.metrics.davis import MAX_PROPOSALS, VOID
 from unified.metrics.video import Span
 
 LVOS_STEP = 5  # every fifth frame is annotated, file names count from 1
@@ -121,24 +121,11 @@ def sequences(
     for name in _wanted(request, subfolders(truth), prediction, problems):
         frames = tuple(frame_names(truth / name))
         unscored = frozenset((frames[0], frames[-1])) if skip_ends else frozenset()
-        binary = _is_black_and_white(truth / name, frames)
+        binary = is_black_and_white(tuple(str(truth / name / f"{f}.png") for f in frames))
         load: LoadTruth = BinaryMasks(truth / name) if binary else LabelMaps(truth / name)
         clip = Clip(name, "", frames, load, prediction / name, binary, check_ids, max_proposals)
         clips.append(replace(clip, unscored=unscored))
     return clips
-
-
-def _is_black_and_white(folder: Path, frames: Sequence[str]) -> bool:
-    """Whether 255 is the only object, as in DAVIS 2016 and much own data, and not void.
-
-    The first frame that has another id decides; most label maps have one in frame 0.
-    """
-    found: set[int] = set()
-    for frame in frames:
-        found.update(present_ids(read_ids(folder / f"{frame}.png")))
-        if found - {0, VOID}:
-            return False
-    return VOID in found
 
 
 def object_folders(request: Request, problems: Problems) -> list[Clip]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from unified.data.formats.files import read_json
 from unified.errors import InputError
-from unified.evaluation.reading import check_size, read_binary, read_ids
+from unified.evaluation.reading import check_size, read_binary
 from unified.evaluation.report import (
     EXTRA_MASK,
     MISSING_MASK,
@@ -25,6 +25,7 @@ from unified.evaluation.report import (
     counted,
     percent,
 )
+from unified.label_maps import read_ids
 from unified.metrics import few_shot, generalized, iou, semantic
 from unified.metrics.davis import VOID, present_ids
 from unified.metrics.iou import ReferringRule

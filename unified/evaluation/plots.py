@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unified.data.formats.files import IMAGE_SUFFIXES, read_image
 from unified.evaluation.report import Card, Picture, Report, Row, Scores, plural
 from unified.files import atomic_path
+from unified.inference.image_io import IMAGE_SUFFIXES, read_image
 from unified.metrics.davis import region_similarity
 
 NUM_WORST = 12
@@ -200,7 +200,7 @@ def _shorten(name: str) -> str:
 
 def background(picture: Picture, images: Path | None) -> NDArray[np.uint8] | None:
     """The image of a picture, if it is there and of its size."""
-    for suffix in IMAGE_SUFFIXES if images is not None else ():
+    for suffix in sorted(IMAGE_SUFFIXES) if images is not None else ():
         assert images is not None
         path = images / f"{picture.name}{suffix}"
         if path.is_file():

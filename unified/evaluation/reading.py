@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from unified.data.formats.files import read_json, read_lines
 from unified.errors import InputError
@@ -17,6 +16,8 @@ from unified.evaluation.report import (
     Problems,
     Split,
 )
+from unified.inference.image_io import natural_key
+from unified.label_maps import read_ids
 from unified.metrics.davis import present_ids
 
 ANNOTATION_ROOTS = (
@@ -25,32 +26,6 @@ ANNOTATION_ROOTS = (
     "Annotations",
     "Annotations_6fps",
 )
-
-
-def read_ids(path: Path) -> NDArray[np.uint8]:
-    """The (H, W) uint8 pixel values of a PNG with one 8-bit channel.
-
-    Raises:
-        InputError: the file is missing, damaged, lossy or coloured.
-    """
-    try:
-        with Image.open(path) as image:
-            if image.format != "PNG":
-                raise InputError(f"{path} is a {image.format} file: save masks as PNG, lossless")
-            if image.mode == "1":
-                return np.array(image, dtype=np.uint8)
-            if image.mode not in ("P", "L"):
-                raise InputError(
-                    f"{path} has mode {image.mode}, expected one 8-bit channel of object ids: "
-                    "save it as an indexed PNG, not in colours"
-                )
-            return np.array(image)
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing") from None
-    except (OSError, SyntaxError) as error:
-        raise InputError(
-            f"{path} cannot be read as an image: {error}. Write the file again"
-        ) from error
 
 
 def read_binary(path: Path) -> NDArray[np.uint8]:
@@ -95,12 +70,12 @@ def subfolders(folder: Path) -> list[str]:
 
 
 def frame_names(folder: Path) -> list[str]:
-    """Names without suffix of the PNG files inside, sorted.
+    """Names without suffix of the PNG files inside, in natural order (2 before 10).
 
     Raises:
         InputError: there is none.
     """
-    names = sorted(path.stem for path in folder.glob("*.png"))
+    names = [path.stem for path in sorted(folder.glob("[!.]*.png"), key=natural_key)]
     if not names:
         raise InputError(f"{folder} holds no PNG: expected the masks of a sequence")
     return names

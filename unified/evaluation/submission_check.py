@@ -16,12 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from unified.data.formats.files import image_files, image_size, read_json
+from unified.data.formats.files import image_files, read_json
 from unified.errors import InputError
 from unified.evaluation.detections import is_mask
-from unified.evaluation.reading import annotation_root, read_ids, read_names, some_of, subfolders
+from unified.evaluation.reading import annotation_root, read_names, some_of, subfolders
 from unified.evaluation.report import run_parallel
 from unified.evaluation.submission import RESULTS, Files, Server, is_litter
+from unified.inference.image_io import image_size
+from unified.label_maps import read_ids
 from unified.metrics.davis import VOID, present_ids
 
 EXPRESSIONS = "meta_expressions.json"

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from unified.errors import InputError
 from unified.evaluation.clips import EXPRESSION_SETS, Clip, MakeClips
-from unified.evaluation.reading import check_size, read_binary, read_ids, some_of
+from unified.evaluation.reading import check_size, read_binary, some_of
 from unified.evaluation.report import (
     EXTRA_MASK,
     MISSING_MASK,
@@ -25,6 +25,7 @@ from unified.evaluation.report import (
     Scores,
     percent,
 )
+from unified.label_maps import read_ids
 from unified.metrics import davis, video
 from unified.metrics.davis import VOID, Track
 from unified.metrics.video import FramePair, LvosTask

@@ -7,14 +7,19 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from unified.errors import InputError
 from unified.files import atomic_path
 
+if TYPE_CHECKING:
+    from unified.structures import Size
+
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"})
 JPEG_QUALITY = 92
+ORIENTATION, FIRST_TURNED = 0x0112, 5  # EXIF: from this value on, rows and columns change places
 
 
 def find_images(sources: Sequence[str]) -> list[Path]:
@@ -24,7 +29,7 @@ def find_images(sources: Sequence[str]) -> list[Path]:
         InputError: one does not exist, or a folder or pattern holds no image.
     """
     found = {path for source in sources for path in _images_of(source)}
-    return sorted(found, key=_natural_key)
+    return sorted(found, key=natural_key)
 
 
 def _images_of(source: str) -> list[Path]:
@@ -32,9 +37,9 @@ def _images_of(source: str) -> list[Path]:
     if path.is_file():
         return [path]
     if path.is_dir():
-        found = [entry for entry in path.iterdir() if _is_image(entry)]
+        found = [entry for entry in path.iterdir() if is_image(entry)]
     elif glob.has_magic(source):
-        found = [Path(name) for name in glob.glob(source) if _is_image(Path(name))]
+        found = [Path(name) for name in glob.glob(source) if is_image(Path(name))]
     else:
         raise InputError(f"input {source} does not exist: give an image, a folder or a pattern")
     if not found:
@@ -43,12 +48,14 @@ def _images_of(source: str) -> list[Path]:
     return found
 
 
-def _is_image(path: Path) -> bool:
+def is_image(path: Path) -> bool:
+    """Whether a path is a visible file with the suffix of an image."""
     visible = not path.name.startswith(".")
     return visible and path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
 
 
-def _natural_key(path: Path) -> tuple[list[tuple[int, str]], str]:
+def natural_key(path: Path) -> tuple[list[tuple[int, str]], str]:
+    """What to sort paths by, so that 2 comes before 10."""
     parts = re.split(r"(\d+)", path.name)
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts], str(path)
 
@@ -83,6 +90,25 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
         raise InputError(f"image {path} does not exist: check the path") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"image {path} cannot be read: {error}") from error
+
+
+def image_size(path: str | os.PathLike[str]) -> Size:
+    """(h, w) of what ``read_image`` gives, from the header of the file alone.
+
+    Raises:
+        InputError: the file is missing or no image.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            turned = image.getexif().get(ORIENTATION, 1) >= FIRST_TURNED
+    except FileNotFoundError:
+        raise InputError(f"image {path} does not exist: check the path") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"image {path} cannot be read: {error}") from error
+    return (width, height) if turned else (height, width)
 
 
 def write_image(path: str | os.PathLike[str], image: np.ndarray) -> None:

@@ -17,9 +17,11 @@ from PIL import Image
 
 from unified.data.catalog import CATALOG, find_dataset, load_records, register_datasets
 from unified.data.check import check_dataset
-from unified.data.formats.files import image_size, read_label_map, segmentation_mask
+from unified.data.formats.files import segmentation_mask
 from unified.data.formats.records import annotation_mask, frame_masks, target_mask
 from unified.errors import ConfigError, InputError
+from unified.inference.image_io import image_size
+from unified.label_maps import read_ids
 from unified.tasks import TASKS, Task
 
 
@@ -144,7 +146,7 @@ def test_unseen_objects_are_marked(data_root: Path) -> None:
 
 def test_davis16_object_is_one(data_root: Path) -> None:
     record = load_records("davis16-val")[0]
-    assert set(np.unique(read_label_map(record["mask_files"][0]))) == {0, 255}
+    assert set(np.unique(read_ids(record["mask_files"][0]))) == {0, 255}
     assert list(frame_masks(record, 0)) == [1]
 
 
@@ -258,7 +260,7 @@ def test_pascal_without_fold_lists(made_root: Path, tmp_path: Path) -> None:
         found = CATALOG[f"pascal-5i-train-{fold}"].read(tmp_path)
         expected = set()
         for name in names:
-            values = np.unique(read_label_map(release / f"SegmentationClassAug/{name}.png"))
+            values = np.unique(read_ids(release / f"SegmentationClassAug/{name}.png"))
             present = [int(v) - 1 for v in values if 0 < v < 255]
             expected |= {(name, i) for i in present if i // 5 != fold}
         assert {(r["image_id"], r["class_id"]) for r in found} == expected

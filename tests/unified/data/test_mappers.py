@@ -12,11 +12,11 @@ import torch
 
 from unified.data.augmentation import Augmentation, View
 from unified.data.catalog import CATALOG, load_records
-from unified.data.formats.files import read_image
 from unified.data.formats.records import annotation_mask, frame_masks
 from unified.data.mappers import TestMapper, TrainMapper
 from unified.data.samples import Sample
 from unified.errors import InputError
+from unified.inference.image_io import read_image
 from unified.tasks import TASKS, Task
 
 AUGMENTATION = Augmentation(
@@ -254,7 +254,7 @@ def test_broken_files_are_named(data_root: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(Path(record["file_name"]).read_bytes()[:500])
     mapper = TrainMapper(augmentation=AUGMENTATION)
-    with pytest.raises(InputError, match=r"broken\.jpg is not a readable image"):
+    with pytest.raises(InputError, match=r"broken\.jpg cannot be read"):
         _sample(mapper, {**record, "file_name": str(broken)}, 0)
     with pytest.raises(InputError, match="as the annotations say"):
         _sample(mapper, {**record, "height": 7}, 0)

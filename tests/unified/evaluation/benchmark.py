@@ -16,8 +16,8 @@ from PIL import Image
 from scipy.ndimage import binary_dilation
 
 from unified.evaluation.protocols import evaluate
-from unified.evaluation.reading import read_ids
 from unified.evaluation.report import Request
+from unified.label_maps import read_ids
 from unified.metrics.davis import boundary_accuracy, boundary_radius, mask_boundary
 
 SIZE = (480, 854)

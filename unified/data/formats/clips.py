@@ -11,13 +11,13 @@ import numpy as np
 from unified.data.formats.files import (
     VOID,
     image_files,
-    image_size,
     read_json,
     read_lines,
     require,
 )
 from unified.data.formats.records import ClipRecord, frame_labels
 from unified.errors import InputError
+from unified.inference.image_io import image_size
 
 
 def read_clip(

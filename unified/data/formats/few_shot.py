@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from unified.data.formats.files import image_files, image_size, read_lines, require
+from unified.data.formats.files import image_files, read_lines, require
 from unified.data.formats.records import Annotation, ImageRecord
 from unified.data.formats.refer import read_pickle
 from unified.errors import InputError
+from unified.inference.image_io import image_size
 
 MAX_SUPPORTS = 10  # kept per record; protocols use 1 or 5
 NUM_EPISODES = 1000
@@ -96,14 +97,14 @@ def _pascal_pair(path: Path, line: str) -> tuple[str, int]:
 
 
 def _pascal_pairs(root: Path, split: str, fold: int) -> list[tuple[str, int]]:
-    from unified.data.formats.files import read_label_map
+    from unified.label_maps import read_ids
 
     lists = root / "ImageSets/Segmentation"
     choices = ("trainaug.txt", "train.txt") if split == "train" else ("val.txt",)
     path = next((lists / name for name in choices if (lists / name).exists()), lists / choices[-1])
     pairs = []
     for name in read_lines(path, "one image name per line, or fold lists in splits/"):
-        values = np.unique(read_label_map(root / "SegmentationClassAug" / f"{name}.png"))
+        values = np.unique(read_ids(root / "SegmentationClassAug" / f"{name}.png"))
         for class_id in (values[(values > 0) & (values < 255)].astype(int) - 1).tolist():
             if (class_id // 5 == fold) == (split != "train"):
                 pairs.append((name, class_id))

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from pycocotools import mask as coco_mask
 
 from unified.errors import InputError
 from unified.files import atomic_path
+from unified.inference.image_io import is_image, natural_key
 
 VOID = 255  # label of pixels that belong to no object and are not scored
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 def require(path: Path, what: str) -> Path:
@@ -62,83 +59,15 @@ def read_lines(path: Path, what: str) -> list[str]:
 
 
 def image_files(folder: Path, what: str) -> list[Path]:
-    """The images directly inside ``folder``, sorted by name.
+    """The images directly inside ``folder``, in natural order (2 before 10).
 
     Raises:
         InputError: the folder is missing or holds no image.
     """
-    names = sorted(
-        path
-        for path in require(folder, what).iterdir()
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
-    )
-    if not names:
+    found = sorted(filter(is_image, require(folder, what).iterdir()), key=natural_key)
+    if not found:
         raise InputError(f"{folder} holds no image: expected {what}")
-    return names
-
-
-def image_size(path: Path) -> tuple[int, int]:
-    """(h, w) of an image from its header, without decoding the pixels."""
-    try:
-        with Image.open(require(path, "an image")) as image:
-            width, height = image.size
-    except OSError as error:
-        raise InputError(f"{path} is not a readable image ({error})") from error
-    return height, width
-
-
-def read_image(path: Path | str) -> np.ndarray:
-    """(H, W, 3) uint8 RGB pixels.
-
-    Raises:
-        InputError: the file is missing or damaged.
-    """
-    try:
-        with Image.open(path) as image:
-            return np.array(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:
-        raise InputError(f"{path} is not a readable image ({error})") from error
-
-
-def read_label_map(path: Path | str, *, white_is_object: bool = False) -> np.ndarray:
-    """(H, W) uint8 object ids of an indexed or grey PNG; 0 background, 255 void.
-
-    Args:
-        white_is_object: a grey file of nothing but 0 and 255 is one object, with id 1.
-
-    Raises:
-        InputError: the file is missing, damaged, or has colour channels instead of indices.
-    """
-    with _open_mask(path) as image:
-        if image.mode not in ("1", "P", "L"):
-            raise InputError(
-                f"{path} has mode {image.mode}: expected one channel of object ids (an indexed "
-                "PNG); colours cannot be turned back into ids, save it as a palette image"
-            )
-        values = np.array(image, dtype=np.uint8)
-        if white_is_object and image.mode == "L" and np.isin(values, (0, VOID)).all():
-            return (values == VOID).astype(np.uint8)
-    return values
-
-
-def read_bright_mask(path: Path | str) -> np.ndarray:
-    """(H, W) bool: where a picture of a mask, grey or in colours, is 128 or brighter.
-
-    Raises:
-        InputError: the file is missing or damaged.
-    """
-    with _open_mask(path) as image:
-        return np.array(image.convert("L")) >= 128
-
-
-@contextmanager
-def _open_mask(path: Path | str) -> Iterator[Image.Image]:
-    try:
-        with Image.open(path) as image:
-            image.load()
-            yield image
-    except (OSError, SyntaxError) as error:
-        raise InputError(f"{path} is not a readable mask ({error})") from error
+    return found
 
 
 def polygon_parts(segmentation: Any, height: int, width: int) -> np.ndarray:

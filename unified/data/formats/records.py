@@ -14,11 +14,10 @@ import numpy as np
 
 from unified.data.formats.files import (
     VOID,
-    read_bright_mask,
-    read_label_map,
     segmentation_mask,
 )
 from unified.errors import InputError
+from unified.label_maps import is_black_and_white, read_bright_mask, read_ids
 
 XYWH_ABS = 1  # the value of detectron2.structures.BoxMode.XYWH_ABS
 
@@ -139,7 +138,7 @@ def _mask_file(annotation: Annotation, height: int, width: int) -> np.ndarray:
     if value is None:
         result = read_bright_mask(path).astype(np.uint8)
     else:
-        labels = read_label_map(path)
+        labels = read_ids(path)
         result = np.where(labels == VOID, VOID, labels == value).astype(np.uint8)
     if result.shape != (height, width):
         raise InputError(
@@ -167,8 +166,11 @@ def frame_labels(record: ClipRecord, frame: int) -> np.ndarray | None:
     path = record["mask_files"][frame]
     if path is None:
         return None
-    labels = read_label_map(path, white_is_object=True)
-    return (labels > 0).astype(np.uint8) if record.get("binary_masks") else labels
+    labels = read_ids(path)
+    one_object = record.get("binary_masks", False)
+    if not one_object and labels.max() == VOID:
+        one_object = is_black_and_white(tuple(file for file in record["mask_files"] if file))
+    return (labels > 0).astype(np.uint8) if one_object else labels
 
 
 def target_mask(record: ClipRecord, frame: int) -> np.ndarray:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from unified.data.formats.clips import read_clip, read_davis
-from unified.data.formats.files import image_size, read_json, require
+from unified.data.formats.files import read_json, require
 from unified.data.formats.records import ClipRecord
 from unified.errors import InputError
+from unified.inference.image_io import image_size
 
 REF_DAVIS_SETS = ("annot1", "annot1_full_video", "annot2", "annot2_full_video")
 

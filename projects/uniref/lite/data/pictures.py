@@ -21,15 +21,15 @@ from unified.data.formats.coco import category_names, read_instances
 from unified.data.formats.files import (
     encode_mask,
     image_files,
-    read_image,
     read_json,
-    read_label_map,
     require,
     segmentation_mask,
 )
 from unified.data.formats.records import ImageRecord, annotation_mask
 from unified.data.synthetic.writing import save_jpeg
 from unified.errors import InputError
+from unified.inference.image_io import read_image
+from unified.label_maps import read_ids
 
 QUALITY = 90
 MIN_CLASS_SHARE = 0.01  # of a picture, for a few-shot sample
@@ -153,7 +153,7 @@ class ObjectFolder:
             names = {int(value): name for value, name in read_json(labels, "value: class").items()}
         for path in image_files(self.path / "images", "the pictures of a folder of objects"):
             mask = require(self.path / "masks" / f"{path.stem}.png", f"the mask of {path.name}")
-            values = read_label_map(mask)
+            values = read_ids(mask)
             found = _named_masks(values, names, self._noun(path))
             breeds = _breeds(path) if self.noun == PET else ()
             complete = self._complete(names)

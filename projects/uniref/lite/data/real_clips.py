@@ -9,10 +9,11 @@ import cv2
 
 from projects.uniref.lite.data.pictures import QUALITY, resize_image
 from unified.data.formats.clips import read_clip_folders
-from unified.data.formats.files import read_image, read_label_map, require
-from unified.data.formats.records import ClipRecord
+from unified.data.formats.files import require
+from unified.data.formats.records import ClipRecord, frame_labels
 from unified.data.synthetic.writing import save_jpeg
 from unified.errors import InputError
+from unified.inference.image_io import read_image
 from unified.label_maps import write_label_map
 
 
@@ -44,9 +45,8 @@ def copy_clip(record: ClipRecord, folder: Path, stride: int, longest_side: int |
         else:
             image = resize_image(image, longest_side)
             save_jpeg(target, image, quality=QUALITY)
-        mask = record["mask_files"][frame]
-        if mask is not None:
-            labels = read_label_map(mask, white_is_object=True)
+        labels = frame_labels(record, frame)
+        if labels is not None:
             size = image.shape[1], image.shape[0]
             labels = cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST)
             write_label_map(folder / f"masks/{name}/{stem}.png", labels)

@@ -23,7 +23,7 @@ from projects.uniref.lite.data.writing import SET_SPLITS, OwnWriter
 from unified.data.augmentation import Augmentation
 from unified.data.catalog import load_records
 from unified.data.check import check_dataset
-from unified.data.formats.files import read_label_map, segmentation_mask
+from unified.data.formats.files import segmentation_mask
 from unified.data.mappers import TestMapper, TrainMapper
 from unified.data.synthetic.clip_sets import write_davis16
 from unified.data.synthetic.coco_sets import write_coco
@@ -31,7 +31,7 @@ from unified.data.synthetic.world import Scene as World
 from unified.data.synthetic.world import make_scene
 from unified.data.synthetic.writing import random_streams, save_jpeg
 from unified.errors import InputError
-from unified.label_maps import write_label_map
+from unified.label_maps import read_ids, write_label_map
 
 ROOT = Path(__file__).parents[5]
 TOOL = ROOT / "datasets/prepare_lite.py"
@@ -216,7 +216,7 @@ def test_held_out_clips_keep_their_frames(given: Path, data_root: Path) -> None:
     ]
     grey = given / "DAVIS2016/Annotations/480p" / record["clip_id"]
     for path, original in zip(record["mask_files"], sorted(grey.iterdir()), strict=True):
-        assert np.array_equal(read_label_map(path) > 0, read_label_map(original) > 0)
+        assert np.array_equal(read_ids(path) > 0, read_ids(original) > 0)
 
 
 def _worlds() -> dict[str, World]:
@@ -314,7 +314,7 @@ def test_objects_of_pseudo_clips_move_and_sentences_name_one(built: Path) -> Non
     videos = json.loads((built / "own/lite/clips/meta_expressions.json").read_text())["videos"]
     moved = 0
     for clip in sorted((built / "own/lite/clips/masks").glob("pseudo_*")):
-        maps = [read_label_map(path) for path in sorted(clip.iterdir())]
+        maps = [read_ids(path) for path in sorted(clip.iterdir())]
         assert any(labels.any() for labels in maps)
         moved += not np.array_equal(maps[0], maps[-1])
         numbers = {int(value) for labels in maps for value in np.unique(labels)}
