@@ -217,7 +217,7 @@ def test_check_all_includes_own_data(tmp_path: Path, capsys: pytest.CaptureFixtu
     wrong = sorted(folder.glob("Annotations/*/00004.png"))[0]
     _truncate(wrong)
     assert main(["check", "all", "--root", str(root)]) == 2
-    assert f"error: dataset cells: {wrong} cannot be read" in capsys.readouterr().err
+    assert f"error: dataset cells: mask {wrong} cannot be read" in capsys.readouterr().err
     (root / "own/cells.yaml").write_text("task: [")
     assert main(["check", "all", "--root", str(root)]) == 2
     assert "not valid yaml" in capsys.readouterr().err
