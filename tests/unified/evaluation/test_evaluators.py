@@ -14,7 +14,6 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, Instances
 
 from unified.data.catalog import CATALOG, load_records, register_datasets
-from unified.data.formats.files import read_label_map
 from unified.data.formats.records import frame_masks, target_mask
 from unified.data.mappers import TestMapper
 from unified.data.synthetic.releases import RELEASES
@@ -24,6 +23,7 @@ from unified.evaluation.protocols import PROTOCOLS, evaluate
 from unified.evaluation.reading import read_split
 from unified.evaluation.records import coco_truth
 from unified.evaluation.report import Request, Split
+from unified.label_maps import read_ids
 from unified.structures import FrameResult
 
 NAMES = (
@@ -120,8 +120,8 @@ def test_masks_of_folds_are_judged_at_the_published_size(data_root: Path, tmp_pa
     sample = {"target": target, "void": np.zeros_like(half), "class_id": class_id, "supports": (1,)}
     evaluator.process([sample], [{"instances": found}])
     (written,) = (tmp_path / name / "predictions").rglob("*.png")
-    assert read_label_map(written).shape == (400, 400)
-    assert (read_label_map(written) > 0).sum() == 400 * 200
+    assert read_ids(written).shape == (400, 400)
+    assert (read_ids(written) > 0).sum() == 400 * 200
     (episode, _, _), *_ = evaluator.samples
     assert episode.intersection[1] == 200 * 200 and episode.union[1] == 400 * 200
     notes = evaluator.score("hsnet").notes

@@ -18,18 +18,12 @@ import numpy as np
 
 from projects.uniref.lite.data.vocabulary import RARE, UNREFERRED
 from unified.data.formats.coco import category_names, read_instances
-from unified.data.formats.files import (
-    encode_mask,
-    image_files,
-    read_json,
-    require,
-    segmentation_mask,
-)
+from unified.data.formats.files import image_files, read_json, require, segmentation_mask
 from unified.data.formats.records import ImageRecord, annotation_mask
 from unified.data.synthetic.writing import save_jpeg
 from unified.errors import InputError
 from unified.inference.image_io import read_image
-from unified.label_maps import read_ids
+from unified.label_maps import encode_mask, read_ids
 
 QUALITY = 90
 MIN_CLASS_SHARE = 0.01  # of a picture, for a few-shot sample

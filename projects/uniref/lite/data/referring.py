@@ -20,8 +20,8 @@ from projects.uniref.lite.data.sentences import (
     wording,
 )
 from projects.uniref.lite.data.vocabulary import COLOURLESS, COLOURS, MASS
-from unified.data.formats.files import encode_mask
 from unified.data.synthetic.writing import CocoFile
+from unified.label_maps import encode_mask
 
 MAX_OBJECTS = 5  # referred to per picture
 SENTENCES = (2, 5)  # per object, the second not included
