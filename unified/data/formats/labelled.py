@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from unified.data.formats.files import VOID, image_files, image_size, read_label_map, require
+from unified.data.formats.files import VOID, image_files, require
 from unified.data.formats.records import Annotation, ImageRecord
+from unified.inference.image_io import image_size
+from unified.label_maps import read_ids
 
 
 def read_labelled_images(images: Path, masks: Path) -> list[ImageRecord]:
@@ -27,7 +29,7 @@ def read_labelled_images(images: Path, masks: Path) -> list[ImageRecord]:
 def _record(image: Path, masks: Path) -> ImageRecord:
     mask = require(masks / f"{image.stem}.png", f"the label map of {image.name}")
     height, width = image_size(image)
-    values = [int(value) for value in np.unique(read_label_map(mask))]
+    values = [int(value) for value in np.unique(read_ids(mask))]
     annotations: list[Annotation] = [
         {"id": value, "mask_file": str(mask), "mask_value": value, "category_id": 0}
         for value in values
