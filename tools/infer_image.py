@@ -85,9 +85,7 @@ def run(options: argparse.Namespace) -> None:
     cli.check_stems(paths)
     names = None if options.classes is None else class_names(options.classes)
     prompts, objects = (
-        ([], [])
-        if options.detect
-        else cli.image_prompts(names or options.text, options.support)
+        ([], []) if options.detect else cli.image_prompts(names or options.text, options.support)
     )
     read_image(paths[0])  # before the model is loaded, which takes longer
     model = cli.load_model(options)
