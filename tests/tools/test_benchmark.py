@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from projects.uniref.baseline import ReferenceAlgorithm
-from projects.uniref.model import UniRef
 from projects.uniref.system import SYSTEM
+from tests.projects.uniref.tiny import make_uniref
 from unified.inference.profiling import STAGES, VERB_STAGES, StageTimer
 
 ROOT = Path(__file__).parents[2]
@@ -75,8 +75,8 @@ def test_without_baseline_there_is_nothing_to_compare(tmp_path: Path) -> None:
     assert "baseline" not in report and "speed_up" not in report and "ours" in report
 
 
-def test_baseline_does_the_work_that_ours_saves(build_uniref: Any) -> None:
-    ours: UniRef = build_uniref()
+def test_baseline_does_the_work_that_ours_saves() -> None:
+    ours = make_uniref()
     baseline = ReferenceAlgorithm(ours.eval())
     for name, parameter in baseline.named_parameters():
         assert parameter is ours.get_parameter(name), name
@@ -105,8 +105,8 @@ def test_a_stage_inside_another_one_pauses_it(monkeypatch: pytest.MonkeyPatch) -
     assert timer.lap() == {}
 
 
-def test_watching_ends(build_uniref: Any) -> None:
-    model = build_uniref()
+def test_watching_ends() -> None:
+    model = make_uniref()
     timer = StageTimer()
     with timer.watch(model, SYSTEM.stages):
         assert "segment" in vars(model) and "encode" in vars(model.head.transformer)

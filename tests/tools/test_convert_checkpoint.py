@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from projects.uniref.checkpoint import uniref_keys
+from tests.projects.uniref.tiny import make_uniref
 from unified.checkpoint import read_weights, write_weights
 from unified.modeling.backbones import build_backbone
 
@@ -37,10 +38,10 @@ def convert(monkeypatch: pytest.MonkeyPatch) -> Tool:
 
 
 @pytest.fixture(scope="module")
-def official(build_uniref: object) -> dict[str, Tensor]:
+def official() -> dict[str, Tensor]:
     """A tiny model as the reference would have saved it, with what it does not need."""
     backbone = build_backbone("efficientnet_lite0")
-    model = build_uniref(backbone=backbone)  # type: ignore[operator]
+    model = make_uniref(backbone=backbone)
     weights = uniref_keys("efficientnet_lite0").to_foreign(model.state_dict())
     return {
         **weights,
@@ -177,12 +178,10 @@ def test_wrong_direction(
     assert "nothing to convert; choose --to native" in capsys.readouterr().err
 
 
-def test_a_detector_of_365_classes_converts_too(
-    convert: Tool, build_uniref: object, tmp_path: Path
-) -> None:
+def test_a_detector_of_365_classes_converts_too(convert: Tool, tmp_path: Path) -> None:
     """A pre-trained detector has neither sentences nor mask references."""
     backbone = build_backbone("efficientnet_lite0")
-    model = build_uniref(kinds=(), num_classes=365, backbone=backbone)  # type: ignore[operator]
+    model = make_uniref(kinds=(), num_classes=365, backbone=backbone)
     weights = uniref_keys("efficientnet_lite0").to_foreign(model.state_dict())
     save_official(tmp_path / "in.pth", weights)
     assert convert(tmp_path / "in.pth", tmp_path / "native.safetensors") == 0
@@ -191,9 +190,9 @@ def test_a_detector_of_365_classes_converts_too(
 
 
 def test_a_small_file_holds_float16_and_lacks_what_was_left_out(
-    convert: Tool, build_uniref: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    convert: Tool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model = build_uniref(backbone=build_backbone("efficientnet_lite0"))  # type: ignore[operator]
+    model = make_uniref(backbone=build_backbone("efficientnet_lite0"))
     weights = model.state_dict() | {"neck.count": torch.tensor(3)}
     source, target = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
     write_weights(source, weights)

@@ -8,7 +8,7 @@ import torch
 from detectron2.structures import BitMasks, Boxes, Instances
 from torch import Tensor
 
-from tests.conftest import MakeUniRef
+from tests.projects.uniref.tiny import MakeUniRef
 from unified.engine.meta_arch import SegmenterShell
 from unified.engine.system import Supervision
 from unified.inference.predictor import ImagePredictor

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from projects.uniref.model import UniRef
+from tests.toy.model import Toy
 from unified.inference.frames import FrameEncoder, resize_image
 from unified.inference.settings import ModelInput
 from unified.structures import resized_size
@@ -44,8 +44,8 @@ def test_resize_is_antialiased_and_leaves_a_fitting_image_alone() -> None:
     assert small.shape == (16, 16, 3) and abs(small.astype(int) - 127).max() < 20
 
 
-def test_masks_given_as_numbers_are_the_same_as_booleans(uniref: UniRef) -> None:
-    encoder = FrameEncoder(uniref, ModelInput(short_side=64, max_size=128))
+def test_masks_given_as_numbers_are_the_same_as_booleans(segmenter: Toy) -> None:
+    encoder = FrameEncoder(segmenter, ModelInput(short_side=64, max_size=128))
     frame = encoder.image(noise())
     marked = np.zeros(SIZE, bool)
     marked[5:25, 10:35] = True

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from projects.uniref.model import UniRef
+from tests.toy.model import MakeToy, Toy
 from unified.errors import ConfigError, InputError
 from unified.inference.frames import FEW_PIXELS, resize_image
 from unified.inference.predictor import ImagePredictor, VideoPredictor
@@ -50,12 +50,12 @@ def box_mask(top: int, left: int, height: int = 20, width: int = 25) -> np.ndarr
 MASKS = (box_mask(5, 10), box_mask(30, 45), box_mask(20, 5, 30, 12))
 
 
-def video(model: UniRef, **options: object) -> VideoPredictor:
+def video(model: Toy, **options: object) -> VideoPredictor:
     given = {"short_side": SHORT, "max_size": LONG, "score_threshold": 0.0, **options}
     return VideoPredictor(model, **given)  # type: ignore[arg-type]
 
 
-def image(model: UniRef) -> ImagePredictor:
+def image(model: Toy) -> ImagePredictor:
     predictor = ImagePredictor(model, short_side=SHORT, max_size=LONG)
     predictor.set_image(frames(1)[0])
     return predictor
@@ -102,42 +102,43 @@ MIXED: Mapping[int, Mapping[int, Prompt]] = {
 
 @pytest.mark.parametrize("num_objects", [1, 3, 10])
 def test_one_backbone_pass_per_frame_whatever_the_number_of_objects(
-    uniref: UniRef, num_objects: int
+    segmenter: Toy, num_objects: int
 ) -> None:
     prompts = {
         index + 1: Prompt(text=TEXTS[index % 4], mask=MASKS[index % 3] if index % 2 else None)
         for index in range(num_objects)
     }
-    with count_calls(uniref.backbone) as calls:
-        assert len(list(video(uniref).run(frames(4), {0: prompts}))) == 4
+    with count_calls(segmenter.backbone) as calls:
+        assert len(list(video(segmenter).run(frames(4), {0: prompts}))) == 4
     assert calls == [1] * 4
 
 
-def test_frames_before_the_first_object_cost_nothing(uniref: UniRef) -> None:
-    with count_calls(uniref.backbone) as calls:
-        results = list(video(uniref).run(frames(3), {2: {1: Prompt(mask=MASKS[0])}}))
+def test_frames_before_the_first_object_cost_nothing(segmenter: Toy) -> None:
+    with count_calls(segmenter.backbone) as calls:
+        results = list(video(segmenter).run(frames(3), {2: {1: Prompt(mask=MASKS[0])}}))
     assert calls == [1]
     for result in results[:2]:
         assert not result.label_map.any() and result.scores == {} and result.absent == ()
 
 
-def test_objects_share_passes_of_the_head(uniref: UniRef) -> None:
+def test_objects_share_passes_of_the_head(segmenter: Toy) -> None:
     prompts = {index: Prompt(text=TEXTS[index % 4]) for index in range(1, 8)}
-    predictor = video(uniref, objects_per_pass=3)
+    predictor = video(segmenter, objects_per_pass=3)
 
     def batches() -> list[int]:
-        with count_calls(uniref.head.transformer.decoder.layers[0]) as calls:
+        with count_calls(segmenter.head) as calls:
             predictor.step(frames(1)[0], prompts if not predictor.object_ids else {})
         return calls
 
     assert batches() == [3, 3, 1]
 
 
-def test_only_the_best_query_is_decoded(uniref: UniRef) -> None:
+def test_only_the_best_query_is_decoded(segmenter: Toy) -> None:
     shapes: list[tuple[int, ...]] = []
-    controller = uniref.mask_head.controller
-    hook = controller.register_forward_pre_hook(lambda _, args: shapes.append(tuple(args[0].shape)))
-    predictor = video(uniref, use_memory=False)
+    hook = segmenter.mask_head.register_forward_pre_hook(
+        lambda _, args: shapes.append(tuple(args[0].shape))
+    )
+    predictor = video(segmenter, use_memory=False)
     list(predictor.run(frames(2), {0: {1: Prompt(text="cat"), 2: Prompt(text="dog")}}))
     hook.remove()
     assert [shape[:2] for shape in shapes] == [(2, 1), (2, 1)]
@@ -147,31 +148,31 @@ def test_only_the_best_query_is_decoded(uniref: UniRef) -> None:
 
 
 @pytest.mark.parametrize("rule", ["soft", "separate"])
-def test_objects_batched_equal_objects_one_by_one(uniref: UniRef, rule: str) -> None:
-    together = list(video(uniref, merge_rule=rule).run(frames(5), MIXED))
-    alone = list(video(uniref, merge_rule=rule, objects_per_pass=1).run(frames(5), MIXED))
+def test_objects_batched_equal_objects_one_by_one(segmenter: Toy, rule: str) -> None:
+    together = list(video(segmenter, merge_rule=rule).run(frames(5), MIXED))
+    alone = list(video(segmenter, merge_rule=rule, objects_per_pass=1).run(frames(5), MIXED))
     all_equal(together, alone, atol=1e-5)
     assert any(result.label_map.any() for result in together)
 
 
-def test_separate_objects_do_not_see_each_other(uniref: UniRef) -> None:
-    together = list(video(uniref, merge_rule="separate").run(frames(4), MIXED))
+def test_separate_objects_do_not_see_each_other(segmenter: Toy) -> None:
+    together = list(video(segmenter, merge_rule="separate").run(frames(4), MIXED))
     for object_id, start in ((1, 0), (2, 0), (3, 0), (4, 2), (5, 2)):
         prompts = {start: {object_id: MIXED[start][object_id]}}
-        alone = list(video(uniref, merge_rule="separate").run(frames(4), prompts))
+        alone = list(video(segmenter, merge_rule="separate").run(frames(4), prompts))
         for index in range(start, 4):
             ours, expected = together[index], alone[index]
             assert ours.scores[object_id] == pytest.approx(expected.scores[object_id], abs=1e-5)
             assert (ours.masks[object_id] != expected.masks[object_id]).mean() < 0.002
 
 
-def test_results_do_not_depend_on_how_frames_arrive(uniref: UniRef) -> None:
+def test_results_do_not_depend_on_how_frames_arrive(segmenter: Toy) -> None:
     clip = frames(6)
-    whole = list(video(uniref).run(clip, MIXED))
-    streamed = list(video(uniref).run((frame for frame in clip), MIXED))
+    whole = list(video(segmenter).run(clip, MIXED))
+    streamed = list(video(segmenter).run((frame for frame in clip), MIXED))
     all_equal(streamed, whole)
 
-    predictor = video(uniref)
+    predictor = video(segmenter)
     parts = [
         *predictor.run(clip[:1], MIXED),
         *predictor.run(
@@ -182,7 +183,7 @@ def test_results_do_not_depend_on_how_frames_arrive(uniref: UniRef) -> None:
     all_equal(parts, whole)
 
 
-def test_frames_are_read_one_at_a_time(uniref: UniRef) -> None:
+def test_frames_are_read_one_at_a_time(segmenter: Toy) -> None:
     read: list[int] = []
 
     def stream() -> Iterator[np.ndarray]:
@@ -190,15 +191,15 @@ def test_frames_are_read_one_at_a_time(uniref: UniRef) -> None:
             read.append(index)
             yield frame
 
-    results = video(uniref).run(stream(), {0: {1: Prompt(text="cat")}})
+    results = video(segmenter).run(stream(), {0: {1: Prompt(text="cat")}})
     assert read == []
     next(results)
     next(results)
     assert read == [0, 1]
 
 
-def test_reset_starts_anew(uniref: UniRef) -> None:
-    predictor = video(uniref)
+def test_reset_starts_anew(segmenter: Toy) -> None:
+    predictor = video(segmenter)
     first = list(predictor.run(frames(3), MIXED))
     predictor.add(9, Prompt(text="cat"))
     predictor.reset()
@@ -206,25 +207,27 @@ def test_reset_starts_anew(uniref: UniRef) -> None:
     all_equal(list(predictor.run(frames(3), MIXED)), first)
 
 
-def test_the_same_twice_and_the_frames_are_left_alone(uniref: UniRef) -> None:
+def test_the_same_twice_and_the_frames_are_left_alone(segmenter: Toy) -> None:
     clip = frames(3)
     before = [frame.copy() for frame in clip]
-    all_equal(list(video(uniref).run(clip, MIXED)), list(video(uniref).run(clip, MIXED)))
+    all_equal(list(video(segmenter).run(clip, MIXED)), list(video(segmenter).run(clip, MIXED)))
     assert all(np.array_equal(a, b) for a, b in zip(clip, before, strict=True))
 
 
-def test_a_sentence_alone_is_what_the_verbs_say(uniref: UniRef) -> None:
+def test_a_sentence_alone_is_what_the_verbs_say(segmenter: Toy) -> None:
     """The first frame of a sentence, spelled out with the model's own verbs."""
     frame = frames(1)[0]
     resized = resize_image(frame, resized_size(SIZE, SHORT, LONG))
     with torch.no_grad():
-        images = uniref.preprocess([torch.from_numpy(resized.transpose(2, 0, 1).copy())])
-        features = uniref.encode_image(images)
-        found = uniref.segment(features, [uniref.encode_text(["cat"])], top_k=1, mask_stride=4)
+        images = segmenter.preprocess([torch.from_numpy(resized.transpose(2, 0, 1).copy())])
+        features = segmenter.encode_image(images)
+        found = segmenter.segment(
+            features, [segmenter.encode_text(["cat"])], top_k=1, mask_stride=4
+        )
         probabilities = mask_probabilities(
             found.mask_logits[0], stride=4, image_size=images.image_sizes[0], original_size=SIZE
         )
-    result = video(uniref, keep_probabilities=True).step(frame, {3: Prompt(text="cat")})
+    result = video(segmenter, keep_probabilities=True).step(frame, {3: Prompt(text="cat")})
     assert result.scores == {3: pytest.approx(float(found.scores[0, 0]), abs=1e-6)}
     np.testing.assert_allclose(result.probabilities[3], probabilities[0].numpy(), atol=1e-5)
     assert np.array_equal(result.label_map, merge(probabilities, [3]).numpy())
@@ -233,8 +236,8 @@ def test_a_sentence_alone_is_what_the_verbs_say(uniref: UniRef) -> None:
 # ---------------------------------------------------------------- video: objects
 
 
-def test_a_mask_defines_its_object_on_its_frame(uniref: UniRef) -> None:
-    result = video(uniref).step(frames(1)[0], {7: Prompt(mask=MASKS[0])})
+def test_a_mask_defines_its_object_on_its_frame(segmenter: Toy) -> None:
+    result = video(segmenter).step(frames(1)[0], {7: Prompt(mask=MASKS[0])})
     assert np.array_equal(result.label_map, MASKS[0] * np.uint8(7))
     assert result.label_map.dtype == np.uint8
     assert result.scores == {7: 1.0} and result.absent == ()
@@ -243,51 +246,51 @@ def test_a_mask_defines_its_object_on_its_frame(uniref: UniRef) -> None:
 
 
 @pytest.mark.parametrize("start", [1, 3])
-def test_an_object_added_later_starts_as_on_a_first_frame(uniref: UniRef, start: int) -> None:
+def test_an_object_added_later_starts_as_on_a_first_frame(segmenter: Toy, start: int) -> None:
     clip = frames(6)
-    late = list(video(uniref).run(clip, {start: {1: Prompt(mask=MASKS[0])}}))
-    fresh = list(video(uniref).run(clip[start:], {0: {1: Prompt(mask=MASKS[0])}}))
+    late = list(video(segmenter).run(clip, {start: {1: Prompt(mask=MASKS[0])}}))
+    fresh = list(video(segmenter).run(clip[start:], {0: {1: Prompt(mask=MASKS[0])}}))
     all_equal(late[start:], fresh)
 
 
-def test_add_is_a_prompt_on_the_next_frame(uniref: UniRef) -> None:
-    clip, predictor = frames(4), video(uniref)
+def test_add_is_a_prompt_on_the_next_frame(segmenter: Toy) -> None:
+    clip, predictor = frames(4), video(segmenter)
     results = [predictor.step(clip[0], MIXED[0])]
     results.append(predictor.step(clip[1]))
     for object_id, prompt in MIXED[2].items():
         predictor.add(object_id, prompt)
     assert predictor.object_ids == (1, 2, 3, 4, 5)
     results += [predictor.step(frame) for frame in clip[2:]]
-    all_equal(results, list(video(uniref).run(clip, MIXED)))
+    all_equal(results, list(video(segmenter).run(clip, MIXED)))
 
 
-def test_a_corrected_object_forgets_its_mistakes(uniref: UniRef) -> None:
+def test_a_corrected_object_forgets_its_mistakes(segmenter: Toy) -> None:
     """From its new mask on it is as if it had just been added; others do not notice."""
     clip = frames(6)
     prompts = {0: {1: Prompt(mask=MASKS[0]), 2: Prompt(text="cat")}, 3: {1: Prompt(mask=MASKS[2])}}
-    corrected = list(video(uniref, merge_rule="separate").run(clip, prompts))
+    corrected = list(video(segmenter, merge_rule="separate").run(clip, prompts))
     assert np.array_equal(corrected[3].masks[1], MASKS[2])
-    fresh = list(video(uniref, merge_rule="separate").run(clip[3:], {0: prompts[3]}))
-    plain = list(video(uniref, merge_rule="separate").run(clip, {0: prompts[0]}))
+    fresh = list(video(segmenter, merge_rule="separate").run(clip[3:], {0: prompts[3]}))
+    plain = list(video(segmenter, merge_rule="separate").run(clip, {0: prompts[0]}))
     for index in range(6):
         assert np.array_equal(corrected[index].masks[2], plain[index].masks[2])
         expected = plain[index] if index < 3 else fresh[index - 3]
         assert (corrected[index].masks[1] != expected.masks[1]).mean() < 0.002
 
 
-def test_a_correction_by_mask_keeps_the_sentence(uniref: UniRef) -> None:
-    clip, predictor = frames(3), video(uniref)
+def test_a_correction_by_mask_keeps_the_sentence(segmenter: Toy) -> None:
+    clip, predictor = frames(3), video(segmenter)
     predictor.step(clip[0], {1: Prompt(text="cat")})
     predictor.step(clip[1], {1: Prompt(mask=MASKS[0])})
     result = predictor.step(clip[2])
-    both = video(uniref)
+    both = video(segmenter)
     both.step(clip[1], {1: Prompt(text="cat", mask=MASKS[0])})
     equal(result, both.step(clip[2]))
 
 
-def test_a_forgotten_object_is_gone_and_the_rest_goes_on(uniref: UniRef) -> None:
-    clip, predictor = frames(4), video(uniref, merge_rule="separate")
-    plain = list(video(uniref, merge_rule="separate").run(clip, {0: {1: MIXED[0][1]}}))
+def test_a_forgotten_object_is_gone_and_the_rest_goes_on(segmenter: Toy) -> None:
+    clip, predictor = frames(4), video(segmenter, merge_rule="separate")
+    plain = list(video(segmenter, merge_rule="separate").run(clip, {0: {1: MIXED[0][1]}}))
     predictor.step(clip[0], MIXED[0])
     predictor.add(8, Prompt(text="cat"))
     for object_id in (2, 3, 8, 200):
@@ -300,17 +303,17 @@ def test_a_forgotten_object_is_gone_and_the_rest_goes_on(uniref: UniRef) -> None
     assert predictor.step(clip[3]).scores == {}
 
 
-def test_supports_of_other_images_define_an_object(uniref: UniRef) -> None:
+def test_supports_of_other_images_define_an_object(segmenter: Toy) -> None:
     clip = frames(3)
     supports = tuple(
         Support(image=shot, mask=mask) for shot, mask in zip(frames(3, seed=5), MASKS, strict=True)
     )
-    predictor = video(uniref)
-    with count_calls(uniref.backbone) as calls:
+    predictor = video(segmenter)
+    with count_calls(segmenter.backbone) as calls:
         results = list(predictor.run(clip, {0: {1: Prompt(supports=supports)}}))
     assert calls == [1, 3, 1, 1], "the supports are encoded once, as one batch"
     assert [list(result.scores) for result in results] == [[1]] * 3
-    fewer = video(uniref).step(clip[0], {1: Prompt(supports=supports[:1])})
+    fewer = video(segmenter).step(clip[0], {1: Prompt(supports=supports[:1])})
     assert fewer.scores != results[0].scores
 
 
@@ -318,17 +321,17 @@ def test_supports_of_other_images_define_an_object(uniref: UniRef) -> None:
 
 
 def test_a_sentence_turns_into_memory_with_the_first_mask_that_is_not_empty(
-    uniref: UniRef,
+    segmenter: Toy,
 ) -> None:
     clip = frames(4)
-    predictor = video(uniref, score_threshold=1.1)
-    plain = video(uniref, use_memory=False, score_threshold=1.1)
+    predictor = video(segmenter, score_threshold=1.1)
+    plain = video(segmenter, use_memory=False, score_threshold=1.1)
 
     def head_inputs(frame: np.ndarray) -> list[int]:
         """Numbers of references that the fusion of the finest level sees."""
         seen: list[int] = []
-        assert uniref.fusion is not None
-        hook = uniref.fusion.register_forward_pre_hook(lambda _, args: seen.append(len(args[1])))
+        assert segmenter.fusion is not None
+        hook = segmenter.fusion.register_forward_pre_hook(lambda _, args: seen.append(len(args[1])))
         predictor.step(frame)
         hook.remove()
         return sorted(set(seen))
@@ -345,40 +348,40 @@ def test_a_sentence_turns_into_memory_with_the_first_mask_that_is_not_empty(
     assert 0 <= result.scores[1] <= 1, "the score is told, though it is too low"
 
 
-def test_without_memory_every_frame_stands_alone(uniref: UniRef) -> None:
+def test_without_memory_every_frame_stands_alone(segmenter: Toy) -> None:
     clip = frames(4)
     prompts = {index + 1: Prompt(text=text) for index, text in enumerate(TEXTS)}
-    along = list(video(uniref, use_memory=False).run(clip, {0: prompts}))
-    alone = [video(uniref, use_memory=False).step(frame, prompts) for frame in clip]
+    along = list(video(segmenter, use_memory=False).run(clip, {0: prompts}))
+    alone = [video(segmenter, use_memory=False).step(frame, prompts) for frame in clip]
     all_equal(along, alone)
-    with_memory = list(video(uniref).run(clip, {0: prompts}))
+    with_memory = list(video(segmenter).run(clip, {0: prompts}))
     assert with_memory[3].scores != along[3].scores
 
 
-def test_an_absent_object_keeps_its_memory(uniref: UniRef) -> None:
+def test_an_absent_object_keeps_its_memory(segmenter: Toy) -> None:
     """A frame on which the object is not found leaves no trace."""
     clip = frames(5)
-    predictor = video(uniref)
+    predictor = video(segmenter)
     predictor.step(clip[0], {1: Prompt(mask=MASKS[0])})
     predictor.step(clip[1])
     predictor.settings = replace(predictor.settings, score_threshold=1.1)
     assert predictor.step(clip[4]).absent == (1,)
     predictor.settings = replace(predictor.settings, score_threshold=0.0)
     result = predictor.step(clip[2])
-    expected = list(video(uniref).run(clip[:3], {0: {1: Prompt(mask=MASKS[0])}}))[2]
+    expected = list(video(segmenter).run(clip[:3], {0: {1: Prompt(mask=MASKS[0])}}))[2]
     equal(result, expected)
 
 
-def test_a_score_at_the_threshold_is_present(uniref: UniRef) -> None:
+def test_a_score_at_the_threshold_is_present(segmenter: Toy) -> None:
     frame, prompts = frames(1)[0], {1: Prompt(text="cat")}
-    score = video(uniref).step(frame, prompts).scores[1]
+    score = video(segmenter).step(frame, prompts).scores[1]
     assert 0 < score < 1
     for threshold, absent in ((score, ()), (np.nextafter(score, 1.0), (1,))):
-        assert video(uniref, score_threshold=threshold).step(frame, prompts).absent == absent
+        assert video(segmenter, score_threshold=threshold).step(frame, prompts).absent == absent
 
 
-def test_memory_does_not_grow_with_the_video(uniref: UniRef) -> None:
-    predictor = video(uniref, objects_per_pass=2)
+def test_memory_does_not_grow_with_the_video(segmenter: Toy) -> None:
+    predictor = video(segmenter, objects_per_pass=2)
 
     def kept() -> tuple[int, int]:
         """Number and bytes of all tensors that are alive."""
@@ -400,11 +403,11 @@ def test_memory_does_not_grow_with_the_video(uniref: UniRef) -> None:
 # ---------------------------------------------------------------- video: results
 
 
-def test_soft_objects_compete_and_separate_ones_overlap(uniref: UniRef) -> None:
+def test_soft_objects_compete_and_separate_ones_overlap(segmenter: Toy) -> None:
     first, second = box_mask(10, 10, 30, 40), box_mask(20, 20, 30, 40)
     prompts = {1: Prompt(mask=first), 2: Prompt(mask=second)}
-    soft = video(uniref).step(frames(1)[0], prompts)
-    separate = video(uniref, merge_rule="separate").step(frames(1)[0], prompts)
+    soft = video(segmenter).step(frames(1)[0], prompts)
+    separate = video(segmenter, merge_rule="separate").step(frames(1)[0], prompts)
     assert soft.masks == {}
     assert soft.areas[1] + soft.areas[2] == (first | second).sum()
     assert np.array_equal(separate.masks[1], first) and np.array_equal(separate.masks[2], second)
@@ -412,8 +415,8 @@ def test_soft_objects_compete_and_separate_ones_overlap(uniref: UniRef) -> None:
     assert np.array_equal(separate.label_map, soft.label_map)
 
 
-def test_labels_are_where_the_probabilities_say(uniref: UniRef) -> None:
-    for result in video(uniref, keep_probabilities=True).run(frames(3), MIXED):
+def test_labels_are_where_the_probabilities_say(segmenter: Toy) -> None:
+    for result in video(segmenter, keep_probabilities=True).run(frames(3), MIXED):
         ids = list(result.scores)
         stacked = torch.from_numpy(np.stack([result.probabilities[i] for i in ids]))
         assert stacked.dtype == torch.float32
@@ -423,32 +426,32 @@ def test_labels_are_where_the_probabilities_say(uniref: UniRef) -> None:
             assert result.areas[object_id] == mask.sum()
             assert (object_id in result.absent) == (not mask.any())
             assert (result.boxes[object_id] is None) == (not mask.any())
-    assert video(uniref).step(frames(1)[0], MIXED[0]).probabilities == {}
+    assert video(segmenter).step(frames(1)[0], MIXED[0]).probabilities == {}
 
 
 @pytest.mark.parametrize("size", [(30, 40), (120, 161), (7, 300)])
-def test_results_of_another_size(uniref: UniRef, size: tuple[int, int]) -> None:
-    predictor = video(uniref, keep_probabilities=True)
+def test_results_of_another_size(segmenter: Toy, size: tuple[int, int]) -> None:
+    predictor = video(segmenter, keep_probabilities=True)
     for index, frame in enumerate(frames(3)):
         result = predictor.step(frame, MIXED[0] if index == 0 else {}, output_size=size)
         assert result.label_map.shape == size
         assert all(p.shape == size for p in result.probabilities.values())
-    empty = video(uniref).step(frames(1)[0], output_size=size)
+    empty = video(segmenter).step(frames(1)[0], output_size=size)
     assert empty.label_map.shape == size
 
 
-def test_frames_may_change_their_size(uniref: UniRef) -> None:
-    predictor = video(uniref)
+def test_frames_may_change_their_size(segmenter: Toy) -> None:
+    predictor = video(segmenter)
     predictor.step(frames(1)[0], MIXED[0])
     result = predictor.step(frames(1, size=(90, 50))[0])
     assert result.label_map.shape == (90, 50)
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_half_precision_stays_close(uniref: UniRef, precision: str) -> None:
+def test_half_precision_stays_close(segmenter: Toy, precision: str) -> None:
     prompts = {0: {1: Prompt(mask=MASKS[0]), 2: Prompt(text="cat")}}
-    half = list(video(uniref, precision=precision).run(frames(3), prompts))
-    full = list(video(uniref).run(frames(3), prompts))
+    half = list(video(segmenter, precision=precision).run(frames(3), prompts))
+    full = list(video(segmenter).run(frames(3), prompts))
     for ours, expected in zip(half, full, strict=True):
         for object_id, score in expected.scores.items():
             assert ours.scores[object_id] == pytest.approx(score, abs=0.02)
@@ -456,9 +459,9 @@ def test_half_precision_stays_close(uniref: UniRef, precision: str) -> None:
     assert len(np.unique(np.stack([result.label_map for result in full]))) == 3
 
 
-def test_unknown_precision(uniref: UniRef) -> None:
+def test_unknown_precision(segmenter: Toy) -> None:
     with pytest.raises(ConfigError, match="precision 'half' is unknown: choose one of"):
-        video(uniref, precision="half")
+        video(segmenter, precision="half")
 
 
 # ---------------------------------------------------------------- video: errors
@@ -485,21 +488,21 @@ BAD_PROMPTS = {
 
 
 @pytest.mark.parametrize("case", BAD_PROMPTS)
-def test_a_bad_prompt_is_named_and_changes_nothing(uniref: UniRef, case: str) -> None:
+def test_a_bad_prompt_is_named_and_changes_nothing(segmenter: Toy, case: str) -> None:
     """Neither for the objects before it in the same call nor for the frames after it."""
     prompt, message = BAD_PROMPTS[case]
-    clip, predictor = frames(3), video(uniref)
+    clip, predictor = frames(3), video(segmenter)
     predictor.step(clip[0], {1: MIXED[0][1]})
     with pytest.raises(InputError, match=message):
         predictor.step(clip[1], {4: Prompt(text="cat"), 5: prompt, 1: Prompt(mask=MASKS[2])})
     assert predictor.object_ids == (1,)
     results = [predictor.step(frame) for frame in clip[1:]]
-    all_equal(results, list(video(uniref).run(clip, {0: {1: MIXED[0][1]}}))[1:])
+    all_equal(results, list(video(segmenter).run(clip, {0: {1: MIXED[0][1]}}))[1:])
 
 
 @pytest.mark.parametrize("object_id", [0, -1, 256])
-def test_ids_go_from_1_to_255(uniref: UniRef, object_id: int) -> None:
-    predictor = video(uniref)
+def test_ids_go_from_1_to_255(segmenter: Toy, object_id: int) -> None:
+    predictor = video(segmenter)
     with pytest.raises(InputError, match=f"from 1 to 255, got {object_id}"):
         predictor.add(object_id, Prompt(text="cat"))
     with pytest.raises(InputError, match=f"from 1 to 255, got {object_id}"):
@@ -509,8 +512,8 @@ def test_ids_go_from_1_to_255(uniref: UniRef, object_id: int) -> None:
     assert result.label_map.max() == 255
 
 
-def test_an_empty_prompt_is_refused_at_once(uniref: UniRef) -> None:
-    predictor = video(uniref)
+def test_an_empty_prompt_is_refused_at_once(segmenter: Toy) -> None:
+    predictor = video(segmenter)
     with pytest.raises(InputError, match="the prompt is empty"):
         predictor.add(1, Prompt())
     assert predictor.object_ids == ()
@@ -527,21 +530,21 @@ BAD_FRAMES = {
 
 @pytest.mark.parametrize("case", BAD_FRAMES)
 @pytest.mark.parametrize("known", [False, True])
-def test_frames_must_be_rgb(uniref: UniRef, case: str, known: bool) -> None:
-    predictor = video(uniref)
+def test_frames_must_be_rgb(segmenter: Toy, case: str, known: bool) -> None:
+    predictor = video(segmenter)
     if known:
         predictor.add(1, Prompt(text="cat"))
     with pytest.raises(InputError, match="expected an RGB image"):
         predictor.step(BAD_FRAMES[case])
     with pytest.raises(InputError, match="expected an RGB image"):
-        image(uniref).set_image(BAD_FRAMES[case])
+        image(segmenter).set_image(BAD_FRAMES[case])
 
 
 @pytest.mark.parametrize(("kinds", "prompt"), [(("text",), "mask"), (("mask",), "text")])
 def test_a_model_that_lacks_a_kind_of_reference(
-    build_uniref: object, kinds: tuple[str, ...], prompt: str
+    build_segmenter: MakeToy, kinds: tuple[str, ...], prompt: str
 ) -> None:
-    model = build_uniref(kinds=kinds)  # type: ignore[operator]
+    model = build_segmenter(kinds=kinds)
     given = Prompt(text="cat") if prompt == "text" else Prompt(mask=MASKS[0])
     message = f"follows {kinds[0]} references, not {prompt}"
     with pytest.raises(InputError, match=message):
@@ -550,8 +553,8 @@ def test_a_model_that_lacks_a_kind_of_reference(
         image(model).predict(given)
 
 
-def test_a_model_of_sentences_alone_runs_without_memory(build_uniref: object) -> None:
-    model = build_uniref(kinds=("text",))  # type: ignore[operator]
+def test_a_model_of_sentences_alone_runs_without_memory(build_segmenter: MakeToy) -> None:
+    model = build_segmenter(kinds=("text",))
     prompts = {1: Prompt(text="cat")}
     along = list(video(model).run(frames(3), {0: prompts}))
     all_equal(along, [video(model).step(frame, prompts) for frame in frames(3)])
@@ -573,13 +576,13 @@ IMAGE_PROMPTS = {
 
 
 @pytest.mark.parametrize("case", IMAGE_PROMPTS)
-def test_image_prompts_are_what_the_verbs_say(uniref: UniRef, case: str) -> None:
+def test_image_prompts_are_what_the_verbs_say(segmenter: Toy, case: str) -> None:
     prompt = IMAGE_PROMPTS[case]
 
     def encode(pixels: np.ndarray) -> tuple:
         resized = resize_image(pixels, resized_size(SIZE, SHORT, LONG))
-        images = uniref.preprocess([torch.from_numpy(resized.transpose(2, 0, 1).copy())])
-        return images, uniref.encode_image(images)
+        images = segmenter.preprocess([torch.from_numpy(resized.transpose(2, 0, 1).copy())])
+        return images, segmenter.encode_image(images)
 
     def mark(pixels: np.ndarray, mask: np.ndarray) -> tuple:
         images, features = encode(pixels)
@@ -588,35 +591,35 @@ def test_image_prompts_are_what_the_verbs_say(uniref: UniRef, case: str) -> None
         columns = (np.arange(width) * SIZE[1] / width).astype(int)
         padded = torch.zeros(1, *images.padded_size, dtype=torch.bool)
         padded[0, :height, :width] = torch.from_numpy(mask[rows][:, columns])
-        return uniref.encode_mask(images, features, padded)
+        return segmenter.encode_mask(images, features, padded)
 
     with torch.no_grad():
         images, features = encode(frames(1)[0])
-        references = [] if prompt.text is None else [uniref.encode_text([prompt.text])]
+        references = [] if prompt.text is None else [segmenter.encode_text([prompt.text])]
         visual = [mark(support.image, support.mask) for support in prompt.supports]
         if prompt.mask is not None:
             visual.append(mark(frames(1)[0], prompt.mask))
         if visual:
             references.append(join_levels(visual))
-        found = uniref.segment(features, references)
+        found = segmenter.segment(features, references)
         expected = binary_masks(
             found.mask_logits[0], stride=4, image_size=images.image_sizes[0], original_size=SIZE
         )[0]
-    mask, score = image(uniref).predict(prompt)
+    mask, score = image(segmenter).predict(prompt)
     assert mask.shape == SIZE and mask.dtype == bool
     assert score == pytest.approx(float(found.scores[0, 0]), abs=1e-6) and 0 <= score <= 1
     assert (mask != expected.numpy()).mean() < 0.001
 
 
-def test_prompts_differ(uniref: UniRef) -> None:
-    predictor = image(uniref)
+def test_prompts_differ(segmenter: Toy) -> None:
+    predictor = image(segmenter)
     scores = {case: predictor.predict(prompt)[1] for case, prompt in IMAGE_PROMPTS.items()}
     assert len(set(scores.values())) == len(scores)
 
 
-def test_an_image_is_encoded_once_for_all_prompts(uniref: UniRef) -> None:
-    with count_calls(uniref.backbone) as calls:
-        predictor = image(uniref)
+def test_an_image_is_encoded_once_for_all_prompts(segmenter: Toy) -> None:
+    with count_calls(segmenter.backbone) as calls:
+        predictor = image(segmenter)
         first = predictor.predict(Prompt(text="cat"))
         predictor.predict(Prompt(mask=MASKS[0]))
         again = predictor.predict(Prompt(text="cat"))
@@ -624,8 +627,8 @@ def test_an_image_is_encoded_once_for_all_prompts(uniref: UniRef) -> None:
     assert np.array_equal(first[0], again[0]) and first[1] == again[1]
 
 
-def test_probabilities_stand_behind_the_mask(uniref: UniRef) -> None:
-    predictor = image(uniref)
+def test_probabilities_stand_behind_the_mask(segmenter: Toy) -> None:
+    predictor = image(segmenter)
     mask, score = predictor.predict(Prompt(text="cat"))
     probability, same_score = predictor.predict_prob(Prompt(text="cat"))
     assert probability.shape == SIZE and probability.dtype == np.float32
@@ -633,20 +636,20 @@ def test_probabilities_stand_behind_the_mask(uniref: UniRef) -> None:
     assert ((probability > 0.5) != mask).mean() < 0.05, "they differ by the order of resizing only"
 
 
-def test_no_image_yet(uniref: UniRef) -> None:
+def test_no_image_yet(segmenter: Toy) -> None:
     with pytest.raises(InputError, match="call set_image first"):
-        ImagePredictor(uniref).predict(Prompt(text="cat"))
+        ImagePredictor(segmenter).predict(Prompt(text="cat"))
 
 
 @pytest.mark.parametrize("case", BAD_PROMPTS)
-def test_bad_image_prompts(uniref: UniRef, case: str) -> None:
+def test_bad_image_prompts(segmenter: Toy, case: str) -> None:
     prompt, message = BAD_PROMPTS[case]
     with pytest.raises(InputError, match=message):
-        image(uniref).predict(prompt)
+        image(segmenter).predict(prompt)
 
 
-def test_a_bad_image_leaves_the_one_before(uniref: UniRef) -> None:
-    predictor = image(uniref)
+def test_a_bad_image_leaves_the_one_before(segmenter: Toy) -> None:
+    predictor = image(segmenter)
     before = predictor.predict(Prompt(text="cat"))
     with pytest.raises(InputError):
         predictor.set_image(np.zeros(SIZE, np.uint8))
@@ -654,12 +657,12 @@ def test_a_bad_image_leaves_the_one_before(uniref: UniRef) -> None:
     assert np.array_equal(before[0], after[0]) and before[1] == after[1]
 
 
-def test_examples_of_several_sizes_are_padded_to_one_batch(uniref: UniRef) -> None:
+def test_examples_of_several_sizes_are_padded_to_one_batch(segmenter: Toy) -> None:
     """As the reference does it: norms over whole maps see the padding."""
     large, small = frames(1)[0], frames(1, size=(40, 96))[0]
     masks = MASKS[0], np.zeros((40, 96), bool)
     masks[1][10:30, 20:50] = True
-    predictor = ImagePredictor(uniref, short_side=SHORT, max_size=LONG)
+    predictor = ImagePredictor(segmenter, short_side=SHORT, max_size=LONG)
     predictor.set_image(large)
     supports = tuple(Support(*pair) for pair in zip((large, small), masks, strict=True))
     together, score = predictor.predict_prob(Prompt(supports=supports))
@@ -667,14 +670,14 @@ def test_examples_of_several_sizes_are_padded_to_one_batch(uniref: UniRef) -> No
     sizes = [resized_size(view.shape[:2], SHORT, LONG) for view in (large, small)]
     views = [resize_image(view, size) for view, size in zip((large, small), sizes, strict=True)]
     with torch.inference_mode():
-        batch = uniref.preprocess([torch.from_numpy(v.copy()).permute(2, 0, 1) for v in views])
+        batch = segmenter.preprocess([torch.from_numpy(v.copy()).permute(2, 0, 1) for v in views])
         marked = torch.zeros(2, *batch.padded_size)
         for row, (mask, (height, width)) in enumerate(zip(masks, sizes, strict=True)):
             marked[row, :height, :width] = resize_mask(mask, (height, width))
-        levels = uniref.encode_mask(batch, uniref.encode_image(batch), marked)
+        levels = segmenter.encode_mask(batch, segmenter.encode_image(batch), marked)
         joined = [join([level[:1], level[1:]]) for level in levels]
         image = predictor.encoder.image(large)
-        found = uniref.segment(image.features, [joined])
+        found = segmenter.segment(image.features, [joined])
     assert score == pytest.approx(float(found.scores), abs=1e-6)
     assert batch.padding_mask.any() and together.shape == SIZE
 
@@ -688,7 +691,7 @@ def test_examples_of_several_sizes_are_padded_to_one_batch(uniref: UniRef) -> No
     ],
 )
 def test_an_object_of_a_few_pixels_is_not_lost(
-    uniref: UniRef,
+    segmenter: Toy,
     size: tuple[int, int],
     part: tuple[slice, slice],
     caplog: pytest.LogCaptureFixture,
@@ -700,7 +703,7 @@ def test_an_object_of_a_few_pixels_is_not_lost(
     (row, column) = resized.nonzero()[0].tolist()
     assert abs(row / len(resized) - part[0].start / size[0]) < 2 / len(resized)
     assert abs(column / resized.shape[1] - part[1].start / size[1]) < 2 / resized.shape[1]
-    predictor = video(uniref)
+    predictor = video(segmenter)
     with caplog.at_level(logging.WARNING):
         predictor.step(np.zeros((*size, 3), np.uint8), {1: Prompt(mask=mask)})
     (record,) = caplog.records
@@ -711,13 +714,13 @@ def test_an_object_of_a_few_pixels_is_not_lost(
     assert mask.sum() * height * width / mask.size >= 0.99 * FEW_PIXELS
 
 
-def test_a_large_mask_gives_no_warning(uniref: UniRef, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_large_mask_gives_no_warning(segmenter: Toy, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        video(uniref).step(frames(1)[0], {1: Prompt(mask=MASKS[0])})
+        video(segmenter).step(frames(1)[0], {1: Prompt(mask=MASKS[0])})
     assert not caplog.records
 
 
-def test_an_example_may_be_cropped_around_its_object(uniref: UniRef) -> None:
+def test_an_example_may_be_cropped_around_its_object(segmenter: Toy) -> None:
     image, example = frames(2)
     mask = np.zeros(example.shape[:2], bool)
     mask[20:40, 30:60] = True
@@ -728,14 +731,16 @@ def test_an_example_may_be_cropped_around_its_object(uniref: UniRef) -> None:
         (Support(example[window], mask[window]), math.inf),
         (Support(example, mask), math.inf),
     ):
-        predictor = ImagePredictor(uniref, short_side=SHORT, max_size=LONG, support_margin=margin)
+        predictor = ImagePredictor(
+            segmenter, short_side=SHORT, max_size=LONG, support_margin=margin
+        )
         predictor.set_image(image)
         results.append(predictor.predict_prob(Prompt(supports=(support,)))[0])
     assert np.array_equal(results[0], results[1])
     assert not np.array_equal(results[0], results[2])
 
 
-def test_the_mirror_image_is_asked_too(uniref: UniRef) -> None:
+def test_the_mirror_image_is_asked_too(segmenter: Toy) -> None:
     pixels, example = frames(2)
     mirror = np.ascontiguousarray(pixels[:, ::-1])
     support = Support(example, MASKS[0])
@@ -747,14 +752,14 @@ def test_the_mirror_image_is_asked_too(uniref: UniRef) -> None:
     for prompt, mirrored in pairs:
         answers = []
         for view, asked in ((pixels, prompt), (mirror, mirrored)):
-            alone = ImagePredictor(uniref, short_side=SHORT, max_size=LONG)
+            alone = ImagePredictor(segmenter, short_side=SHORT, max_size=LONG)
             alone.set_image(view)
             answers.append(alone.predict_prob(asked))
         (first, score), (second, other) = answers
         found = join_mirrored(
             torch.from_numpy(np.stack((first, second))), torch.tensor([score, other])
         )
-        both = ImagePredictor(uniref, short_side=SHORT, max_size=LONG, mirror=True)
+        both = ImagePredictor(segmenter, short_side=SHORT, max_size=LONG, mirror=True)
         both.set_image(pixels)
         probability, joint = both.predict_prob(prompt)
         np.testing.assert_allclose(probability, found.probability, atol=1e-6)
@@ -766,17 +771,20 @@ def test_the_mirror_image_is_asked_too(uniref: UniRef) -> None:
         np.testing.assert_allclose(both.predict_prob(mirrored)[0][:, ::-1], probability, atol=1e-6)
 
 
-def test_prompts_are_encoded_once_for_a_folder_of_images(uniref: UniRef) -> None:
+def test_prompts_are_encoded_once_for_a_folder_of_images(segmenter: Toy) -> None:
     first, second, example = frames(3)
     prompts = (Prompt(text=TEXTS[0]), Prompt(supports=(Support(example, MASKS[0]),)))
-    predictor = ImagePredictor(uniref, short_side=SHORT, max_size=LONG)
-    with count_calls(uniref.backbone) as passes, count_calls(uniref.text_encoder) as sentences:
+    predictor = ImagePredictor(segmenter, short_side=SHORT, max_size=LONG)
+    with (
+        count_calls(segmenter.backbone) as passes,
+        count_calls(segmenter.text_encoder) as sentences,
+    ):
         for pixels in (first, second):
             predictor.set_image(pixels)
             for prompt in prompts:
                 predictor.predict(prompt)
     assert len(passes) == 2 + 1 and len(sentences) == 1
-    fresh = ImagePredictor(uniref, short_side=SHORT, max_size=LONG)
+    fresh = ImagePredictor(segmenter, short_side=SHORT, max_size=LONG)
     fresh.set_image(second)
     for prompt in prompts:
         assert predictor.predict(prompt)[1] == fresh.predict(prompt)[1]

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import unified
-from projects.uniref.model import UniRef
+from tests.toy.model import Toy
+from tests.toy.system import CONFIG
 from unified.engine.config import load_config
 from unified.engine.inference import settings_of
-from unified.engine.models import CONFIGS
 from unified.errors import ConfigError
 from unified.inference.predictor import ImagePredictor, VideoPredictor
 from unified.inference.settings import (
@@ -25,52 +25,51 @@ from unified.inference.settings import (
 from unified.structures import Prompt
 
 
-@pytest.fixture(scope="module")
-def lite() -> UniRef:
-    model: UniRef = unified.load("uniref-lite", device="cpu")
-    return model
+def test_a_loaded_model_is_asked_as_its_configuration_says() -> None:
+    options = ["INFERENCE.SCORE_THRESHOLD", "0.4", "INFERENCE.MIRROR", "True"]
+    options += ["INFERENCE.SUPPORT_MARGIN", "0.5"]
+    model = unified.load(CONFIG, device="cpu", options=options)
+    image, video = ImagePredictor(model).settings, VideoPredictor(model).settings
+    assert (image.short_side, image.max_size, image.score_threshold) == (64, 96, 0.0)
+    assert (video.short_side, video.max_size, video.score_threshold) == (64, 96, 0.4)
+    assert image.mirror and image.support_margin == video.support_margin == 0.5
+    assert settings_of(load_config(CONFIG, options)) == model.inference
 
 
-def test_a_loaded_model_is_asked_as_its_configuration_says(lite: UniRef) -> None:
-    image, video = ImagePredictor(lite).settings, VideoPredictor(lite).settings
-    assert (image.short_side, image.max_size, image.score_threshold) == (352, 576, 0.3)
-    assert image.mirror and image.support_margin == 0.15 and image.precision == "float32"
-    assert (video.short_side, video.max_size, video.score_threshold) == (256, 576, 0.3)
-    assert video.support_margin == 0.15 and (video.text_stride, video.mask_stride) == (4, 1)
-    assert settings_of(load_config(CONFIGS / "lite/uniref_lite.yaml")) == lite.inference
-
-
-def test_arguments_override_what_the_model_carries(lite: UniRef) -> None:
-    changed = ImagePredictor(lite, short_side=64, mirror=False).settings
-    assert (changed.short_side, changed.mirror, changed.max_size) == (64, False, 576)
+def test_arguments_override_what_the_model_carries() -> None:
+    model = unified.load(CONFIG, device="cpu")
+    changed = ImagePredictor(model, short_side=32, mirror=True).settings
+    assert (changed.short_side, changed.mirror, changed.max_size) == (32, True, 96)
     given = VideoSettings(short_side=96, score_threshold=0.0)
-    assert VideoPredictor(lite, given, use_memory=False).settings == VideoSettings(
+    assert VideoPredictor(model, given, use_memory=False).settings == VideoSettings(
         short_side=96, score_threshold=0.0, use_memory=False
     )
     with pytest.raises(TypeError, match="shortest_side"):
-        ImagePredictor(lite, shortest_side=64)
+        ImagePredictor(model, shortest_side=64)
 
 
-def test_a_bare_model_is_asked_with_the_defaults(uniref: UniRef) -> None:
-    assert inference_settings(uniref) == InferenceSettings()
-    assert ImagePredictor(uniref).settings == ImageSettings()
+def test_a_bare_model_is_asked_with_the_defaults(segmenter: Toy) -> None:
+    assert inference_settings(segmenter) == InferenceSettings()
+    assert ImagePredictor(segmenter).settings == ImageSettings()
     assert ImageSettings().support_margin == math.inf and not ImageSettings().mirror
-    carrying = copy.copy(uniref)
+    carrying = copy.copy(segmenter)
     carrying.inference = InferenceSettings(image=ImageSettings(short_side=96))
     assert ImagePredictor(carrying).settings.short_side == 96
 
 
 @pytest.mark.parametrize("precision", ["float64", "half"])
-def test_an_unknown_precision_is_an_error(uniref: UniRef, precision: str) -> None:
+def test_an_unknown_precision_is_an_error(segmenter: Toy, precision: str) -> None:
     with pytest.raises(ConfigError, match=f"precision '{precision}' is unknown"):
-        VideoPredictor(uniref, precision=precision)
+        VideoPredictor(segmenter, precision=precision)
 
 
-def test_below_the_threshold_a_mask_is_empty(uniref: UniRef) -> None:
+def test_below_the_threshold_a_mask_is_empty(segmenter: Toy) -> None:
     picture = np.random.default_rng(0).integers(0, 255, (60, 80, 3), np.uint8)
     kinds = {}
     for threshold in (0.0, 1.1):
-        predictor = ImagePredictor(uniref, short_side=64, max_size=128, score_threshold=threshold)
+        predictor = ImagePredictor(
+            segmenter, short_side=64, max_size=128, score_threshold=threshold
+        )
         predictor.set_image(picture)
         mask, score = predictor.predict(Prompt(text="cat"))
         probability, same = predictor.predict_prob(Prompt(text="cat"))
@@ -80,9 +79,9 @@ def test_below_the_threshold_a_mask_is_empty(uniref: UniRef) -> None:
     assert kinds[0.0][2] == kinds[1.1][2] and kinds[0.0][3] > 0 == kinds[1.1][3]
 
 
-def test_detection_gives_all_instances_the_best_first(uniref: UniRef) -> None:
+def test_detection_gives_all_instances_the_best_first(segmenter: Toy) -> None:
     picture = np.random.default_rng(0).integers(0, 255, (60, 80, 3), np.uint8)
-    predictor = ImagePredictor(uniref, short_side=64, max_size=128)
+    predictor = ImagePredictor(segmenter, short_side=64, max_size=128)
     predictor.set_image(picture)
     found = predictor.detect(top_k=12)
     assert 1 < len(found) <= 12
@@ -90,7 +89,7 @@ def test_detection_gives_all_instances_the_best_first(uniref: UniRef) -> None:
     assert scores == sorted(scores, reverse=True)
     encoded = predictor.encoder.image(picture)
     with torch.inference_mode():
-        raw = uniref.segment(encoded.features, [], top_k=12)
+        raw = segmenter.segment(encoded.features, [], top_k=12)
     assert scores == pytest.approx(sorted(raw.scores[0][raw.scores[0] > 0].tolist())[::-1])
     for instance in found:
         assert instance.mask.shape == (60, 80) and instance.mask.dtype == bool

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from projects.uniref.auxiliary import FeatureStages
 from projects.uniref.lite.pixel_loss import PixelLoss
-from tests.conftest import make_uniref
+from tests.projects.uniref.tiny import make_uniref
 from unified.structures import Reference, References, Target
 
 LEVELS, CROSS_ENTROPY, DICE = 3, 4.0, 3.0

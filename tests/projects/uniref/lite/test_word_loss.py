@@ -11,9 +11,9 @@ from torch import Tensor
 from projects.uniref.auxiliary import FeatureStages
 from projects.uniref.lite.word_loss import NamedTarget, WordLoss, with_class_names
 from projects.uniref.model import UniRef
-from tests.conftest import make_uniref
 from tests.projects.uniref.test_losses import SIZES as IMAGE_SIZES
 from tests.projects.uniref.test_losses import make_images, make_target, step
+from tests.projects.uniref.tiny import make_uniref
 from unified.engine.meta_arch import SegmenterShell
 from unified.engine.system import Supervision
 from unified.structures import Reference, Target

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from projects.uniref.lite.model import NamedUniRef
 from projects.uniref.lite.name_head import NameHead
-from tests.conftest import TinyBackbone, make_uniref
+from tests.projects.uniref.tiny import make_uniref
+from tests.toy.parts import TinyBackbone
 
 NUM_CANDIDATES = 8
 
