@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -176,10 +177,8 @@ def read_mixed_folders(root: Path) -> Sequence[Any]:
 
 
 # How hsnet tests folds; the lists of its own runs are met with one support.
-HSNET_EPISODES: dict[str, Any] = {
-    "mask_size": 400,
-    "note": f"{few_shot.NUM_EPISODES} episodes drawn by seed 0, supports from the whole class",
-}
+HSNET_SIZE = 400
+NUM_SEEDS = 5  # published means are over 1,000 episodes, or over five draws of them
 
 
 def _few_shot() -> Iterable[Dataset]:
@@ -196,24 +195,37 @@ def _few_shot() -> Iterable[Dataset]:
             protocols=("hsnet", "fss-per-image"),
         )
         yield row
-        folded = row if use == "train" else replace(row, **HSNET_EPISODES)
-        for fold in range(few_shot.NUM_FOLDS if split != "test" else 0):
-            yield replace(
-                folded,
-                name=f"pascal-5i-{split}-{fold}",
-                release="pascal5i",
-                files=("VOC2012/SegmentationClassAug",),
-                read=partial(_read_fold, reader=few_shot.read_pascal5i, split=split, fold=fold),
-                protocols=("hsnet",),
-            )
-            yield replace(
-                folded,
-                name=f"coco-20i-{split}-{fold}",
-                release="coco20i",
-                files=("coco2014/splits",),
-                read=partial(_read_fold, reader=few_shot.read_coco20i, split=split, fold=fold),
-                protocols=("hsnet",),
-            )
+        folds = few_shot.NUM_FOLDS if split != "test" else 0
+        seeds = range(1 if use == "train" else NUM_SEEDS)
+        for fold, seed in product(range(folds), seeds):
+            yield from _folds(row, split, fold, seed)
+
+
+def _folds(row: Dataset, split: str, fold: int, seed: int) -> Iterable[Dataset]:
+    """One fold of PASCAL-5i and of COCO-20i; test folds are drawn by a seed."""
+    if split != "train":
+        note = (
+            f"{few_shot.NUM_EPISODES} episodes drawn by seed {seed}, supports from the whole class"
+        )
+        row = replace(row, mask_size=HSNET_SIZE, note=note)
+    suffix = f"{split}-{fold}" + f"-seed{seed}" * bool(seed)
+    read = partial(_read_fold, split=split, fold=fold, seed=seed)
+    yield replace(
+        row,
+        name=f"pascal-5i-{suffix}",
+        release="pascal5i",
+        files=("VOC2012/SegmentationClassAug",),
+        read=partial(read, reader=few_shot.read_pascal5i),
+        protocols=("hsnet",),
+    )
+    yield replace(
+        row,
+        name=f"coco-20i-{suffix}",
+        release="coco20i",
+        files=("coco2014/splits",),
+        read=partial(read, reader=few_shot.read_coco20i),
+        protocols=("hsnet",),
+    )
 
 
 def _read_fss1000(root: Path, split: str) -> Sequence[Any]:
@@ -221,13 +233,18 @@ def _read_fss1000(root: Path, split: str) -> Sequence[Any]:
 
 
 def _read_fold(
-    root: Path, reader: Callable[[Path, str, int], Sequence[Any]], split: str, fold: int
+    root: Path,
+    reader: Callable[[Path, str, int], Sequence[Any]],
+    split: str,
+    fold: int,
+    seed: int,
 ) -> Sequence[Any]:
     pascal = reader is few_shot.read_pascal5i
     records = reader(root / ("VOC2012" if pascal else "coco2014"), split, fold)
     if split == "train":
         return records
-    return few_shot.pascal_episodes(records) if pascal else few_shot.coco_episodes(records)
+    draw = few_shot.pascal_episodes if pascal else few_shot.coco_episodes
+    return draw(records, seed)
 
 
 def _vos_row(
