@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unified.checkpoint import KeyTable
-from unified.engine.system import Layout, ModelEntry, Recording, Replay, System
+from unified.engine.system import (
+    Layout,
+    ModelEntry,
+    ParameterGroup,
+    Recording,
+    Replay,
+    System,
+)
 from unified.errors import ConfigError
 from unified.parity import Comparison
 
@@ -26,6 +33,7 @@ def add_config(cfg: CfgNode) -> None:
     node = type(cfg)()
     node.BACKBONE = "deeplab_resnet101"  # or one of our backbones, at its own strides
     node.BACKBONE_WEIGHTS = ""  # name in the weights registry or a file
+    node.BACKBONE_LR_MULTIPLIER = 1.0
     node.FREEZE_AT = 5
     # RGB on the 0..255 scale, as the backbone was trained.
     node.PIXEL_MEAN = [122.679, 116.669, 104.007]
@@ -109,6 +117,12 @@ def _load_backbone(model: Cmsa, name: str) -> None:
     load_weights(model, read_weights(file), table=CMSA_KEYS, optional=others, source=str(file))
 
 
+def parameter_group(name: str, cfg: CfgNode) -> ParameterGroup:
+    """One rate but for the backbone, where it is not frozen."""
+    slower = cfg.MODEL.CMSA.BACKBONE_LR_MULTIPLIER if name.startswith("backbone.") else 1.0
+    return ParameterGroup(slower * cfg.SOLVER.BASE_LR, cfg.SOLVER.WEIGHT_DECAY)
+
+
 def official_keys(keys: Iterable[str]) -> KeyTable | None:
     """The table for variables of the released TensorFlow graph."""
     from projects.cmsa.checkpoint import find_cmsa_keys
@@ -135,6 +149,7 @@ SYSTEM = System(
     add_config=add_config,
     build=build,
     load_parts=load_parts,
+    parameter_group=parameter_group,
     layouts=(Layout("official", official_keys),),
     models={"cmsa": ModelEntry("cmsa.yaml")},
     extensions=(f"{__package__}.fusion_layer",),

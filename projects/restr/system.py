@@ -36,6 +36,7 @@ def add_config(cfg: CfgNode) -> None:
     node.BACKBONE = VIT  # or one of our backbones, whose stride-16 map gives the patches
     node.BACKBONE_WEIGHTS = ""  # name in the weights registry or a file, a ViT's in timm's layout
     node.BACKBONE_LR_MULTIPLIER = 0.1
+    node.FREEZE_AT = 0  # of one of our backbones
     # RGB on the 0..255 scale, as the backbone was trained.
     node.PIXEL_MEAN = [127.5, 127.5, 127.5]
     node.PIXEL_STD = [127.5, 127.5, 127.5]
@@ -105,7 +106,7 @@ def _build_backbone(node: CfgNode) -> VisualEncoder | ConvolutionalEncoder:
     from unified.modeling.backbones import build_backbone
 
     if node.BACKBONE != VIT:
-        backbone = build_backbone(node.BACKBONE)
+        backbone = build_backbone(node.BACKBONE, freeze_at=node.FREEZE_AT)
         return ConvolutionalEncoder(backbone, dim=node.DIM, image_size=node.IMAGE_SIZE)
     return VisualEncoder(
         image_size=node.IMAGE_SIZE,
