@@ -31,7 +31,7 @@ _TOKEN = re.compile(r"\w+|[^\w\s]+")
 def split_words(sentence: str) -> list[str]:
     """Lower-case words and runs of punctuation marks; a full stop at the end is left out.
 
-    Source: the released data code of CMSA and ReSTR, which split at whatever is no word.
+    Source: the data code released with the systems that read so, which splits at what is no word.
     """
     words = _TOKEN.findall(sentence.lower())
     return words[:-1] if words[-1:] == ["."] else words

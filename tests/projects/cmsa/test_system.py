@@ -142,6 +142,13 @@ def test_the_published_schedule() -> None:
     assert cfg.INPUT.MAX_SIZE_TRAIN == cfg.INFERENCE.MAX_SIZE == cfg.MODEL.CMSA.IMAGE_SIZE == 320
 
 
+def test_the_backbone_may_learn_slower() -> None:
+    cfg = load_config(ROOT / "configs/cmsa.yaml", ["MODEL.CMSA.BACKBONE_LR_MULTIPLIER", "0.1"])
+    names = ("backbone.res5.0.conv1.weight", "fusion.shares.0", "text_encoder.table.weight")
+    rates = [SYSTEM.parameter_group(name, cfg).lr for name in names]
+    assert rates == pytest.approx([2.5e-5, 2.5e-4, 2.5e-4])
+
+
 def test_a_run_keeps_its_words(trained: Path) -> None:
     weights = read_weights(trained / "model_final.pth")
     assert b"arrow" in bytes(weights["text_encoder.words"].tolist())
