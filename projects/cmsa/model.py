@@ -209,10 +209,11 @@ def resize_from_corner(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """
     for dim, length in zip((-2, -1), size, strict=True):
         given = maps.shape[dim]
-        place = torch.arange(length, dtype=maps.dtype) * (given / length)
+        exact = torch.promote_types(maps.dtype, torch.float32)
+        place = torch.arange(length, dtype=exact) * (given / length)
         low = place.floor()
         shape = (-1, 1) if dim == -2 else (-1,)
-        weight = upload((place - low).view(shape), maps.device)
+        weight = upload((place - low).view(shape).to(maps.dtype), maps.device)
         first = upload(low.long().clamp(max=given - 1), maps.device)
         second = (first + 1).clamp(max=given - 1)
         maps = torch.lerp(maps.index_select(dim, first), maps.index_select(dim, second), weight)

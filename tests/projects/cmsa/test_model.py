@@ -183,6 +183,26 @@ def test_the_trunk_mirrors_channels() -> None:
     torch.testing.assert_close(stem(image), stem.maxpool(stem.pad2(expected)))
 
 
+def test_half_precision_stays_close() -> None:
+    model = make_cmsa()
+    features = model.encode_image(model.preprocess(images((32, 32))))
+    reference = [model.encode_text(["the red dog"])]
+    expected = model.logits(features, reference)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        features = model.encode_image(model.preprocess(images((32, 32))))
+        ours = model.logits(features, [model.encode_text(["the red dog"])])
+    assert (ours.float() - expected).abs().max() < 0.02 * expected.abs().max() + 0.02
+
+
+def test_resizing_half_precision_keeps_its_places() -> None:
+    """bfloat16 itself has no whole numbers between 256 and 258."""
+    row = (torch.arange(40) % 2).float()[None, None, None]
+    exact = resize_from_corner(row, (1, 320))
+    half = resize_from_corner(row.bfloat16(), (1, 320))
+    assert half.dtype == torch.bfloat16
+    assert (half.float() - exact).abs().max() < 0.01
+
+
 def test_resizing_starts_at_the_corner() -> None:
     row = torch.tensor([[[[0.0, 1.0, 4.0]]]])
     assert resize_from_corner(row, (1, 6)).flatten().tolist() == [0.0, 0.5, 1.0, 2.5, 4.0, 4.0]

@@ -162,6 +162,16 @@ def test_projecting_before_interpolating_is_the_same() -> None:
     torch.testing.assert_close(decoder(x), decoder.score(expected), atol=1e-12, rtol=0)
 
 
+def test_half_precision_stays_close() -> None:
+    model = make_restr()
+    features = model.encode_image(model.preprocess(images((64, 64))))
+    expected = model.answer(features, [model.encode_text(["the red dog"])]).pixel_logits
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        features = model.encode_image(model.preprocess(images((64, 64))))
+        ours = model.answer(features, [model.encode_text(["the red dog"])]).pixel_logits
+    assert (ours.float() - expected).abs().max() < 0.05 * expected.abs().max()
+
+
 def test_larger_images_are_refused() -> None:
     with pytest.raises(InputError, match="a side of 65 pixels, this model has positions for 64"):
         make_restr().preprocess(images((65, 40)))
