@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from projects.groupvit.grouping import Assignment, Block, GroupingBlock, TokenMLP
 from unified.errors import ConfigError, InputError
+from unified.modeling.layers import drop_path_rates
 from unified.structures import Size
 
 
@@ -149,7 +150,7 @@ class ImageEncoder(nn.Module):
         self.patch_embed = PatchEmbed(patch_size=patch_size, dim=dim)
         self.pos_embed = nn.Parameter(torch.zeros(1, side * side, dim))
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        rates = iter(torch.linspace(0, drop_path, sum(depths)).tolist())
+        rates = iter(drop_path_rates(drop_path, sum(depths)))
         self.layers = nn.ModuleList(
             Stage(
                 dim=dim,

@@ -94,6 +94,7 @@ FULL = (
 )
 TEMPLATES: Mapping[str, tuple[str, ...]] = {
     "simple": ("a photo of a {}.",),
+    "plain": ("a {}", "the {}"),
     "subset": (
         "itap of a {}.",
         "a bad photo of a {}.",

@@ -56,7 +56,7 @@ def add_config(cfg: CfgNode) -> None:
     node.TEXT_LAYERS = 12
     node.NUM_LABELS = 3  # nouns of a caption in the multi-label loss; 0 leaves it out
     node.TAGGER = "nltk"  # how nouns are found, or "open_class"
-    node.TEMPLATES = "simple"  # sentences around class names: or "subset", "full"
+    node.TEMPLATES = "simple"  # sentences around class names: or "plain", "subset", "full"
     # Probability below which a pixel is of no class; 1.0 or more: every pixel is of one.
     node.BACKGROUND = 0.95
     node.WINDOW = 448

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from projects.slvit.attention import Attended, GatedCrossAttention
-from unified.modeling.layers import DropPath
+from unified.modeling.layers import DropPath, drop_path_rates
 
 KERNELS = (7, 11, 21)
 
@@ -103,14 +103,22 @@ class ConvMLP(nn.Module):
 class Block(nn.Module):
     """Attention with language, then an MLP, each scaled per channel and added."""
 
-    def __init__(self, *, dim: int, context_dim: int, mlp_ratio: int, drop_path: float) -> None:
+    def __init__(
+        self,
+        *,
+        dim: int,
+        context_dim: int,
+        mlp_ratio: int,
+        drop_path: float = 0.0,
+        layer_scale: float = 1e-2,
+    ) -> None:
         super().__init__()
         self.norm1, self.norm2 = nn.BatchNorm2d(dim), nn.BatchNorm2d(dim)
         self.attn = Attention(dim=dim, context_dim=context_dim)
         self.mlp = ConvMLP(dim=dim, ratio=mlp_ratio)
         self.drop_path = DropPath(drop_path)
-        self.layer_scale_1 = nn.Parameter(torch.full((dim,), 1e-2))
-        self.layer_scale_2 = nn.Parameter(torch.full((dim,), 1e-2))
+        self.layer_scale_1 = nn.Parameter(torch.full((dim,), layer_scale))
+        self.layer_scale_2 = nn.Parameter(torch.full((dim,), layer_scale))
 
     def forward(self, x: Tensor, words: Words) -> tuple[Tensor, Attended]:
         """(B, C, H, W) -> the same, and what the words said."""
@@ -166,6 +174,7 @@ class LanguageMSCAN(nn.Module):
         dims, depths, mlp_ratios: of the four stages; MSCAN-B by default.
         context_dim: D, width of the words.
         drop_path: of the last block; grows linearly from 0.
+        layer_scale: what a block's two parts are multiplied with at first.
     """
 
     def __init__(
@@ -176,16 +185,23 @@ class LanguageMSCAN(nn.Module):
         mlp_ratios: Sequence[int] = (8, 8, 4, 4),
         context_dim: int = 768,
         drop_path: float = 0.2,
+        layer_scale: float = 1e-2,
     ) -> None:
         super().__init__()
         self.dims, self.depths = tuple(dims), tuple(depths)
-        rates = iter(torch.linspace(0, drop_path, sum(depths)).tolist())
+        rates = iter(drop_path_rates(drop_path, sum(depths)))
         for index, (dim, depth, ratio) in enumerate(
             zip(dims, depths, mlp_ratios, strict=True), start=1
         ):
             down = Stem(dim) if index == 1 else Downsample(dims[index - 2], dim)
             blocks = nn.ModuleList(
-                Block(dim=dim, context_dim=context_dim, mlp_ratio=ratio, drop_path=next(rates))
+                Block(
+                    dim=dim,
+                    context_dim=context_dim,
+                    mlp_ratio=ratio,
+                    drop_path=next(rates),
+                    layer_scale=layer_scale,
+                )
                 for _ in range(depth)
             )
             self.add_module(f"patch_embed{index}", down)

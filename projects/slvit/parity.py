@@ -93,9 +93,7 @@ def replay_block(arrays: Arrays, info: Mapping[str, Any]) -> dict[str, Tensor]:
     tokens, words = torch.from_numpy(arrays["x"]), _words(arrays)
     dim = tokens.shape[-1]
     hidden = info["manifest"]["mlp.fc1.weight"]["shape"][0]
-    module = Block(
-        dim=dim, context_dim=words.hidden.shape[-1], mlp_ratio=hidden // dim, drop_path=0.0
-    )
+    module = Block(dim=dim, context_dim=words.hidden.shape[-1], mlp_ratio=hidden // dim)
     load_named_weights(module, "block")
     x = tokens.transpose(1, 2).unflatten(2, tuple(arrays["hw"].tolist()))
     return {"out": module(x, words)[0].flatten(2).transpose(1, 2)}

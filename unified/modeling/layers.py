@@ -49,6 +49,11 @@ class DropPath(nn.Module):
         return x * drawn.to(x.dtype) / keep
 
 
+def drop_path_rates(last: float, num_layers: int) -> list[float]:
+    """Probabilities for ``DropPath`` of each layer, from 0 of the first to ``last``."""
+    return [last * index / max(1, num_layers - 1) for index in range(num_layers)]
+
+
 class MLP(nn.Module):
     """Linear layers with ReLU between them."""
 

@@ -32,6 +32,7 @@ TINY = ROOT / "configs/lite/groupvit_tiny.yaml"
 SMALL = [
     *("MODEL.DEVICE", "cpu", "MODEL.GROUPVIT.DIM", "24", "MODEL.GROUPVIT.WORD_DIM", "16"),
     *("MODEL.GROUPVIT.PROJECTOR_DIM", "16", "MODEL.GROUPVIT.TEXT_LAYERS", "1"),
+    *("MODEL.GROUPVIT.VOCABULARY", "refcoco.txt"),
     *("SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "2", "DATALOADER.NUM_WORKERS", "0"),
 ]
 NO_FILE = ["MODEL.GROUPVIT.VOCABULARY", ""]
@@ -136,7 +137,7 @@ def test_bad_values_get_one_clear_error(trained: Path) -> None:
         return str(caught.value)
 
     assert "choose one of ['nltk', 'open_class']" in error("MODEL.GROUPVIT.TAGGER", "spacy")
-    assert "choose one of ['full', 'simple'" in error("MODEL.GROUPVIT.TEMPLATES", "all")
+    assert "'plain', 'simple', 'subset']" in error("MODEL.GROUPVIT.TEMPLATES", "all")
     assert "only the last 0" in error("MODEL.GROUPVIT.GROUP_TOKENS", "(0, 8, 0)")
     assert "give one number for each" in error("MODEL.GROUPVIT.OUTPUT_GROUPS", "(8,)")
 
