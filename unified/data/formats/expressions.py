@@ -14,6 +14,8 @@ from unified.errors import InputError
 
 KEYS = {"image_id", "file_name", "annotation_ids", "sentence", "absent"}
 ABSENT = ("thing", "detail")  # nothing of that name is there; something is, but not like this
+KINDS = ("name", "colour", "place", "order", "part", "plural", "relation", "action", "long")
+ABSENT_KINDS = ("absent", "nonsense")  # plausible; words that nobody understands
 
 
 def read_expressions(path: Path, objects: Path, folder: Path) -> list[ImageRecord]:
@@ -64,8 +66,10 @@ def check_sentences(entries: Sequence[Mapping[str, Any]], path: Path) -> None:
     said: dict[tuple[int | str, str], tuple[int, list[int]]] = {}
     for number, entry in enumerate(entries):
         where = f"{path}: expression {number}"
-        if not isinstance(entry, dict) or set(entry) != KEYS:
-            raise InputError(f"{where} is {entry!r}: expected the keys {sorted(KEYS)}")
+        if not isinstance(entry, dict) or set(entry) - {"kind"} != KEYS:
+            raise InputError(
+                f"{where} is {entry!r}: expected the keys {sorted(KEYS)} and, if known, 'kind'"
+            )
         words = entry["sentence"].split() if isinstance(entry["sentence"], str) else []
         if not words:
             raise InputError(f"{where} has the sentence {entry['sentence']!r}: expected words")
@@ -74,6 +78,12 @@ def check_sentences(entries: Sequence[Mapping[str, Any]], path: Path) -> None:
             raise InputError(
                 f"{where} has absent {entry['absent']!r} and {len(ids)} annotations: expected null "
                 f"with some, or one of {ABSENT} without any"
+            )
+        kinds = KINDS if ids else ABSENT_KINDS
+        if "kind" in entry and entry["kind"] not in kinds:
+            raise InputError(
+                f"{where} has the kind {entry['kind']!r} and {len(ids)} annotations: expected one "
+                f"of {kinds}"
             )
         key = (entry["image_id"], " ".join(words).casefold())
         if key in said:

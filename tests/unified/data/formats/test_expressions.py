@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from unified.data.formats.expressions import check_sentences, read_expressions
+from unified.data.formats.expressions import (
+    ABSENT_KINDS,
+    KINDS,
+    check_sentences,
+    read_expressions,
+)
 from unified.data.formats.records import annotation_mask
 from unified.data.synthetic.writing import save_jpeg
 from unified.errors import InputError
@@ -62,8 +68,8 @@ def test_sentences_about_the_same_objects_are_one_record(instances: Path) -> Non
         entry("both dogs", [10, 11]),
         entry("the first", [10]),
         entry("two dogs", [11, 10]),
-        entry("a cat", []),
-        entry("left dog", [20], image=2),
+        entry("a cat", [], kind="absent"),
+        entry("left dog", [20], image=2, kind="place"),
     )
     found = [
         (r["image_id"], [a["id"] for a in r["annotations"]], r["expressions"]) for r in records
@@ -94,6 +100,10 @@ def test_sentences_about_the_same_objects_are_one_record(instances: Path) -> Non
         ([entry("dog", [], absent=None)], "absent None and 0 annotations"),
         ([entry("dog", [], absent="maybe")], "absent 'maybe'"),
         ([{"sentence": "dog"}], "expected the keys"),
+        ([entry("dog", [10], kinds="name")], "expected the keys"),
+        ([entry("dog", [10], kind="shape")], "kind 'shape' and 1 annotations: expected one of"),
+        ([entry("dog", [10], kind="absent")], "kind 'absent' and 1 annotations"),
+        ([entry("cow", [], kind="name")], "kind 'name' and 0 annotations"),
     ],
 )
 def test_wrong_entries_are_named(
@@ -145,5 +155,17 @@ def test_sentences_of_the_repository_keep_to_their_part(path: Path) -> None:
     assert images <= set(split[path.stem]) if path.stem in split else not images & held
 
 
-def test_training_sentences_of_the_repository_are_there() -> None:
-    assert "train" in {path.stem for path in FILES}
+def test_all_parts_of_the_repository_are_there() -> None:
+    assert {path.stem for path in FILES} >= {"train", "choose", "val"}
+
+
+@pytest.mark.parametrize("part", ["choose", "val"])
+def test_every_kind_of_sentence_is_in_what_is_measured(part: str) -> None:
+    entries = json.loads((FOLDER / f"{part}.json").read_text(encoding="utf-8"))["expressions"]
+    counts = Counter(entry["kind"] for entry in entries)
+    assert set(counts) == {*KINDS, *ABSENT_KINDS}
+    assert min(counts.values()) >= 20
+    long = [entry["sentence"] for entry in entries if entry["kind"] == "long"]
+    assert all(len(sentence.split()) >= 8 for sentence in long)
+    several = [entry for entry in entries if entry["kind"] == "plural"]
+    assert all(len(entry["annotation_ids"]) > 1 for entry in several)
