@@ -123,8 +123,10 @@ def run(options: argparse.Namespace) -> None:
                 if options.detect:
                     stack.callback(write_detections, options.output / DETECTIONS, detections)
             masks, scores = [mask for mask, _ in answers], [score for _, score in answers]
+            seen = [place for place, mask in enumerate(masks, start=1) if mask.any() or not names]
+            legend = {place: captions[place] for place in seen}  # few of many classes are there
             rows = write_image_result(
-                options.output, path.stem, image, masks, scores, captions, options.separate
+                options.output, path.stem, image, masks, scores, legend, options.separate
             )
             results.add({"image": str(path), "size": image.shape[:2], "objects": rows})
     print(f"done: see {options.output}/overlay, masks and results.json")

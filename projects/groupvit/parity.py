@@ -177,6 +177,7 @@ def _described(grouped: Grouped) -> dict[str, Tensor]:
     for index, assignment in enumerate(grouped.assignments):
         best = assignment.soft.topk(2, dim=1).values
         named[f"soft{index}"] = assignment.soft
+        named[f"hard{index}"] = assignment.hard
         named[f"hard_idx{index}"] = assignment.soft.argmax(dim=1)
         named[f"soft_margin{index}"] = (best[:, 0] - best[:, 1]).min()[None]
     return named
@@ -237,7 +238,7 @@ KINDS: Mapping[str, Kind] = {  # by the beginning of the file's name, the first 
     "groupvit_": Kind(replay_model, ("tokens", "tokens_multi", "cls_tokens")),
 }
 # Share of entries that may differ: of assignments of tokens, and of maps of pixels.
-FLIPPED = {"hard_idx": 0.01, "group_argmax": 0.01, "argmax": 0.001, "seg": 0.001}
+FLIPPED = {"hard": 0.01, "group_argmax": 0.01, "argmax": 0.001, "seg": 0.001}
 
 
 def kind_of(path: Path) -> str | None:

@@ -266,10 +266,11 @@ def write_detections(path: Path, entries: Sequence[Mapping[str, Any]]) -> None:
 def captions_with_scores(
     captions: Mapping[int, str], scores: Mapping[int, float]
 ) -> dict[int, str]:
-    """The legend of an overlay: id, score and name, on one line, of every object known so far."""
+    """The legend of an overlay: id, score and name, on one line, of every object with a caption."""
     return {
         object_id: f"{object_id}  {score:.2f}  {' '.join(captions[object_id].split())}".rstrip()
         for object_id, score in sorted(scores.items())
+        if object_id in captions
     }
 
 
