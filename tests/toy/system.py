@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from unified.checkpoint import KeyTable
 from unified.engine.system import Layout, ModelEntry, ParameterGroup, Supervision, System
 from unified.weights import WeightsEntry
 
+INSTALLED = Path(__file__).parent / "installed"
+# With this PYTHONPATH other interpreters find the toolkit and the toy.
+PATH = f"{Path(__file__).parents[2]}{os.pathsep}{INSTALLED}"
 CONFIG = Path(__file__).with_name("toy.yaml")
 TABLE = KeyTable(rules=[("net.*", "*")], unused=["step"])
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.toy.system import CONFIG
 from unified.checkpoint import write_weights
 from unified.engine.checkpointing import (
     load_initial_weights,
@@ -23,7 +24,6 @@ from unified.engine.system import system
 from unified.errors import CheckpointError
 
 ROOT = Path(__file__).parents[3]
-CONFIG = Path(__file__).parents[2] / "data/tiny_training.yaml"
 
 KILLED_WHILE_WRITING = """
 import os, signal, sys, torch
@@ -82,34 +82,15 @@ def test_wrong_checkpoints_say_what_to_do(tmp_path: Path) -> None:
         read_last_checkpoint(tmp_path)
 
 
-def test_a_neck_may_get_its_top_down_path_after_the_first_stage(
-    options: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    plain, grown = (["MODEL.UNIREF.NECK", name] for name in ("plain", "top_down"))
-    first = system("UniRef").build(load_config(CONFIG, [*options, *plain]))
-    write_weights(tmp_path / "first.pth", first.state_dict())
-    cfg = load_config(CONFIG, [*options, *grown, "MODEL.WEIGHTS", str(tmp_path / "first.pth")])
-    second = system("UniRef").build(cfg)
-    with caplog.at_level(logging.INFO):
-        load_initial_weights(second, cfg)
-    assert "has no neck.top_down.: these parts start fresh" in caplog.text
-    assert torch.equal(second.neck.input_proj[0][0].weight, first.neck.input_proj[0][0].weight)
-    write_weights(tmp_path / "second.pth", second.state_dict())
-    cfg = load_config(CONFIG, [*options, *plain, "MODEL.WEIGHTS", str(tmp_path / "second.pth")])
-    with pytest.raises(CheckpointError, match=r"6 unexpected \(neck\.top_down"):
-        load_initial_weights(first, cfg)
-
-
 def test_weights_of_the_stage_before_fill_what_they_can(
     options: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A detector of 7 classes starts a class-agnostic model with more parts."""
-    detector = ["MODEL.UNIREF.NUM_CLASSES", "7", "MODEL.UNIREF.FUSION.NAME", ""]
-    detector += ["MODEL.UNIREF.MASK_ENCODER.ENABLED", "False"]
-    first = system("UniRef").build(load_config(CONFIG, [*options, *detector]))
+    detector = ["MODEL.TOY.NUM_CLASSES", "7", "MODEL.TOY.KINDS", "()"]
+    first = system("Toy").build(load_config(CONFIG, [*options, *detector]))
     write_weights(tmp_path / "first.pth", first.state_dict())
     cfg = load_config(CONFIG, [*options, "MODEL.WEIGHTS", str(tmp_path / "first.pth")])
-    second = system("UniRef").build(cfg)
+    second = system("Toy").build(cfg)
     fresh = {name: value.clone() for name, value in second.state_dict().items()}
     with caplog.at_level(logging.INFO):
         load_initial_weights(second, cfg)
@@ -118,11 +99,11 @@ def test_weights_of_the_stage_before_fill_what_they_can(
         known = name in given and "class_embed" not in name
         assert torch.equal(value, given[name] if known else fresh[name]), name
     warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
-    assert len(warnings) == 1 and "head.class_embed.0.weight" in warnings[0]
-    assert "has no fusion. mask_encoder.: these parts start fresh" in caplog.text
+    assert len(warnings) == 1 and "head.class_embed.weight" in warnings[0]
+    assert "has no fusion. text_encoder. mask_encoder.: these parts start fresh" in caplog.text
 
 
 def test_missing_weights_name_the_command(options: list[str]) -> None:
     cfg = load_config(CONFIG, [*options, "MODEL.WEIGHTS", "nowhere.pth"])
     with pytest.raises(CheckpointError, match=r"nowhere.pth does not exist.*download_weights"):
-        load_initial_weights(system("UniRef").build(cfg), cfg)
+        load_initial_weights(system("Toy").build(cfg), cfg)

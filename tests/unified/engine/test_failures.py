@@ -11,10 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.toy.system import CONFIG, PATH
 from unified.data.synthetic.releases import RELEASES
-
-ROOT = Path(__file__).parents[3]
-CONFIG = ROOT / "tests/data/tiny_training.yaml"
 
 # Two machines of one process each; {body} is what a process does after it joined.
 SCRIPT = """
@@ -82,7 +80,7 @@ def run_two(body: str, folder: Path) -> tuple[list[int], list[str], float]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         url = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": PATH, "OMP_NUM_THREADS": "1"}
     environment["DETECTRON2_DATASETS"] = str(folder)
     start = time.monotonic()
     processes = [

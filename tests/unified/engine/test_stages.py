@@ -16,13 +16,12 @@ import pytest
 import torch
 import yaml
 
+from tests.toy.system import CONFIG
 from unified.checkpoint import read_weights
 from unified.engine.stages import read_stages
 from unified.errors import ConfigError
 
 ROOT = Path(__file__).parents[3]
-CONFIGS = ROOT / "configs"
-CONFIG = ROOT / "tests/data/tiny_training.yaml"
 
 
 def load_tool() -> Callable[[list[str]], int]:
@@ -37,9 +36,8 @@ def write_chain(folder: Path) -> Path:
     """Detection with 80 classes and no references, then few-shot and video objects."""
     detector = {
         "DATASETS.TRAIN": ["coco_2017_train"],
-        "MODEL.UNIREF.NUM_CLASSES": 80,
-        "MODEL.UNIREF.FUSION.NAME": "",
-        "MODEL.UNIREF.MASK_ENCODER.ENABLED": False,
+        "MODEL.TOY.NUM_CLASSES": 80,
+        "MODEL.TOY.KINDS": [],
         "SOLVER.MAX_ITER": 2,
     }
     stages = [
@@ -62,9 +60,9 @@ def test_a_chain_hands_its_weights_on_and_goes_on_where_it_stopped(
     second = read_weights(chain / "joint/model_final.pth")
     # Without a learning rate the weights of the second stage are those of the first.
     shared = [k for k in first if k in second and "class_embed" not in k]
-    assert len(shared) > 100 and all(torch.equal(first[k], second[k]) for k in shared)
-    assert first["head.class_embed.0.weight"].shape[0] == 80
-    assert second["head.class_embed.0.weight"].shape[0] == 1
+    assert len(shared) > 20 and all(torch.equal(first[k], second[k]) for k in shared)
+    assert first["head.class_embed.weight"].shape[0] == 80
+    assert second["head.class_embed.weight"].shape[0] == 1
     assert "was trained on other classes" in (chain / "joint/log.txt").read_text()
 
     # As if it had been stopped after two steps of the second stage.
@@ -75,18 +73,6 @@ def test_a_chain_hands_its_weights_on_and_goes_on_where_it_stopped(
     assert "resumed at step 3" in (chain / "joint/log.txt").read_text()
     lines = (chain / "joint/metrics.json").read_text().splitlines()
     assert [json.loads(line)["iteration"] for line in lines] == [0, 1, 2, 3, 4]
-
-
-@pytest.mark.parametrize("name", ["stages_r50", "stages_swin_l"])
-def test_the_published_chains_are_complete(name: str) -> None:
-    stages = read_stages(CONFIGS / f"{name}.yaml")
-    size = name.removeprefix("stages_")
-    assert [stage.config.name for stage in stages] == [
-        f"pretrain_objects365_{size}.yaml",
-        f"image_det_ris_{size}.yaml",
-        f"image_joint_{size}.yaml",
-        f"video_joint_{size}.yaml",
-    ]
 
 
 @pytest.mark.parametrize(
@@ -122,11 +108,6 @@ def test_a_stopped_chain_stops_its_training(
     written = metrics.stat().st_size
     time.sleep(2)
     assert metrics.stat().st_size == written
-
-
-def test_the_joint_run_on_made_sets_goes_on_in_larger_pictures() -> None:
-    first, second = read_stages(CONFIGS / "stages_joint_tiny.yaml")
-    assert (first.config.name, second.config.name) == ("joint_tiny.yaml", "joint_tiny_high.yaml")
 
 
 @pytest.mark.parametrize(

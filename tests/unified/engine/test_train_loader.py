@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from torch import nn
 
+from tests.toy.system import CONFIG
 from unified.data.catalog import load_records
 from unified.data.synthetic.releases import RELEASES
 from unified.engine.config import load_config
@@ -15,8 +16,6 @@ from unified.engine.system import system
 from unified.engine.testing import evaluate
 from unified.engine.train_loader import build_source
 from unified.errors import ConfigError
-
-CONFIG = Path(__file__).parents[2] / "data/tiny_training.yaml"
 
 
 @pytest.mark.parametrize(
@@ -63,7 +62,7 @@ def test_the_mirror_image_is_asked_in_evaluation_but_not_in_detection(
             sizes = calls.setdefault(name, [])
             before = len(sizes)
             hook = model.head.register_forward_pre_hook(
-                lambda _, args, sizes=sizes: sizes.append(len(args[0][0]))
+                lambda _, args, sizes=sizes: sizes.append(len(args[0]))
             )
             evaluate(cfg, model)
             hook.remove()
