@@ -19,6 +19,7 @@ from unified.data.catalog import find_dataset
 from unified.engine.config import default_config, load_config
 from unified.engine.models import CONFIGS
 from unified.engine.system import system
+from unified.modeling.vocabulary import Vocabulary
 from unified.weights import WEIGHTS
 
 ROOT = Path(__file__).parents[1]
@@ -30,6 +31,14 @@ YAMLS = [
 ]
 
 each_yaml = pytest.mark.parametrize("path", YAMLS, ids=lambda path: str(path.relative_to(CONFIGS)))
+
+
+@pytest.fixture(autouse=True)
+def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The vocabulary that tiny configurations take from made sets."""
+    text = Vocabulary.of(["the red dog"]).text()
+    (tmp_path / "refcoco.txt").write_text(text, encoding="utf-8")
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
 
 
 def leaves(node: CfgNode | dict, prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:

@@ -17,7 +17,11 @@ INSTALLED = Path(__file__).parent / "installed"
 # With this PYTHONPATH other interpreters find the toolkit and the toy.
 PATH = f"{Path(__file__).parents[2]}{os.pathsep}{INSTALLED}"
 CONFIG = Path(__file__).with_name("toy.yaml")
-TABLE = KeyTable(rules=[("net.*", "*")], unused=["step"])
+PARTS = (
+    *("backbone", "neck", "head", "mask_head", "fusion"),
+    *("text_encoder", "mask_encoder"),
+)
+TABLE = KeyTable(rules=[(f"net.{part}.*", f"{part}.*") for part in PARTS], unused=["step"])
 
 
 def add_config(cfg: CfgNode) -> None:

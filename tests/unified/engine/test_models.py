@@ -3,39 +3,23 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import unified
-from projects.uniref.checkpoint import uniref_keys
-from projects.uniref.config import build
+from tests.toy.system import TABLE, build
 from unified.checkpoint import write_weights
 from unified.engine.config import load_config
-from unified.engine.models import CONFIGS, default_model, load, model_entries
+from unified.engine.models import CONFIGS, load, model_entries
 from unified.errors import CheckpointError, ConfigError
 from unified.files import file_sha256
-from unified.inference.predictor import ImagePredictor
-from unified.structures import Prompt
 from unified.weights import WEIGHTS
 
 SMALL = """
-VERSION: 2
 MODEL:
-  META_ARCHITECTURE: UniRef
-  UNIREF:
-    BACKBONE: efficientnet_lite0
-    FREEZE_AT: 0
-    HIDDEN_DIM: 32
-    NUM_QUERIES: 10
-    NUM_HEADS: 4
-    ENCODER_LAYERS: 1
-    DECODER_LAYERS: 1
-    FEEDFORWARD_DIM: 32
-    FUSION: {NUM_HEADS: 2, HEAD_DIM: 8}
-    TEXT_ENCODER: {NAME: ""}
-    MASK_ENCODER: {WIDTH: 8}
+  META_ARCHITECTURE: Toy
+  TOY: {NUM_QUERIES: 10}
 INFERENCE:
   SCORE_THRESHOLD: 0.25
 """
@@ -64,24 +48,17 @@ def same(model: nn.Module, other: nn.Module) -> bool:
 
 def test_names() -> None:
     entries = model_entries()
-    assert unified.models() == tuple(entries) and default_model() in entries
-    assert sum(entry.default for entry in entries.values()) == 1
+    assert unified.models() == tuple(entries) and {"toy", "toy-large"} <= set(entries)
+    assert sum(entry.default for entry in entries.values()) <= 1
     for name, entry in entries.items():
         assert (CONFIGS / entry.config).is_file(), name
-        assert entry.weights in WEIGHTS, name
+        assert entry.weights is None or entry.weights in WEIGHTS, name
 
 
-def test_the_default_is_ready_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
-    """The embedded model with the weights that come with packages."""
-    with caplog.at_level(logging.WARNING):
-        model = unified.load(device="cpu")
-    assert not model.training and model.info.name == default_model()
-    assert model.reference_kinds == {"text", "mask"}
-    assert not caplog.records and model.info.weights is not None
-    predictor = ImagePredictor(model, short_side=64, max_size=64)
-    predictor.set_image(np.zeros((48, 64, 3), np.uint8))
-    mask, score = predictor.predict(Prompt(text="the black cat"))
-    assert mask.shape == (48, 64) and 0 <= score <= 1
+def test_without_a_default_a_model_has_to_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unified.engine.models.find_systems", dict)
+    with pytest.raises(ConfigError, match="no model is the default here: name one"):
+        load(device="cpu")
 
 
 def test_a_yaml_without_weights_is_random_and_says_so(
@@ -97,7 +74,7 @@ def test_a_yaml_without_weights_is_random_and_says_so(
     assert model.inference.video.score_threshold == 0.25
 
 
-@pytest.mark.parametrize("layout", ["native", "official"])
+@pytest.mark.parametrize("layout", ["native", "toy"])
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_weights_of_both_layouts(
     small: Path,
@@ -109,9 +86,9 @@ def test_weights_of_both_layouts(
 ) -> None:
     expected = load(small, weights=trained, device="cpu")
     weights = expected.state_dict()
-    if layout == "official":
-        weights = uniref_keys("efficientnet_lite0").to_foreign(weights)
-        weights["criterion._iter"] = torch.zeros(1)
+    if layout == "toy":
+        weights = TABLE.to_foreign(weights)
+        weights["step"] = torch.zeros(1)
     path = tmp_path / f"given{suffix}"
     write_weights(path, weights)
     with caplog.at_level(logging.WARNING):
@@ -125,21 +102,23 @@ def test_weights_of_both_layouts(
 def test_a_configuration_can_be_given(small: Path, trained: Path) -> None:
     cfg = load_config(small)
     model = load(cfg, weights=trained, device="cpu")
-    assert model.info.name == "UniRef" and model.info.config is None
-    other = load(cfg, device="cpu", options=["MODEL.UNIREF.NUM_QUERIES", "4"])
-    assert other.head.query_embed.num_embeddings == 4
-    assert cfg.MODEL.UNIREF.NUM_QUERIES == 10
+    assert model.info.name == "Toy" and model.info.config is None
+    other = load(cfg, device="cpu", options=["MODEL.TOY.NUM_QUERIES", "4"])
+    assert other.head.queries.num_embeddings == 4
+    assert cfg.MODEL.TOY.NUM_QUERIES == 10
 
 
 def test_options_override_the_weights_of_a_name(tmp_path: Path) -> None:
     """Otherwise the weights of the name would be looked for."""
     missing = tmp_path / "mine.pth"
     with pytest.raises(CheckpointError, match=r"mine\.pth"):
-        load("uniref-r50", device="cpu", options=["MODEL.WEIGHTS", str(missing)])
+        load("toy-large", device="cpu", options=["MODEL.WEIGHTS", str(missing)])
 
 
 def test_unknown_names() -> None:
-    with pytest.raises(ConfigError, match=r"model 'sam-3' is unknown: choose one of uniref-lite"):
+    with pytest.raises(
+        ConfigError, match=r"model 'sam-3' is unknown: choose one of .*toy, toy-large"
+    ):
         load("sam-3")
     with pytest.raises(ConfigError, match=r"none\.yaml does not exist"):
         load("none.yaml")
@@ -149,20 +128,18 @@ def test_registered_weights_that_are_not_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with pytest.raises(CheckpointError, match=r"'uniref_video_r50' are not on this machine: "):
-        load("uniref-r50", device="cpu")
+    with pytest.raises(CheckpointError, match=r"'toy_large' are not on this machine: "):
+        load("toy-large", device="cpu")
     with pytest.raises(CheckpointError, match=r"weights none\.pth do not exist: give a file"):
-        load("uniref-lite", weights="none.pth", device="cpu")
+        load("toy", weights="none.pth", device="cpu")
 
 
 def test_weights_of_another_model(small: Path, trained: Path, tmp_path: Path) -> None:
-    wider = [
-        "MODEL.UNIREF.FEEDFORWARD_DIM", "64", "MODEL.UNIREF.NUM_QUERIES", "12"
-    ]  # fmt: skip
+    wider = ["MODEL.TOY.NUM_QUERIES", "12"]
     with pytest.raises(CheckpointError, match=r"small\.safetensors belong to another model: .*"):
         load(small, weights=trained, device="cpu", options=wider)
     with pytest.raises(CheckpointError, match=r"\d+ unexpected \(mask_encoder"):
-        no_masks = ["MODEL.UNIREF.MASK_ENCODER.ENABLED", "False"]
+        no_masks = ["MODEL.TOY.KINDS", "('text',)"]
         load(small, weights=trained, device="cpu", options=no_masks)
     stranger = tmp_path / "stranger.pth"
     write_weights(stranger, {"layer.weight": torch.ones(2)})
@@ -172,21 +149,21 @@ def test_weights_of_another_model(small: Path, trained: Path, tmp_path: Path) ->
 
 def test_weights_for_other_classes(small: Path, trained: Path) -> None:
     """A detector of 365 classes is no segmenter of one."""
-    classes = ["MODEL.UNIREF.NUM_CLASSES", "365"]
-    message = r"of another shape \(head\.class_embed\.0\.weight: expected \(365, 32\), got \(1, 32"
+    classes = ["MODEL.TOY.NUM_CLASSES", "365"]
+    message = r"of another shape \(head\.class_embed\.weight: expected \(365, 64\), got \(1, 64"
     with pytest.raises(CheckpointError, match=message):
         load(small, weights=trained, device="cpu", options=classes)
 
 
-def test_an_official_file_with_an_entry_that_no_model_has(
+def test_a_published_file_with_an_entry_that_no_model_has(
     small: Path, trained: Path, tmp_path: Path
 ) -> None:
     model = load(small, weights=trained, device="cpu")
-    weights = uniref_keys("efficientnet_lite0").to_foreign(model.state_dict())
-    weights["detr.surprise.weight"] = torch.zeros(1)
-    path = tmp_path / "official.pth"
+    weights = TABLE.to_foreign(model.state_dict())
+    weights["surprise.weight"] = torch.zeros(1)
+    path = tmp_path / "published.pth"
     write_weights(path, weights)
-    with pytest.raises(CheckpointError, match=r"1 entries .* first detr\.surprise\.weight"):
+    with pytest.raises(CheckpointError, match=r"1 entries .* first surprise\.weight"):
         load(small, weights=path, device="cpu")
 
 
