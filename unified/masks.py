@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -71,19 +70,17 @@ def _resize(masks: Tensor, size: Size, *, mode: str) -> Tensor:
     return F.interpolate(masks[None], size=size, mode=mode, align_corners=align_corners)[0]
 
 
-def resize_mask(mask: np.ndarray, size: Size) -> Tensor:
-    """A mask (H, W) bool at ``size``, (h, w) bool; one pixel of an object is left at least.
+def resize_mask(mask: Tensor, size: Size) -> Tensor:
+    """A mask (H, W) at ``size``, (h, w) bool; one pixel of an object is left at least.
 
     Nearest neighbour, the sample at the upper left of each pixel. Source: UniRef
     ``inference_vos_3f``, ``F.interpolate`` of the merged mask.
     """
-    source = torch.from_numpy(np.ascontiguousarray(mask)).float()[None]
-    resized = _resize(source, size, mode="nearest")[0] > MASK_THRESHOLD
+    resized = _resize(mask.float()[None], size, mode="nearest")[0] > MASK_THRESHOLD
     if not resized.any() and mask.any():
-        rows, columns = mask.nonzero()
-        middle = len(rows) // 2
-        row = int(rows[middle]) * size[0] // mask.shape[0]
-        resized[row, int(columns[middle]) * size[1] // mask.shape[1]] = True
+        pixels = mask.nonzero()
+        row, column = pixels[len(pixels) // 2].tolist()
+        resized[row * size[0] // mask.shape[0], column * size[1] // mask.shape[1]] = True
     return resized
 
 

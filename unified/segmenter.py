@@ -7,6 +7,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from unified.masks import resize_mask
 from unified.structures import (
     MASK_STRIDE,
     FeaturePyramid,
@@ -15,6 +16,8 @@ from unified.structures import (
     References,
     Segmentation,
     Target,
+    stack_padded,
+    upload,
 )
 
 
@@ -78,6 +81,26 @@ class TrainableSegmenter(Segmenter, Protocol):
         the log.
         """
         ...
+
+
+def encode_masks(
+    model: Segmenter, images: ImageBatch, features: FeaturePyramid, masks: Sequence[Tensor]
+) -> tuple[Reference, ...]:
+    """One reference per level, batch B, of masks (h, w) of any size on the B images of a batch."""
+    resized = [resize_mask(*pair) for pair in zip(masks, images.image_sizes, strict=True)]
+    padded = upload(stack_padded(resized, images.padded_size), images.tensor.device)
+    return model.encode_mask(images, features, padded)
+
+
+def encode_supports(
+    model: Segmenter, images: Sequence[Tensor], masks: Sequence[Tensor]
+) -> tuple[Reference, ...]:
+    """As ``encode_masks``, of K images (3, h, w) that are encoded as one batch, padded alike.
+
+    Norms in the model see how far each is padded, as in the reference.
+    """
+    batch = model.preprocess(images)
+    return encode_masks(model, batch, model.encode_image(batch), masks)
 
 
 @runtime_checkable

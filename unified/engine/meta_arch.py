@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from unified.engine.system import Supervision
 from unified.modeling.box_ops import xyxy_to_cxcywh
 from unified.modeling.boxinst import box_masks, color_similarity
-from unified.segmenter import TrainableSegmenter
+from unified.segmenter import TrainableSegmenter, encode_supports
 from unified.structures import (
     ImageBatch,
     References,
@@ -69,10 +69,8 @@ class SegmenterShell(nn.Module):
     def _mask_references(self, samples: Sequence[Sample]) -> References:
         """The K supports of each sample as one reference, all encoded as one batch."""
         shown = [image for sample in samples for image in sample["reference_images"]]
-        images = self.model.preprocess(shown)
         marked = [mask for sample in samples for mask in sample["reference_masks"]]
-        masks = upload(stack_padded(marked, images.padded_size), self.device).float()
-        levels = self.model.encode_mask(images, self.model.encode_image(images), masks)
+        levels = encode_supports(self.model, shown, marked)
         num = len(shown) // len(samples)
         return join_levels([tuple(level[k::num] for level in levels) for k in range(num)])
 

@@ -15,8 +15,7 @@ import torch
 from unified.errors import InputError
 from unified.inference.settings import ModelInput
 from unified.label_maps import object_window
-from unified.masks import resize_mask
-from unified.segmenter import Segmenter
+from unified.segmenter import Segmenter, encode_masks, encode_supports
 from unified.structures import (
     FeaturePyramid,
     ImageBatch,
@@ -27,7 +26,6 @@ from unified.structures import (
     Support,
     join_levels,
     resized_size,
-    stack_padded,
 )
 
 logger = logging.getLogger(__name__)
@@ -71,17 +69,14 @@ class FrameEncoder:
             InputError: another shape or dtype.
         """
         check_image(image)
-        return self._encode([image])
-
-    def _encode(self, images: Sequence[np.ndarray]) -> EncodedFrame:
-        """Images as one batch, padded to a common size."""
-        pixels = []
-        for image in images:
-            resized = resize_image(image, self._input_size(image))
-            pixels.append(torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1))))
+        pixels = self._pixels(image)
         with torch.inference_mode(), self.autocast():
-            batch = self.model.preprocess(pixels)
+            batch = self.model.preprocess([pixels])
             return EncodedFrame(batch, self.model.encode_image(batch))
+
+    def _pixels(self, image: np.ndarray) -> torch.Tensor:
+        """(H, W, 3) -> (3, h, w) at the model's input size."""
+        return _tensor(resize_image(image, self._input_size(image)).transpose(2, 0, 1))
 
     def _input_size(self, image: np.ndarray) -> Size:
         """What the model sees of an image or mask (H, W, ...)."""
@@ -99,40 +94,33 @@ class FrameEncoder:
 
     def masks(self, frame: EncodedFrame, masks: Sequence[np.ndarray]) -> list[References]:
         """References of O masks (H, W) bool on one frame, at any resolution, each of batch 1."""
+        self._require("mask")
         num = len(masks)
         images = ImageBatch(
             tensor=frame.images.tensor.expand(num, -1, -1, -1),
             image_sizes=frame.images.image_sizes * num,
             padding_mask=frame.images.padding_mask.expand(num, -1, -1),
         )
-        return self._encode_masks(EncodedFrame(images, frame.features.expand(num)), masks)
-
-    def _encode_masks(self, frames: EncodedFrame, masks: Sequence[np.ndarray]) -> list[References]:
-        """References of one mask (H, W) bool on each image of a batch, each of batch 1."""
-        self._require("mask")
-        images = frames.images
-        resized = [
-            resize_mask(mask, size) for mask, size in zip(masks, images.image_sizes, strict=True)
-        ]
-        padded = stack_padded(resized, images.padded_size).to(images.tensor.device)
         with torch.inference_mode(), self.autocast():
-            levels = self.model.encode_mask(images, frames.features, padded)
-        return [tuple(_row(level, index) for level in levels) for index in range(len(masks))]
+            return _rows(
+                encode_masks(
+                    self.model, images, frame.features.expand(num), [_tensor(m) for m in masks]
+                )
+            )
 
     def _supports(self, supports: tuple[Support, ...]) -> list[References]:
-        """References of the example images of one object, encoded as one batch.
-
-        Norms in the model see how far each is padded, as in the reference.
-        """
+        """References of the example images of one object, each of batch 1."""
+        self._require("mask")
         images, masks = [], []
         for support in supports:
             check_image(support.image)
             check_mask(support.mask, support.image.shape[:2])
             window = object_window(support.mask, self.settings.support_margin)
-            images.append(support.image[window])
-            masks.append(support.mask[window])
-            self._warn_if_few(masks[-1], "an example image")
-        return self._encode_masks(self._encode(images), masks)
+            images.append(self._pixels(support.image[window]))
+            masks.append(_tensor(support.mask[window]))
+            self._warn_if_few(support.mask[window], "an example image")
+        with torch.inference_mode(), self.autocast():
+            return _rows(encode_supports(self.model, images, masks))
 
     def visual(self, frame: EncodedFrame, prompt: Prompt) -> References | None:
         """Supports and the mask of a prompt on this frame as one reference, or None."""
@@ -160,6 +148,15 @@ class FrameEncoder:
         if kind not in self.model.reference_kinds:
             known = " and ".join(sorted(self.model.reference_kinds)) or "no"
             raise InputError(f"this model follows {known} references, not {kind}: load another")
+
+
+def _tensor(array: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array))
+
+
+def _rows(levels: References) -> list[References]:
+    """Each object of a batch."""
+    return [tuple(_row(level, index) for level in levels) for index in range(len(levels[0].keys))]
 
 
 def _row(reference: Reference, index: int) -> Reference:

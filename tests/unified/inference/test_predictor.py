@@ -673,7 +673,7 @@ def test_examples_of_several_sizes_are_padded_to_one_batch(segmenter: Toy) -> No
         batch = segmenter.preprocess([torch.from_numpy(v.copy()).permute(2, 0, 1) for v in views])
         marked = torch.zeros(2, *batch.padded_size)
         for row, (mask, (height, width)) in enumerate(zip(masks, sizes, strict=True)):
-            marked[row, :height, :width] = resize_mask(mask, (height, width))
+            marked[row, :height, :width] = resize_mask(torch.from_numpy(mask), (height, width))
         levels = segmenter.encode_mask(batch, segmenter.encode_image(batch), marked)
         joined = [join([level[:1], level[1:]]) for level in levels]
         image = predictor.encoder.image(large)
@@ -698,7 +698,7 @@ def test_an_object_of_a_few_pixels_is_not_lost(
 ) -> None:
     mask = np.zeros(size, bool)
     mask[part] = True
-    resized = resize_mask(mask, resized_size(size, SHORT, LONG))
+    resized = resize_mask(torch.from_numpy(mask), resized_size(size, SHORT, LONG))
     assert resized.sum() == 1
     (row, column) = resized.nonzero()[0].tolist()
     assert abs(row / len(resized) - part[0].start / size[0]) < 2 / len(resized)
