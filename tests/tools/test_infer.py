@@ -107,6 +107,20 @@ def test_a_clip_with_a_sentence_a_mask_and_a_correction(clip: Path, tmp_path: Pa
         assert len(list(reader)) == 3 and reader.fps == 2.5
 
 
+@pytest.mark.parametrize("precision", ["bfloat16", "float32"])
+def test_the_precision_is_chosen_and_written_down(
+    clip: Path, photos: Path, tmp_path: Path, precision: str
+) -> None:
+    out, chosen = tmp_path / "out", ["--precision", precision, *TINY]
+    chosen += ["INFERENCE.PRECISION", "float16"]
+    arguments = ["--input", str(clip), "--output", str(out), "--text", "noise", "--end", "1"]
+    assert infer_video([*arguments, *chosen]) == 0
+    assert results(out)["inference"]["precision"] == precision
+    arguments = ["--input", str(photos / "a.png"), "--output", str(out), "--text", "noise"]
+    assert infer_image([*arguments, *chosen]) == 0
+    assert results(out)["inference"]["precision"] == precision
+
+
 def test_an_object_of_low_score_is_absent_in_an_image(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = ["--input", str(photos / "a.png"), "--output", str(out), "--text", "the noise"]

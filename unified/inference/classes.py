@@ -11,7 +11,12 @@ import torch
 from torch.nn import functional as F
 
 from unified.errors import InputError
-from unified.inference.frames import check_image, resize_image
+from unified.inference.frames import (
+    autocast,
+    check_image,
+    resize_image,
+    warn_of_half_precision,
+)
 from unified.inference.settings import ImageSettings, inference_settings
 from unified.label_maps import MAX_OBJECT_ID
 from unified.segmenter import PixelClassifier
@@ -67,6 +72,7 @@ class ClassPredictor:
                 "a model that compares pixels with class names"
             )
         self.settings = replace(settings or inference_settings(model).image, **changes)
+        warn_of_half_precision(self.settings.precision)
         self._model, self._names = model, tuple(names)
         with torch.inference_mode():
             self._classes = model.embed_classes(names)
@@ -82,7 +88,8 @@ class ClassPredictor:
         pixels = torch.from_numpy(np.ascontiguousarray(small.transpose(2, 0, 1)))
         with torch.inference_mode():
             batch = self._model.preprocess([pixels])
-            scores = self._model.classify_pixels(batch.tensor, self._classes)
+            with autocast(batch.tensor.device, self.settings.precision):
+                scores = self._model.classify_pixels(batch.tensor, self._classes).float()
             height, width = batch.image_sizes[0]
             scores = F.interpolate(
                 scores[..., :height, :width], size=size, mode="bilinear", align_corners=False

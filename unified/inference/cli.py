@@ -15,7 +15,7 @@ import torch
 import unified
 from unified.errors import InputError
 from unified.inference.image_io import read_image
-from unified.inference.settings import ModelInput, as_json
+from unified.inference.settings import PRECISIONS, ModelInput, as_json
 from unified.inference.video_io import FrameReader
 from unified.label_maps import MAX_OBJECT_ID, read_label_map, split_label_map
 from unified.masks import MASK_THRESHOLD
@@ -46,6 +46,12 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PIXELS",
         help="longest side the model sees, for speed; masks keep the size of the input",
     )
+    group.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        help="half precision is faster where the processor has it, and masks are near those of "
+        "float32, not the same: 0.989 mean IoU (docs/runs.md#half-precision in the source tree)",
+    )
 
 
 def _model_side(text: str) -> int:
@@ -63,9 +69,10 @@ def load_model(options: argparse.Namespace) -> Any:
     )
 
 
-def chosen_settings(options: argparse.Namespace) -> dict[str, int]:
+def chosen_settings(options: argparse.Namespace) -> dict[str, Any]:
     """What the arguments change in how the model is asked."""
-    return {} if options.max_size is None else {"max_size": options.max_size}
+    given = {name: getattr(options, name) for name in ("max_size", "precision")}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def describe_run(model: Any, settings: ModelInput) -> dict[str, Any]:

@@ -56,6 +56,16 @@ def test_every_pixel_gets_its_class(limit: float | None, third: int) -> None:
     assert not empty.predict(none)[0].any() and empty.predict(none)[1] == 0
 
 
+def test_half_precision_is_used_and_names_the_same_classes() -> None:
+    scores = {}
+    for precision in ("float32", "bfloat16"):
+        predictor = ClassPredictor(ByColour(), ["green", "blue", "red"], precision=precision)
+        predictor.set_image(picture())
+        mask, scores[precision] = predictor.predict(Prompt(text="red"))
+        assert mask[20, 30] and not mask[20, 5]
+    assert 0 < abs(scores["bfloat16"] - scores["float32"]) < 0.01
+
+
 def test_bad_input() -> None:
     with pytest.raises(InputError, match="cannot name pixels"):
         ClassPredictor(torch.nn.Linear(1, 1), ["red"])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from tests.toy.system import CONFIG
 from unified.engine.config import load_config
 from unified.engine.inference import settings_of
 from unified.errors import ConfigError
+from unified.inference.frames import warn_of_half_precision
 from unified.inference.predictor import ImagePredictor, VideoPredictor
 from unified.inference.settings import (
     ImageSettings,
@@ -61,6 +64,27 @@ def test_a_bare_model_is_asked_with_the_defaults(segmenter: Toy) -> None:
 def test_an_unknown_precision_is_an_error(segmenter: Toy, precision: str) -> None:
     with pytest.raises(ConfigError, match=f"precision '{precision}' is unknown"):
         VideoPredictor(segmenter, precision=precision)
+
+
+def test_half_precision_says_once_what_it_costs(
+    segmenter: Toy, caplog: pytest.LogCaptureFixture
+) -> None:
+    warn_of_half_precision.cache_clear()
+    ImagePredictor(segmenter)
+    assert caplog.messages == []
+    for precision in ("bfloat16", "bfloat16", "float16"):
+        ImagePredictor(segmenter, precision=precision)
+        VideoPredictor(segmenter, precision=precision)
+    assert [message.split(":")[0] for message in caplog.messages] == [
+        "precision bfloat16",
+        "precision float16",
+    ]
+    page = (Path(__file__).parents[3] / "docs" / "runs.md").read_text(encoding="utf-8")
+    _, _, section = page.partition("\n## Half precision\n")
+    (row,) = re.findall(r"^\| autocast, what decides .*$", section, re.MULTILINE)
+    _, mean, lowest, below, _ = (cell.strip() for cell in row.strip("| ").split("|"))
+    for said in (mean, lowest, f"{below.split()[-1]} masks", "docs/runs.md#half-precision"):
+        assert said in caplog.messages[0]
 
 
 def test_below_the_threshold_a_mask_is_empty(segmenter: Toy) -> None:
