@@ -1,11 +1,12 @@
-"""Reading pickles of plain containers and arrays, such as Detectron2's .pkl backbones."""
+"""Reading pickles of plain containers and arrays without running what is in them."""
 
 from __future__ import annotations
 
 import os
 import pickle
 from collections import OrderedDict
-from typing import Any, NoReturn
+from collections.abc import Mapping
+from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
 
@@ -28,42 +29,56 @@ def _encode(text: str, encoding: str = "utf-8") -> bytes:
 
 
 # numpy moved these between versions: take them from what numpy itself writes into a pickle.
-_ALLOWED: dict[str, Any] = {
+_ARRAYS: dict[str, Any] = {
     "numpy.ndarray": np.ndarray,
     "numpy.dtype": _dtype,
     "collections.OrderedDict": OrderedDict,
     "_codecs.encode": _encode,
 }
 for _core in ("numpy.core", "numpy._core"):
-    _ALLOWED[f"{_core}.multiarray._reconstruct"] = np.empty(0).__reduce__()[0]
-    _ALLOWED[f"{_core}.multiarray.scalar"] = np.float32(0).__reduce__()[0]
-    _ALLOWED[f"{_core}.numeric._frombuffer"] = np.empty(0).__reduce_ex__(5)[0]
+    _ARRAYS[f"{_core}.multiarray._reconstruct"] = np.empty(0).__reduce__()[0]
+    _ARRAYS[f"{_core}.multiarray.scalar"] = np.float32(0).__reduce__()[0]
+    _ARRAYS[f"{_core}.numeric._frombuffer"] = np.empty(0).__reduce_ex__(5)[0]
 
 
-class _ArrayUnpickler(pickle.Unpickler):
-    """Unpickler that resolves only the names above."""
+class _RestrictedUnpickler(pickle.Unpickler):
+    def __init__(self, file: BinaryIO, allowed: Mapping[str, Any]) -> None:
+        # Files of Python 2, such as Detectron2's backbones and REFER's lists, hold its str.
+        super().__init__(file, encoding="latin1")
+        self.allowed = allowed
 
     def find_class(self, module: str, name: str) -> Any:
-        allowed = _ALLOWED.get(f"{module}.{name}")
-        if allowed is None:
+        found = self.allowed.get(f"{module}.{name}")
+        if found is None:
             raise pickle.UnpicklingError(f"it refers to {module}.{name}, which could run code")
-        return allowed
+        return found
 
     def persistent_load(self, pid: Any) -> NoReturn:
         raise pickle.UnpicklingError("persistent references are not allowed")
 
 
+def load_restricted(file: BinaryIO, allowed: Mapping[str, Any]) -> Any:
+    """Content of a pickle; text of Python 2 is read as latin-1.
+
+    Args:
+        allowed: "module.name" -> what stands for it, for all that the pickle may refer to; nothing
+            is needed for dicts, lists, tuples, text and numbers.
+
+    Raises:
+        pickle.UnpicklingError: it refers to anything else. A damaged one can raise nearly anything.
+    """
+    return _RestrictedUnpickler(file, allowed).load()
+
+
 def safe_load_pkl(path: str | os.PathLike[str]) -> Any:
     """Content of a pickle made of arrays, numbers, text, dicts, lists and tuples; runs no code.
-
-    Text of Python 2 pickles is read as latin-1, as Detectron2 does.
 
     Raises:
         CheckpointError: the file is missing, damaged, or refers to anything else.
     """
     try:
         with open(path, "rb") as file:
-            return _ArrayUnpickler(file, encoding="latin1").load()
+            return load_restricted(file, _ARRAYS)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
     except pickle.UnpicklingError as error:

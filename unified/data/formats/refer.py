@@ -8,16 +8,16 @@ Source: lichengunc/refer and henghuiding/gRefCOCO; file contents, not code.
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NoReturn
+from typing import Any, Literal
 
 import numpy as np
 
 from unified.data.formats.files import polygon_parts, read_json, require
 from unified.errors import InputError
+from unified.unpickle import load_restricted
 
 NO_TARGET = -1  # what gRefCOCO writes for the annotation of a sentence that refers to nothing
 
@@ -125,28 +125,14 @@ def read_pickle(path: Path) -> Any:
     Raises:
         InputError: the file is damaged or names a class or function.
     """
-    with path.open("rb") as file:
-        try:
-            return _PlainUnpickler(file).load()
-        except (pickle.UnpicklingError, EOFError, IndexError, KeyError, ValueError) as error:
-            raise InputError(f"{path} is not a readable REFER pickle: {error}") from error
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    """Refuses every global, so that only built-in containers and scalars come out."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        # The released files were written by Python 2, whose str is bytes here.
-        super().__init__(file, encoding="latin1")
-
-    def find_class(self, module: str, name: str) -> NoReturn:
-        raise pickle.UnpicklingError(
-            f"it asks for {module}.{name}, but only lists, dictionaries, strings and numbers are "
-            "expected: get the file again from a source you trust"
-        )
-
-    def persistent_load(self, pid: Any) -> NoReturn:
-        raise pickle.UnpicklingError("it points to objects outside the file")
+    try:
+        with path.open("rb") as file:
+            return load_restricted(file, allowed={})
+    except Exception as error:  # a damaged pickle can raise nearly anything
+        raise InputError(
+            f"{path} is not a readable pickle of lists, dictionaries, text and numbers: "
+            f"{error}: get the file again from a source you trust"
+        ) from error
 
 
 def _refs(path: Path, entries: Any) -> Iterable[Ref]:
