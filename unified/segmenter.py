@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -60,8 +60,18 @@ class Segmenter(Protocol):
         top_k: int = 1,
         mask_stride: int = MASK_STRIDE,
     ) -> Segmentation:
-        """The ``top_k`` best queries of every image, given zero, one or two kinds of reference."""
+        """The ``top_k`` best queries of every image, given one or two kinds of reference.
+
+        A ``Detector`` may get none.
+        """
         ...
+
+
+@runtime_checkable
+class Detector(Segmenter, Protocol):
+    """A segmenter that finds all objects of an image where it gets no reference."""
+
+    detects: Literal[True]
 
 
 class TrainableSegmenter(Segmenter, Protocol):

@@ -6,6 +6,7 @@ The parts come from ``unified.modeling``; this file only says how they work toge
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 import torch
 from einops import rearrange
@@ -44,6 +45,8 @@ class UniRef(nn.Module):
     Args:
         auxiliary_losses: by name, see ``AuxiliaryLoss``; for training only.
     """
+
+    detects: Literal[True] = True
 
     def __init__(
         self,

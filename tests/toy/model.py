@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +66,8 @@ class MaskHead(nn.Module):
 
 class Toy(nn.Module):
     """All verbs of ``TrainableSegmenter``, for the kinds of reference that it is given."""
+
+    detects: Literal[True] = True
 
     def __init__(
         self,

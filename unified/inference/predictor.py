@@ -26,7 +26,7 @@ from unified.masks import (
     merge,
 )
 from unified.modeling.box_ops import cxcywh_to_xyxy
-from unified.segmenter import Segmenter
+from unified.segmenter import Detector, Segmenter
 from unified.structures import (
     FrameResult,
     Instance,
@@ -110,9 +110,15 @@ class ImagePredictor:
             top_k: largest number of them.
 
         Raises:
-            InputError: no image is set.
+            InputError: no image is set, or the model cannot say what there is.
         """
         frame = self._image_frame()
+        if not isinstance(self.encoder.model, Detector):
+            kinds = " or ".join(sorted(self.encoder.model.reference_kinds))
+            raise InputError(
+                f"this model cannot detect, it segments what a prompt refers to: give a {kinds} "
+                "prompt, or load a model that detects"
+            )
         with torch.inference_mode(), self.encoder.autocast():
             found = _float32(self.encoder.model.segment(frame.features, [], top_k=top_k))
         scores = found.scores[0]

@@ -101,7 +101,9 @@ def test_clips_and_class_names(trained: Path, caplog: pytest.LogCaptureFixture) 
         ClassPredictor(model, [])
 
 
-def test_a_map_of_classes_is_written(trained: Path, tmp_path: Path) -> None:
+def test_a_map_of_classes_is_written(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     Image.fromarray(picture()).save(tmp_path / "a.png")
     out = tmp_path / "out"
     arguments = ["--input", str(tmp_path / "a.png"), "--output", str(out)]
@@ -114,6 +116,10 @@ def test_a_map_of_classes_is_written(trained: Path, tmp_path: Path) -> None:
     assert sum(entry["area"] for entry in row["objects"]) == labels.size
     assert (out / "overlay/a.jpg").is_file()
     assert infer_image([*arguments, *model, "--classes", "circle,,star", *opts]) == 2
+    arguments[-1] = str(tmp_path / "none")
+    assert infer_image([*arguments, *model, "--detect", *opts]) == 2
+    assert "this model cannot detect" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize("table", [OFFICIAL_KEYS, TRANSFORMERS_KEYS], ids=["official", "hf"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -28,8 +29,9 @@ def test_grey_becomes_three_equal_channels(tmp_path: Path) -> None:
 
 def test_16_bit_grey_keeps_its_upper_bits(tmp_path: Path) -> None:
     deep = RAMP.astype(np.uint16) * 256 + 77
-    Image.fromarray(deep).save(tmp_path / "a.png")
-    assert np.array_equal(read_image(tmp_path / "a.png")[..., 1], RAMP)
+    for name in ("a.png", "a.tif"):
+        Image.fromarray(deep).save(tmp_path / name)
+        assert np.array_equal(read_image(tmp_path / name), np.repeat(RAMP[..., None], 3, axis=2))
 
 
 def test_transparent_pixels_are_white(tmp_path: Path) -> None:
@@ -41,12 +43,48 @@ def test_transparent_pixels_are_white(tmp_path: Path) -> None:
     assert np.array_equal(read_image(tmp_path / "a.png"), expected)
 
 
-def test_palette_and_cmyk_become_rgb(tmp_path: Path) -> None:
-    red = Image.new("RGB", (4, 3), (255, 0, 0))
-    red.quantize(4).save(tmp_path / "palette.png")
-    red.convert("CMYK").save(tmp_path / "cmyk.tif")
-    for name in ("palette.png", "cmyk.tif"):
-        assert (read_image(tmp_path / name) == [255, 0, 0]).all()
+def test_16_bit_colours_keep_their_upper_bits(tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "a.png"), RGB[..., ::-1].astype(np.uint16) * 256 + 77)
+    assert np.array_equal(read_image(tmp_path / "a.png"), RGB)
+
+
+def test_half_transparent_pixels_are_mixed_with_white(tmp_path: Path) -> None:
+    pixels = np.array([[(200, 100, 0, 255), (200, 100, 0, 51), (200, 100, 0, 0)]], np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    expected = [[(200, 100, 0), (244, 224, 204), (255, 255, 255)]]
+    assert np.array_equal(read_image(tmp_path / "a.png"), expected)
+
+
+@pytest.mark.parametrize("transparent", [None, 2])
+def test_a_palette_gives_its_colours(tmp_path: Path, transparent: int | None) -> None:
+    image = Image.fromarray(np.array([[0, 1, 2, 1]], np.uint8), "P")
+    image.putpalette([10, 20, 30, 200, 100, 0, 7, 8, 9])
+    more = {} if transparent is None else {"transparency": transparent}
+    image.save(tmp_path / "a.png", **more)
+    last = (7, 8, 9) if transparent is None else (255, 255, 255)
+    expected = [[(10, 20, 30), (200, 100, 0), last, (200, 100, 0)]]
+    assert np.array_equal(read_image(tmp_path / "a.png"), expected)
+
+
+QUALITY = {"tif": {}, "jpg": {"quality": 100, "subsampling": 0}}
+# Inks (C, M, Y, K) on white paper, 255 = full: what is left of red, green and blue.
+INKS = {
+    (0, 0, 0, 0): (255, 255, 255),
+    (0, 255, 255, 0): (255, 0, 0),
+    (0, 0, 0, 255): (0, 0, 0),
+    (51, 0, 0, 0): (204, 255, 255),
+    (0, 0, 0, 51): (204, 204, 204),
+}
+
+
+@pytest.mark.parametrize(("suffix", "off"), [("tif", 0), ("jpg", 2)])
+def test_a_photo_for_print_is_not_a_negative(tmp_path: Path, suffix: str, off: int) -> None:
+    """JPEGs in CMYK hold their inks inverted, as Adobe writes them."""
+    pixels = np.repeat(np.array([list(INKS)], np.uint8), 8, axis=1).repeat(8, axis=0)
+    Image.fromarray(pixels, "CMYK").save(tmp_path / f"a.{suffix}", **QUALITY[suffix])
+    found = read_image(tmp_path / f"a.{suffix}")
+    expected = np.repeat(np.array([list(INKS.values())]), 8, axis=1).repeat(8, axis=0)
+    assert np.abs(found.astype(int) - expected).max() <= off
 
 
 def test_exif_orientation_is_respected(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from tests.toy.model import MakeToy, Toy
 from unified.errors import ConfigError, InputError
@@ -676,10 +677,19 @@ def test_examples_of_several_sizes_are_padded_to_one_batch(segmenter: Toy) -> No
             marked[row, :height, :width] = resize_mask(torch.from_numpy(mask), (height, width))
         levels = segmenter.encode_mask(batch, segmenter.encode_image(batch), marked)
         joined = [join([level[:1], level[1:]]) for level in levels]
-        image = predictor.encoder.image(large)
-        found = segmenter.segment(image.features, [joined])
+        query = segmenter.preprocess([torch.from_numpy(views[0].copy()).permute(2, 0, 1)])
+        found = segmenter.segment(segmenter.encode_image(query), [joined])
+    assert batch.padding_mask.any()
     assert score == pytest.approx(float(found.scores), abs=1e-6)
-    assert batch.padding_mask.any() and together.shape == SIZE
+    logits = F.interpolate(found.mask_logits[:, 0][None], scale_factor=4, mode="bilinear")
+    height, width = sizes[0]
+    within = logits.sigmoid()[..., :height, :width]
+    expected = F.interpolate(within, size=SIZE, mode="bilinear")[0, 0]
+    np.testing.assert_allclose(together, expected, atol=1e-5)
+    apart = [predictor.encoder.supports((support,))[0] for support in supports]
+    with torch.inference_mode():
+        other = segmenter.segment(segmenter.encode_image(query), [join_levels(apart)])
+    assert (other.mask_logits - found.mask_logits).abs().max() > 1e-3, "padding has no say"
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from tests.toy.model import Toy
 from tests.toy.system import CONFIG
 from unified.engine.config import load_config
 from unified.engine.inference import settings_of
-from unified.errors import ConfigError
+from unified.errors import ConfigError, InputError
 from unified.inference.frames import warn_of_half_precision
 from unified.inference.predictor import ImagePredictor, VideoPredictor
 from unified.inference.settings import (
@@ -120,3 +120,23 @@ def test_detection_gives_all_instances_the_best_first(segmenter: Toy) -> None:
         assert instance.box is not None
         left, top, right, bottom = instance.box
         assert 0 <= left < right <= 80 and 0 <= top < bottom <= 60
+
+
+def test_a_model_that_needs_a_reference_cannot_detect(segmenter: Toy) -> None:
+    asked: list[object] = []
+
+    class Follower:
+        """The verbs of the toy, and that it detects is not among them."""
+
+        reference_kinds, parameters = segmenter.reference_kinds, segmenter.parameters
+        preprocess, encode_image = segmenter.preprocess, segmenter.encode_image
+        encode_text, encode_mask = segmenter.encode_text, segmenter.encode_mask
+
+        def segment(self, *arguments: object, **_: object) -> None:
+            asked.append(arguments)
+
+    predictor = ImagePredictor(Follower(), short_side=64, max_size=128)
+    predictor.set_image(np.zeros((60, 80, 3), np.uint8))
+    with pytest.raises(InputError, match=r"cannot detect.* give a mask or text prompt, or load"):
+        predictor.detect()
+    assert not asked
