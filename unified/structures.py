@@ -324,7 +324,8 @@ def upload(tensor: Tensor, device: torch.device) -> Tensor:
 
     A plain copy to a GPU waits for all of it, so a step full of small copies leaves the GPU idle.
     """
-    if device.type == "cpu" or not (tensor.is_cpu and torch.cuda.is_available()):
+    pinned = tensor.is_cpu and torch.cuda.is_available() and not torch.compiler.is_compiling()
+    if device.type == "cpu" or not pinned:
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
 

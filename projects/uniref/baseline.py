@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from projects.uniref.model import UniRef
-from unified.modeling.deform_attn import MultiScaleDeformableAttention, sum_of_grids
+from unified.modeling.deform_attn import MultiScaleDeformableAttention
+from unified.modeling.deform_sum import sum_of_grids
 from unified.modeling.detr_head import Queries
 from unified.modeling.fusion import CrossAttention
 from unified.modeling.layers import aligned_bilinear

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from projects.uniref.model import UniRef
 from unified.masks import binary_masks
 from unified.modeling.box_ops import cxcywh_to_xyxy
-from unified.modeling.deform_attn import sample_and_sum
+from unified.modeling.deform_sum import sample_and_sum
 from unified.modeling.detr_head import Queries
 from unified.modeling.fusion import UniFusion
 from unified.modeling.layers import sine_position

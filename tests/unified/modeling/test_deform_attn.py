@@ -8,11 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unified.modeling.deform_attn import (
-    MultiScaleDeformableAttention,
-    sum_of_bags,
-    sum_of_grids,
-)
+from unified.modeling.deform_attn import MultiScaleDeformableAttention
+from unified.modeling.deform_sum import sum_of_bags, sum_of_grids
 
 SHAPES = ((6, 8), (3, 4), (2, 2))
 TOKENS = sum(h * w for h, w in SHAPES)
