@@ -1,0 +1,314 @@
+"""SAM-shaped models behind three methods, without a copy of anybody's SAM.
+
+The networks are transformers' and timm's. A model of the user's own takes part as soon as it has
+the three methods of ``PromptableModel``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from unified.dependencies import require
+from unified.errors import ConfigError
+
+SAM = "transformers.models.sam.modeling_sam"
+
+
+class PromptableModel(Protocol):
+    """What is asked of a SAM: B is the batch, C the width, h and w the size of the embedding.
+
+    Attributes:
+        image_size: side in pixels of the square that images are padded to.
+    """
+
+    image_size: int
+
+    def encode_image(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Normalised (B, 3, S, S) -> the embedding (B, C, h, w), and what else decoding needs.
+
+        Every further tensor is (B, ...) and reaches ``decode_masks`` as it is.
+        """
+        ...
+
+    def encode_prompts(
+        self,
+        num: int,
+        *,
+        points: Tensor | None = None,
+        labels: Tensor | None = None,
+        boxes: Tensor | None = None,
+        masks: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Prompts of ``num`` objects -> sparse tokens (num, N, C) and a dense map (num, C, h, w).
+
+        Without prompts N is 0 and the dense map says that no mask was given.
+
+        Args:
+            points: (num, P, 2) x, y in pixels of the padded input.
+            labels: (num, P) int64, 1 on the object, 0 beside it.
+            boxes: (num, 4) x0, y0, x1, y1 in pixels.
+            masks: (num, 1, 4h, 4w) logits.
+        """
+        ...
+
+    def decode_masks(
+        self, embedding: tuple[Tensor, ...], sparse: Tensor, dense: Tensor, *, several: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Mask logits (B, K, 4h, 4w) and their predicted IoU (B, K).
+
+        Args:
+            embedding: of ``encode_image``, its first entry perhaps changed.
+            several: K > 1 masks for an ambiguous prompt, else the one for a clear prompt.
+        """
+        ...
+
+
+class Sam(nn.Module):
+    """transformers' SAM, or any image encoder before its prompt encoder and mask decoder.
+
+    Source: Segment Anything (arXiv:2304.02643), section 3.
+
+    Args:
+        vision_encoder: (B, 3, S, S) -> (B, C, h, w), or an output with it as last_hidden_state.
+        prompt_encoder, mask_decoder: of a ``SamModel``.
+    """
+
+    def __init__(
+        self, *, vision_encoder: nn.Module, prompt_encoder: nn.Module, mask_decoder: nn.Module
+    ) -> None:
+        super().__init__()
+        self.vision_encoder = vision_encoder
+        self.prompt_encoder: Any = prompt_encoder
+        self.mask_decoder = mask_decoder
+        self.image_size: int = self.prompt_encoder.input_image_size
+        self.frozen = False
+
+    def freeze(self) -> nn.Module:
+        """Stops image and prompt encoder from learning; returns the image encoder."""
+        self.frozen = True
+        self.prompt_encoder.requires_grad_(False)
+        return self.vision_encoder.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Sam:
+        """As of every module; the norms of a frozen encoder keep their statistics."""
+        super().train(mode)
+        if self.frozen:
+            self.vision_encoder.eval()
+        return self
+
+    @classmethod
+    def of(cls, model: Any) -> Sam:
+        """The adapter for a loaded ``transformers.SamModel``; shares its weights."""
+        return cls(
+            vision_encoder=model.vision_encoder,
+            prompt_encoder=model.prompt_encoder,
+            mask_decoder=model.mask_decoder,
+        )
+
+    def encode_image(self, images: Tensor) -> tuple[Tensor, ...]:
+        """See ``PromptableModel``."""
+        output = self.vision_encoder(images)
+        return (output if isinstance(output, Tensor) else output.last_hidden_state,)
+
+    def encode_prompts(
+        self,
+        num: int,
+        *,
+        points: Tensor | None = None,
+        labels: Tensor | None = None,
+        boxes: Tensor | None = None,
+        masks: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """See ``PromptableModel``."""
+        return _encode_prompts(self.prompt_encoder, num, points, labels, boxes, masks)
+
+    def decode_masks(
+        self, embedding: tuple[Tensor, ...], sparse: Tensor, dense: Tensor, *, several: bool
+    ) -> tuple[Tensor, Tensor]:
+        """See ``PromptableModel``."""
+        (image,) = embedding
+        masks, scores = self.mask_decoder(
+            image_embeddings=image,
+            image_positional_embeddings=self._position(image),
+            sparse_prompt_embeddings=sparse[:, None],
+            dense_prompt_embeddings=dense,
+            multimask_output=several,
+        )
+        return masks[:, 0], scores[:, 0]
+
+    def _position(self, image: Tensor) -> Tensor:
+        """Position code of every pixel of an embedding, (B, C, h, w)."""
+        height, width = image.shape[-2:]
+        y = (torch.arange(height, device=image.device) + 0.5) / height
+        x = (torch.arange(width, device=image.device) + 0.5) / width
+        grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)  # (h, w, 2), x before y
+        code = self.prompt_encoder.shared_embedding(grid).permute(2, 0, 1)  # (C, h, w)
+        return code.expand(len(image), -1, -1, -1)
+
+
+class Sam2(nn.Module):
+    """transformers' SAM 2 or 2.1 for single images: two finer maps join the embedding.
+
+    Its video memory is not used: the fusion brings one.
+    Source: SAM 2 (arXiv:2408.00714), section 4.
+
+    Args:
+        model: a ``transformers.Sam2Model``.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model: Any = model
+        self.image_size: int = self.model.prompt_encoder.input_image_size
+
+    def encode_image(self, images: Tensor) -> tuple[Tensor, ...]:
+        """See ``PromptableModel``."""
+        *finer, coarse = self.model.get_image_features(images).fpn_hidden_states  # (h*w, B, C)
+        maps = [*finer, coarse + self.model.no_memory_embedding]
+        fine, middle, embedding = (
+            tokens.permute(1, 2, 0).unflatten(2, size)
+            for tokens, size in zip(maps, self.model.backbone_feature_sizes, strict=True)
+        )
+        return embedding, fine, middle
+
+    def encode_prompts(
+        self,
+        num: int,
+        *,
+        points: Tensor | None = None,
+        labels: Tensor | None = None,
+        boxes: Tensor | None = None,
+        masks: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """See ``PromptableModel``."""
+        return _encode_prompts(self.model.prompt_encoder, num, points, labels, boxes, masks)
+
+    def decode_masks(
+        self, embedding: tuple[Tensor, ...], sparse: Tensor, dense: Tensor, *, several: bool
+    ) -> tuple[Tensor, Tensor]:
+        """See ``PromptableModel``."""
+        image, *finer = embedding
+        position = self.model.get_image_wide_positional_embeddings()
+        masks, scores, _, _ = self.model.mask_decoder(
+            image_embeddings=image,
+            image_positional_embeddings=position.expand(len(image), -1, -1, -1),
+            sparse_prompt_embeddings=sparse[:, None],
+            dense_prompt_embeddings=dense,
+            multimask_output=several,
+            high_resolution_features=finer,
+        )
+        return masks[:, 0], scores[:, 0]
+
+
+def _encode_prompts(
+    encoder: Any,
+    num: int,
+    points: Tensor | None,
+    labels: Tensor | None,
+    boxes: Tensor | None,
+    masks: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """transformers' prompt encoders take one more axis, the prompts of one image: here 1."""
+    sparse, dense = encoder(
+        input_points=None if points is None else points[:, None],
+        input_labels=None if labels is None else labels[:, None],
+        input_boxes=None if boxes is None else boxes[:, None],
+        input_masks=masks,
+    )
+    dense = dense.expand(num, -1, -1, -1)
+    return dense.new_zeros(num, 0, dense.shape[1]) if sparse is None else sparse[:, 0], dense
+
+
+class TinyVit(nn.Module):
+    """MobileSAM's image encoder: timm's TinyViT, whose last stage keeps the stride of 16.
+
+    Source: MobileSAM (arXiv:2306.14289); TinyViT (arXiv:2207.10666).
+
+    Args:
+        patch_embed, stages: of timm's ``TinyVit``.
+        neck: of a ``SamModel``, (B, h, w, D) -> (B, C, h, w).
+    """
+
+    def __init__(self, *, patch_embed: nn.Module, stages: nn.Module, neck: nn.Module) -> None:
+        super().__init__()
+        self.patch_embed, self.stages, self.neck = patch_embed, stages, neck
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) -> (B, C, S / 16, S / 16)."""
+        return self.neck(self.stages(self.patch_embed(images)).permute(0, 2, 3, 1))
+
+
+def _sam_model(vision: Mapping[str, Any], image_size: int) -> Any:
+    sam = require(SAM)
+    config = require("transformers.models.sam.configuration_sam")
+    return sam.SamModel(
+        config.SamConfig(
+            vision_config={"image_size": image_size, **vision},
+            prompt_encoder_config={
+                "image_size": image_size,
+                "image_embedding_size": image_size // 16,
+            },
+            mask_decoder_config={"layer_norm_eps": 1e-5},  # of the released code
+        )
+    )
+
+
+def build_vit(
+    *,
+    width: int,
+    depth: int,
+    num_heads: int,
+    global_layers: list[int],
+    window_size: int = 14,
+    image_size: int = 1024,
+) -> Sam:
+    """SAM on a plain ViT with initial weights; layers that are not global attend in windows."""
+    vision = {
+        "hidden_size": width,
+        "num_hidden_layers": depth,
+        "num_attention_heads": num_heads,
+        "global_attn_indexes": global_layers,
+        "window_size": window_size,
+    }
+    return Sam.of(_sam_model(vision, image_size))
+
+
+def build_mobile(image_size: int = 1024) -> Sam:
+    """MobileSAM with initial weights."""
+    tiny: Any = require("timm.models.tiny_vit").tiny_vit_5m_224(num_classes=0)
+    tiny.stages[-1].downsample.conv2.conv.stride = (1, 1)
+    width = tiny.num_features
+    model = _sam_model(
+        {"hidden_size": width, "num_hidden_layers": 0, "num_attention_heads": 1}, image_size
+    )
+    vision = TinyVit(
+        patch_embed=tiny.patch_embed, stages=tiny.stages, neck=model.vision_encoder.neck
+    )
+    return Sam(
+        vision_encoder=vision,
+        prompt_encoder=model.prompt_encoder,
+        mask_decoder=model.mask_decoder,
+    )
+
+
+ADAPTERS: Mapping[str, Callable[[], nn.Module]] = {
+    "mobile": build_mobile,
+    "vit_b": lambda: build_vit(width=768, depth=12, num_heads=12, global_layers=[2, 5, 8, 11]),
+    "vit_l": lambda: build_vit(width=1024, depth=24, num_heads=16, global_layers=[5, 11, 17, 23]),
+    "vit_h": lambda: build_vit(width=1280, depth=32, num_heads=16, global_layers=[7, 15, 23, 31]),
+}
+
+
+def build_sam(name: str) -> nn.Module:
+    """The SAM of that name with initial weights.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name not in ADAPTERS:
+        raise ConfigError(f"MODEL.SAM.NAME is {name!r}: choose one of {', '.join(ADAPTERS)}")
+    return ADAPTERS[name]()

@@ -1,0 +1,111 @@
+"""UniFusion in SAM as a system of the toolkit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from unified.checkpoint import KeyTable
+from unified.engine.system import (
+    Layout,
+    ModelEntry,
+    ParameterGroup,
+    Recording,
+    Replay,
+    System,
+)
+from unified.parity import Comparison
+from unified.weights import WeightsEntry
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from yacs.config import CfgNode
+
+    from projects.sam.model import SamUniFusion
+
+_FILES = "https://dl.fbaipublicfiles.com/segment_anything"
+_PAGE = "https://github.com/FoundationVision/UniRef"
+WEIGHTS = {
+    "sam_vit_b": WeightsEntry(
+        licence="Apache-2.0",
+        url=f"{_FILES}/sam_vit_b_01ec64.pth",
+        sha256="ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
+    ),
+    "sam_vit_l": WeightsEntry(
+        licence="Apache-2.0",
+        url=f"{_FILES}/sam_vit_l_0b3195.pth",
+        sha256="3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622",
+    ),
+    "sam_vit_h": WeightsEntry(
+        licence="Apache-2.0",
+        url=f"{_FILES}/sam_vit_h_4b8939.pth",
+        sha256="a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
+    ),
+    **{
+        f"uniref_sam_{stage}": WeightsEntry(licence="MIT", page=_PAGE)
+        for stage in ("image", "video")
+    },
+}
+MODELS = {
+    "sam-unifusion": ModelEntry("sam_video.yaml", "uniref_sam_video"),
+    "sam-unifusion-image": ModelEntry("sam_image.yaml", "uniref_sam_image"),
+    "sam-unifusion-mobile": ModelEntry("lite/sam_mobile.yaml"),
+}
+
+
+def add_config(cfg: CfgNode) -> None:
+    """Adds ``MODEL.SAM``."""
+    from projects.sam.config import add_config
+
+    add_config(cfg)
+
+
+def build(cfg: CfgNode) -> SamUniFusion:
+    """The model that ``MODEL.SAM`` describes."""
+    from projects.sam.config import build
+
+    return build(cfg)
+
+
+def load_parts(model: SamUniFusion, cfg: CfgNode, given: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """SAM and language model from the weights that ``MODEL.SAM`` names."""
+    from projects.sam.config import load_parts
+
+    return load_parts(model, cfg, given)
+
+
+def parameter_group(name: str, cfg: CfgNode) -> ParameterGroup:
+    """The language model has a rate of its own. Source: UniRef's optimiser."""
+    text = name.startswith("text_encoder.bert.")
+    rate = cfg.MODEL.SAM.TEXT_ENCODER.LR if text else cfg.SOLVER.BASE_LR
+    return ParameterGroup(rate, cfg.SOLVER.WEIGHT_DECAY)
+
+
+def official_keys(keys: Iterable[str]) -> KeyTable | None:
+    """The table for files of UniRef's SAM variant."""
+    from projects.sam.checkpoint import find_sam_keys
+
+    return find_sam_keys(keys)
+
+
+def _fits(recording: Recording) -> bool:
+    return "out/grounding_pred_ious" in recording.arrays
+
+
+def _run(recording: Recording) -> list[Comparison]:
+    from projects.sam.parity import check
+
+    return check(recording)
+
+
+SYSTEM = System(
+    name="SamUniFusion",
+    add_config=add_config,
+    build=build,
+    load_parts=load_parts,
+    parameter_group=parameter_group,
+    layouts=(Layout("official", official_keys),),
+    models=MODELS,
+    weights=WEIGHTS,
+    replays={"sam": Replay(_fits, _run)},
+)
