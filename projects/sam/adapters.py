@@ -7,6 +7,7 @@ the three methods of ``PromptableModel``.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -295,20 +296,25 @@ def build_mobile(image_size: int = 1024) -> Sam:
     )
 
 
-ADAPTERS: Mapping[str, Callable[[], nn.Module]] = {
+_VITS: Mapping[str, Mapping[str, Any]] = {
+    "vit_b": {"width": 768, "depth": 12, "num_heads": 12, "global_layers": [2, 5, 8, 11]},
+    "vit_l": {"width": 1024, "depth": 24, "num_heads": 16, "global_layers": [5, 11, 17, 23]},
+    "vit_h": {"width": 1280, "depth": 32, "num_heads": 16, "global_layers": [7, 15, 23, 31]},
+}
+ADAPTERS: Mapping[str, Callable[..., Sam]] = {
     "mobile": build_mobile,
-    "vit_b": lambda: build_vit(width=768, depth=12, num_heads=12, global_layers=[2, 5, 8, 11]),
-    "vit_l": lambda: build_vit(width=1024, depth=24, num_heads=16, global_layers=[5, 11, 17, 23]),
-    "vit_h": lambda: build_vit(width=1280, depth=32, num_heads=16, global_layers=[7, 15, 23, 31]),
+    **{name: partial(build_vit, **sizes) for name, sizes in _VITS.items()},
 }
 
 
-def build_sam(name: str) -> nn.Module:
+def build_sam(name: str, image_size: int = 1024) -> Sam:
     """The SAM of that name with initial weights.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none, or the size is no multiple of 16.
     """
     if name not in ADAPTERS:
         raise ConfigError(f"MODEL.SAM.NAME is {name!r}: choose one of {', '.join(ADAPTERS)}")
-    return ADAPTERS[name]()
+    if image_size % 16 or image_size <= 0:
+        raise ConfigError(f"MODEL.SAM.IMAGE_SIZE is {image_size}: expected a multiple of 16")
+    return ADAPTERS[name](image_size=image_size)

@@ -64,7 +64,10 @@ _SHARED: Rules = (
         "mask_decoder.transformer.norm_final_attn.*",
         "mask_decoder.transformer.layer_norm_final_attn.*",
     ),
-    *((f"mask_decoder.output_upscaling.{a}.*", f"mask_decoder.{b}.*") for a, b in _UPSCALING.items()),
+    *(
+        (f"mask_decoder.output_upscaling.{a}.*", f"mask_decoder.{b}.*")
+        for a, b in _UPSCALING.items()
+    ),
     *(
         (f"mask_decoder.{mlp}.layers.{a}.*", f"mask_decoder.{mlp}.{b}.*")
         for mlp in ("iou_prediction_head", *(f"output_hypernetworks_mlps.{i}" for i in range(4)))

@@ -1,4 +1,4 @@
-"""The configuration of UniFusion in SAM: its keys with their defaults, the model built from them."""
+"""The configuration of UniFusion in SAM: keys with their defaults, the model built from them."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ def add_config(cfg: CfgNode) -> None:
     """Adds ``MODEL.SAM``; the defaults are the reference's model."""
     node = CfgNode()
     node.NAME = "vit_h"  # or vit_l, vit_b, mobile
+    # Side of the square that is encoded; released ViTs have positions for 1024 pixels only.
+    node.IMAGE_SIZE = 1024
     node.WEIGHTS = ""  # of the SAM alone: name in the weights registry or an official file
     node.CACHE_GIGABYTES = 0.0  # of embeddings kept on disk in training; 0 keeps none
     node.FUSION = CfgNode()
@@ -57,7 +59,7 @@ def build(cfg: CfgNode) -> SamUniFusion:
         ConfigError: a value is not among the known ones.
     """
     node = cfg.MODEL.SAM
-    sam = build_sam(node.NAME)
+    sam = build_sam(node.NAME, node.IMAGE_SIZE)
     encoder = sam.freeze()
     return SamUniFusion(
         sam,
@@ -111,7 +113,7 @@ def load_parts(model: SamUniFusion, cfg: CfgNode, given: Collection[str]) -> tup
     """
     node = cfg.MODEL.SAM
     loaded = []
-    if node.WEIGHTS:
+    if node.WEIGHTS and not _holds(given, f"{_SAM}vision_encoder."):
         table = MOBILE_KEYS if node.NAME == MOBILE else VIT_KEYS
         weights = read_weights(_file(node.WEIGHTS))
         load_weights(model.sam, weights, table=table, source=node.WEIGHTS)

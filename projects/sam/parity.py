@@ -1,7 +1,7 @@
 """Replays recorded runs of UniRef's SAM variant on weights made from key names.
 
-Beside a recording FILE.npz lie ``sam_image.png`` and ``sam_support.png``, at the size of the model's
-input. Without a manifest the model is that of the configuration; a manifest says its sizes.
+Beside a recording FILE.npz lie ``sam_image.png`` and ``sam_support.png``, at the size that the
+model sees. Without a manifest the model is that of the configuration; a manifest says its sizes.
 """
 
 from __future__ import annotations
@@ -110,7 +110,9 @@ def _final(
 
 def _words(model: SamUniFusion, arrays: Arrays) -> Reference:
     assert model.text_encoder is not None
-    ids, valid = (torch.from_numpy(arrays[f"in/{n}"])[None] for n in ("input_ids", "attention_mask"))
+    ids, valid = (
+        torch.from_numpy(arrays[f"in/{n}"])[None] for n in ("input_ids", "attention_mask")
+    )
     text = model.text_encoder.encode_ids(ids, valid)
     return Reference(text.words, text.words, text.padding_mask, text.sentence)
 
@@ -138,7 +140,7 @@ def load_model(recording: Recording) -> SamUniFusion:
     if recording.manifest is None:
         from projects.sam.config import build
 
-        config = recording.config_file or CONFIGS / "sam_image.yaml"
+        config = recording.config_file or CONFIGS / "base_sam.yaml"
         with torch.device("meta"):
             like = build(load_config(config, recording.options))
         table = find_sam_keys(like.state_dict())
@@ -166,7 +168,9 @@ def build_like(shapes: Shapes) -> SamUniFusion:
     inner = {k.removeprefix(SAM): s for k, s in shapes.items() if k.startswith(SAM)}
     dim = shapes["model.fusion_module.norm_v.weight"][0]
     with torch.device("meta"):
-        sam = build_vit(**_vit_sizes(inner)) if "image_encoder.pos_embed" in inner else build_mobile()
+        sam = (
+            build_vit(**_vit_sizes(inner)) if "image_encoder.pos_embed" in inner else build_mobile()
+        )
     width = shapes.get("model.value_encoder.conv1.weight")
     return SamUniFusion(
         sam,

@@ -50,7 +50,12 @@ def transformers_sam() -> Any:
         "patch_size": 16,
         "image_embedding_size": SIDE // 16,
     }
-    decoder = {"hidden_size": DIM, "mlp_dim": 64, "num_attention_heads": 2, "iou_head_hidden_dim": 32}
+    decoder = {
+        "hidden_size": DIM,
+        "mlp_dim": 64,
+        "num_attention_heads": 2,
+        "iou_head_hidden_dim": 32,
+    }
     return randomise(
         SamModel(
             SamConfig(
