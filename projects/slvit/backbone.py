@@ -110,15 +110,14 @@ class Block(nn.Module):
         context_dim: int,
         mlp_ratio: int,
         drop_path: float = 0.0,
-        layer_scale: float = 1e-2,
     ) -> None:
         super().__init__()
         self.norm1, self.norm2 = nn.BatchNorm2d(dim), nn.BatchNorm2d(dim)
         self.attn = Attention(dim=dim, context_dim=context_dim)
         self.mlp = ConvMLP(dim=dim, ratio=mlp_ratio)
         self.drop_path = DropPath(drop_path)
-        self.layer_scale_1 = nn.Parameter(torch.full((dim,), layer_scale))
-        self.layer_scale_2 = nn.Parameter(torch.full((dim,), layer_scale))
+        self.layer_scale_1 = nn.Parameter(torch.full((dim,), 1e-2))
+        self.layer_scale_2 = nn.Parameter(torch.full((dim,), 1e-2))
 
     def forward(self, x: Tensor, words: Words) -> tuple[Tensor, Attended]:
         """(B, C, H, W) -> the same, and what the words said."""
@@ -174,7 +173,6 @@ class LanguageMSCAN(nn.Module):
         dims, depths, mlp_ratios: of the four stages; MSCAN-B by default.
         context_dim: D, width of the words.
         drop_path: of the last block; grows linearly from 0.
-        layer_scale: what a block's two parts are multiplied with at first.
     """
 
     def __init__(
@@ -185,7 +183,6 @@ class LanguageMSCAN(nn.Module):
         mlp_ratios: Sequence[int] = (8, 8, 4, 4),
         context_dim: int = 768,
         drop_path: float = 0.2,
-        layer_scale: float = 1e-2,
     ) -> None:
         super().__init__()
         self.dims, self.depths = tuple(dims), tuple(depths)
@@ -200,7 +197,6 @@ class LanguageMSCAN(nn.Module):
                     context_dim=context_dim,
                     mlp_ratio=ratio,
                     drop_path=next(rates),
-                    layer_scale=layer_scale,
                 )
                 for _ in range(depth)
             )

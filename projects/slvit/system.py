@@ -34,7 +34,6 @@ def add_config(cfg: CfgNode) -> None:
     node.DEPTHS = (3, 3, 12, 3)
     node.MLP_RATIOS = (8, 8, 4, 4)
     node.DROP_PATH = 0.2
-    node.LAYER_SCALE = 0.01  # of every block at first; 1.0 without weights of MSCAN
     node.BACKBONE_WEIGHTS = ""  # public MSCAN weights: name in the weights registry or a file
     node.ENHANCE_DIM = 256
     node.REGIONS = 32
@@ -88,7 +87,6 @@ def build(cfg: CfgNode) -> SLViT:
             mlp_ratios=node.MLP_RATIOS,
             context_dim=TEXT_ENCODERS[node.TEXT_ENCODER.NAME].sizes["hidden_size"],
             drop_path=node.DROP_PATH,
-            layer_scale=node.LAYER_SCALE,
         ),
         text_encoder=text_encoder,
         enhancement=UncertainRegionEnhancement(
