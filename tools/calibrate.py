@@ -1,6 +1,6 @@
 """Shift a model's scores so that a threshold keeps a wanted share of the sentences that are true.
 
-    python tools/calibrate.py --config-file configs/lite/uniref_lite.yaml --weights a.safetensors \\
+    python tools/calibrate.py --config-file model.yaml --weights a.safetensors \\
         --true lite_ris_val --absent lite_ris_absent_val --keep 0.9 --output b.safetensors
 
 Detectors are trained to rank: what score a true sentence gets depends on how much is background.

@@ -1,7 +1,7 @@
 """Converts checkpoints between published layouts and ours, and makes small files of ours.
 
-    python tools/convert_checkpoint.py video_joint_r50.pth uniref_r50.safetensors
-    python tools/convert_checkpoint.py uniref_r50.safetensors back.pth --to official
+    python tools/convert_checkpoint.py published.pth ours.safetensors
+    python tools/convert_checkpoint.py ours.safetensors back.pth --to official
     python tools/convert_checkpoint.py model_final.pth small.safetensors --half \\
         --without text_encoder.bert.
 

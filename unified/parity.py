@@ -18,7 +18,6 @@ Arrays = Mapping[str, np.ndarray]
 # Labels of argmax maps and thresholded masks flip where two values are equal up to rounding.
 FLIPPED_SHARE = 2e-4
 
-RECORDED_NOISE = Path(__file__).parents[1] / "tests/data/uniref/noise.json"
 NOISE_FACTOR = 10.0
 RELATIVE_FLOOR = 2e-5
 
@@ -54,10 +53,10 @@ class NoiseFloor:
         self._table = table
 
     @classmethod
-    def beside(cls, path: Path) -> NoiseFloor:
-        """From ``noise.json`` in the folder of a recorded file, else the one of the tests."""
-        for file in (path.parent / "noise.json", RECORDED_NOISE):
-            if file.is_file():
+    def beside(cls, path: Path, otherwise: Path | None = None) -> NoiseFloor:
+        """From ``noise.json`` in the folder of a recorded file, else from another file."""
+        for file in (path.parent / "noise.json", otherwise):
+            if file is not None and file.is_file():
                 return cls(json.loads(file.read_text()))
         return cls({})
 

@@ -57,7 +57,10 @@ def test_allowance_is_ten_times_the_noise_or_a_share_of_the_magnitude(tmp_path: 
     for file, name in (("run", "c"), ("other", "a")):
         assert noise.allowed(file, name, np.array([2.0])) == pytest.approx(4e-5)
     assert noise.allowed("run", "c", np.array([np.inf])) == 0
-    assert NoiseFloor.beside(tmp_path / "elsewhere" / "run.npz").allowed("run", "a", np.ones(1))
+    elsewhere = NoiseFloor.beside(tmp_path / "elsewhere/run.npz", tmp_path / "noise.json")
+    assert elsewhere.allowed("run", "a", np.ones(1)) == pytest.approx(3e-5)
+    without = NoiseFloor.beside(tmp_path / "elsewhere/run.npz")
+    assert without.allowed("run", "a", np.ones(1)) == pytest.approx(2e-5)
 
 
 def test_a_line_per_array_says_what_and_how_far() -> None:

@@ -29,13 +29,13 @@ def convert_dataset(name: str) -> Path:
     annotations = root / "coco2014/annotations"
     if name == "refcoco-mixed":
         path = annotations / name / "instances_train.json"
-        write_json(path, _uniref(read_mixed_folders(root)))
+        write_json(path, _referring_json(read_mixed_folders(root)))
         return path
     for row, (_, _, splits) in REFER_ROWS.items():
         for split in splits:
             if name == f"{row}-{split}" and not row.startswith("refclef"):
                 path = annotations / row / f"instances_{split}.json"
-                write_json(path, _uniref(read_refer_folder(root, row, split)))
+                write_json(path, _referring_json(read_refer_folder(root, row, split)))
                 return path
     raise ConfigError(
         f"{name} needs no conversion: only RefCOCO, RefCOCO+, RefCOCOg, gRefCOCO and MeViS do"
@@ -49,7 +49,7 @@ def _split_masks(folder: Path) -> Path:
     return folder / "mask_dict"
 
 
-def _uniref(records: Any) -> dict[str, Any]:
+def _referring_json(records: Any) -> dict[str, Any]:
     """UniRef's JSON: an image entry per reference, with its sentences and its objects."""
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []

@@ -24,7 +24,7 @@ from projects.uniref.parity.parts import (
     replay_text,
     replay_unifusion,
 )
-from projects.uniref.parity.recorded import load_recorded_weights
+from projects.uniref.parity.recorded import RECORDED_NOISE, load_recorded_weights
 from projects.uniref.parity.ties import recorded_order
 from projects.uniref.parity.video import replay_video
 from unified.errors import InputError
@@ -82,7 +82,9 @@ def check_file(
     """
     arrays = read_arrays(path)
     load_recorded_weights(model, arrays, manifest)
-    return compare_recorded(path.stem, arrays, replay(model, arrays), NoiseFloor.beside(path))
+    return compare_recorded(
+        path.stem, arrays, replay(model, arrays), NoiseFloor.beside(path, RECORDED_NOISE)
+    )
 
 
 def replay(model: UniRef, arrays: Arrays) -> dict[str, np.ndarray]:

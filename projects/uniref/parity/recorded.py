@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,6 +14,9 @@ from projects.uniref.checkpoint import uniref_keys
 from projects.uniref.model import UniRef
 from unified.checkpoint import Weights, load_weights
 from unified.parity import Arrays
+
+# Of recordings that come without a file of their own.
+RECORDED_NOISE = Path(__file__).parents[3] / "tests/data/uniref/noise.json"
 
 
 def make_weight(key: str, shape: tuple[int, ...]) -> np.ndarray:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from projects.uniref.checkpoint import uniref_keys
 from projects.uniref.model import UniRef
-from projects.uniref.parity.recorded import load_recorded_weights
+from projects.uniref.parity.recorded import RECORDED_NOISE, load_recorded_weights
 from unified.errors import InputError
 from unified.label_maps import mask_box
 from unified.modeling.box_ops import xyxy_to_cxcywh
@@ -56,7 +56,7 @@ def check_train_file(
     load_recorded_weights(model, arrays, manifest)
     with as_recorded(model, arrays):
         ours = replay_step(model, arrays)
-    noise = NoiseFloor.beside(path)
+    noise = NoiseFloor.beside(path, RECORDED_NOISE)
     results = []
     for key, expected in arrays.items():
         if not key.startswith("out/"):

@@ -33,7 +33,7 @@ REFER_SPLITS: dict[str, dict[str, tuple[str, ...]]] = {
 }
 REFER_IMAGE_IDS = {"refcoco": 100_000, "refcoco+": 200_000, "refcocog": 300_000, "refclef": 400_000}
 GREFCOCO_IMAGE_ID = 500_000
-UNIREF_FOLDERS = {
+JSON_FOLDERS = {
     ("refcoco", "unc"): "refcoco-unc",
     ("refcoco+", "unc"): "refcocoplus-unc",
     ("refcocog", "umd"): "refcocog-umd",
@@ -48,9 +48,9 @@ def write_refer(root: Path, size: int, seed: int, dataset: str) -> None:
 def write_mixed(root: Path, size: int, seed: int) -> None:
     """RefCOCO, RefCOCO+ and RefCOCOg, and the JSON of their training sets together."""
     mixed = CocoFile({1: "object"})
-    for dataset, split_by in UNIREF_FOLDERS:
+    for dataset, split_by in JSON_FOLDERS:
         coco, refs = _write_refer_set(root, dataset, size, seed)
-        _add_uniref(mixed, coco, list(_resplit(refs, REFER_SPLITS[dataset][split_by])), "train")
+        _add_entries(mixed, coco, list(_resplit(refs, REFER_SPLITS[dataset][split_by])), "train")
     write_json(root / "coco2014/annotations/refcoco-mixed/instances_train.json", mixed.content())
 
 
@@ -76,10 +76,10 @@ def _write_refer_set(
     for split_by, splits in REFER_SPLITS[dataset].items():
         chosen = list(_resplit(refs, splits))
         save_pickle(root / "refer" / dataset / f"refs({split_by}).p", chosen)
-        for split in splits if (dataset, split_by) in UNIREF_FOLDERS else ():
+        for split in splits if (dataset, split_by) in JSON_FOLDERS else ():
             single = CocoFile({1: "object"})
-            _add_uniref(single, coco, chosen, split)
-            target = root / "coco2014/annotations" / UNIREF_FOLDERS[dataset, split_by]
+            _add_entries(single, coco, chosen, split)
+            target = root / "coco2014/annotations" / JSON_FOLDERS[dataset, split_by]
             write_json(target / f"instances_{split}.json", single.content())
     return coco, refs
 
@@ -131,7 +131,7 @@ def _resplit(refs: Sequence[dict[str, Any]], splits: Sequence[str]) -> Iterator[
             yield {**ref, "split": split}
 
 
-def _add_uniref(
+def _add_entries(
     result: CocoFile, coco: CocoFile, refs: Sequence[dict[str, Any]], split: str
 ) -> None:
     """Adds a split in UniRef's way: an image entry, with its sentences, per referred object."""
