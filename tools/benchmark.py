@@ -16,7 +16,7 @@ import logging
 import re
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -77,13 +77,14 @@ def run(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     report |= {"model": model.info.name, "options": options.opts}
     report["environment"] = profiling.environment(next(model.parameters()).device)
     start = partial(outcomes, options, scratch)
+    summary = partial(benchmark.summary, stages=found.stages, num_objects=options.objects)
     total = WARM_UP + options.frames
     profiling.forget_peak()
     if found.baseline is None and options.baseline:
         raise InputError(f"{found.name} has no reference algorithm: leave out --baseline")
     if not options.baseline:
         laps = [outcome.lap for outcome in start(model, "ours", total)]
-        report["ours"] = describe(laps, options.objects, profiling.memory("VmHWM"))
+        report["ours"] = summary(laps[WARM_UP:], peak=profiling.memory("VmHWM"))
         if total > GROWTH_FROM:
             report["ours"]["growth_mb"] = laps[-1].resident - laps[GROWTH_FROM].resident
         return report
@@ -95,8 +96,8 @@ def run(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     runs = zip(start(model, "ours", total), start(baseline, "baseline", total), strict=True)
     pairs = [(a.lap, b.lap, benchmark.difference(a, b)) for a, b in runs]
     ours, theirs, differences = zip(*pairs, strict=True)
-    report["ours"] = describe(ours, options.objects, ours_peak)
-    report["baseline"] = describe(theirs, options.objects, profiling.memory("VmHWM"))
+    report["ours"] = summary(ours[WARM_UP:], peak=ours_peak)
+    report["baseline"] = summary(theirs[WARM_UP:], peak=profiling.memory("VmHWM"))
     report["largest_difference"] = {k: max(d[k] for d in differences) for k in differences[0]}
     baseline_ms, ours_ms = (report[n]["milliseconds"]["total"] for n in ("baseline", "ours"))
     report["speed_up"] = round(baseline_ms / ours_ms, 2)
@@ -119,13 +120,6 @@ def outcomes(
     changes["keep_probabilities"] = True
     changes |= {"objects_per_pass": 1} if name == "baseline" else {}
     return benchmark.segment_clip(VideoPredictor(model, **changes), folder, **work)
-
-
-def describe(laps: Sequence[benchmark.Lap], num_objects: int, peak: float) -> dict[str, Any]:
-    """Stages, objects per second, memory."""
-    table = profiling.median_milliseconds([lap.seconds for lap in laps[WARM_UP:]])
-    per_second = round(1000 * num_objects / table["total"], 3)
-    return {"milliseconds": table, "objects_per_second": per_second, "peak_mb": round(peak, 1)}
 
 
 def main(arguments: list[str] | None = None) -> int:

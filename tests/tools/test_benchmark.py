@@ -14,7 +14,7 @@ import torch
 from projects.uniref.baseline import ReferenceAlgorithm
 from projects.uniref.system import SYSTEM
 from tests.projects.uniref.tiny import make_uniref
-from unified.inference.profiling import STAGES, VERB_STAGES, StageTimer
+from unified.inference.profiling import VERB_STAGES, StageTimer, median_milliseconds, stage_names
 
 ROOT = Path(__file__).parents[2]
 # fmt: off
@@ -52,7 +52,7 @@ def test_baseline_and_ours_give_the_same_masks(tmp_path: Path, mode: str) -> Non
     assert report["environment"]["threads"] == 1
     for name in ("ours", "baseline"):
         milliseconds = report[name]["milliseconds"]
-        assert milliseconds.keys() == {*STAGES, "total"}
+        assert milliseconds.keys() == {*stage_names(SYSTEM.stages), "total"}
         assert all(time > 0 for time in milliseconds.values()), (name, milliseconds)
         assert report[name]["objects_per_second"] > 0
         assert report[name]["peak_mb"] > 0
@@ -103,6 +103,16 @@ def test_a_stage_inside_another_one_pauses_it(monkeypatch: pytest.MonkeyPatch) -
         pass
     assert timer.lap() == {"outer": 3.0, "inner": 2.0}
     assert timer.lap() == {}
+
+
+def test_a_table_has_the_stages_of_the_verbs_and_of_the_system() -> None:
+    assert stage_names({}) == ("decode", "backbone", "references", "masks", "merge", "write")
+    own = {"mix": "mixing", "head.forward": "head", "head.last": "mixing"}
+    expected = ("decode", "backbone", "references", "mixing", "head", "masks", "merge", "write")
+    assert stage_names(own) == expected
+    laps = [{"head": 0.001 * frame, "decode": 0.5} for frame in (1, 2, 9)]
+    table = median_milliseconds(laps, ("decode", "head", "masks"))
+    assert table == {"decode": 500.0, "head": 2.0, "masks": 0.0, "total": 502.0}
 
 
 def test_watching_ends() -> None:

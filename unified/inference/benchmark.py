@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from unified.inference.image_io import read_image, write_image
 from unified.inference.output import ClipWriter, prepare_folder, write_image_result
 from unified.inference.predictor import ImagePredictor, VideoPredictor
-from unified.inference.profiling import StageTimer, memory
+from unified.inference.profiling import StageTimer, median_milliseconds, memory, stage_names
 from unified.inference.video_io import FrameReader, VideoWriter
 from unified.label_maps import merge_by_score
 from unified.structures import Prompt, Size
@@ -140,6 +141,15 @@ def segment_images(
             scores=np.array(scores),
             lap=Lap(timer.lap(), memory("VmRSS")),
         )
+
+
+def summary(
+    laps: Sequence[Lap], *, stages: Mapping[str, str], num_objects: int, peak: float
+) -> dict[str, Any]:
+    """Median ms by stage, objects per second, and the peak of memory in MB."""
+    table = median_milliseconds([lap.seconds for lap in laps], stage_names(stages))
+    per_second = round(1000 * num_objects / table["total"], 3)
+    return {"milliseconds": table, "objects_per_second": per_second, "peak_mb": round(peak, 1)}
 
 
 def _prompt(kinds: frozenset[str], mask: np.ndarray) -> Prompt:

@@ -14,8 +14,9 @@ from typing import Any, Literal
 
 import torch
 
-# The verbs of a model and the stage that their time counts for; a system may tell more (its
-# ``stages``). What a method spends in another one of them counts for that one's stage only.
+# The verbs of a model, in the order of a frame's life, and the stage that their time counts for; a
+# system adds parts of its own (its ``stages``). What a method spends in another one of them counts
+# for that one's stage only.
 VERB_STAGES = {
     "preprocess": "backbone",
     "encode_image": "backbone",
@@ -23,18 +24,16 @@ VERB_STAGES = {
     "encode_mask": "references",
     "segment": "masks",
 }
-# In the order of a frame's life; "merge" is what the predictor does around the model.
-STAGES = (
-    "decode",
-    "backbone",
-    "references",
-    "fusion",
-    "encoder",
-    "decoder",
-    "masks",
-    "merge",
-    "write",
-)
+
+
+def stage_names(stages: Mapping[str, str]) -> tuple[str, ...]:
+    """Stages of a frame in the order of its life; "merge" is the predictor around the model.
+
+    Args:
+        stages: what the system adds; these are parts of "segment", so they come before its rest.
+    """
+    *before, last = dict.fromkeys(VERB_STAGES.values())
+    return tuple(dict.fromkeys(("decode", *before, *stages.values(), last, "merge", "write")))
 
 
 class StageTimer:
@@ -102,11 +101,13 @@ class StageTimer:
         self._since = now
 
 
-def median_milliseconds(laps: Sequence[Mapping[str, float]]) -> dict[str, float]:
+def median_milliseconds(
+    laps: Sequence[Mapping[str, float]], names: Sequence[str]
+) -> dict[str, float]:
     """Median ms of every stage, and of the whole frame under "total"; stages need not add up."""
     table = {
         stage: round(1000 * statistics.median(lap.get(stage, 0.0) for lap in laps), 2)
-        for stage in STAGES
+        for stage in names
     }
     table["total"] = round(1000 * statistics.median(sum(lap.values()) for lap in laps), 2)
     return table
