@@ -11,6 +11,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+import unified
+
 ROOT = Path(__file__).parents[1]
 HEAVY = ("detectron2", "transformers", "torchvision", "timm")
 NEEDS_DETECTRON2 = ("unified.data", "unified.evaluation", "unified.engine")
@@ -49,7 +53,15 @@ def imported_by(names: list[str], *, path: Path = ROOT) -> set[str]:
 
 
 def test_import_unified_pulls_in_nothing_heavy() -> None:
-    assert imported_by(["unified"]).isdisjoint(HEAVY)
+    assert imported_by(["unified"]).isdisjoint({*HEAVY, "torch"})
+
+
+def test_what_is_exported_is_there() -> None:
+    assert set(unified.__all__) <= set(dir(unified))
+    for name in unified.__all__:
+        assert getattr(unified, name), name
+    with pytest.raises(AttributeError, match="no attribute 'Predictor'"):
+        _ = unified.Predictor
 
 
 def test_the_core_imports_although_its_neighbours_are_broken(tmp_path: Path) -> None:

@@ -20,9 +20,9 @@ import pytest
 from PIL import Image
 
 import unified
+from unified import ImagePredictor
 from unified.inference.frames import resize_image
 from unified.inference.image_io import read_image, write_image
-from unified.inference.predictor import ImagePredictor
 from unified.label_maps import write_label_map
 from unified.samples import sample_path
 from unified.structures import Prompt

@@ -25,12 +25,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
+from unified import ImagePredictor, VideoPredictor
 from unified.commands import run_command
 from unified.engine.system import system
 from unified.errors import InputError
 from unified.files import atomic_path
 from unified.inference import benchmark, cli, profiling
-from unified.inference.predictor import ImagePredictor, VideoPredictor
 
 WARM_UP = 2  # the frame of the mask, and the one whose memory holds a single frame
 GROWTH_FROM = 100

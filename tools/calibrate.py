@@ -23,13 +23,13 @@ import numpy as np
 from tqdm import tqdm
 
 import unified
+from unified import ImagePredictor
 from unified.checkpoint import read_weights, write_weights
 from unified.commands import run_command
 from unified.data.catalog import load_records
 from unified.engine.system import system
 from unified.errors import InputError
 from unified.inference.image_io import read_image
-from unified.inference.predictor import ImagePredictor
 from unified.structures import Prompt
 
 

@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from unified import ImagePredictor
 from unified.commands import run_command
 from unified.inference import cli
 from unified.inference.classes import ClassPredictor, class_names
@@ -44,7 +45,6 @@ from unified.inference.output import (
     write_detections,
     write_image_result,
 )
-from unified.inference.predictor import ImagePredictor
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:

@@ -24,10 +24,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from unified import VideoPredictor
 from unified.commands import run_command
 from unified.inference import cli
 from unified.inference.output import ClipWriter, check_writable, prepare_folder
-from unified.inference.predictor import VideoPredictor
 from unified.inference.video_io import FrameReader
 
 

@@ -1,12 +1,13 @@
 """Segmentation in images and video from a sentence, a mask or examples.
 
-``load`` gives a model by name, ``models`` the names; ``unified.inference.predictor`` holds
-``ImagePredictor`` and ``VideoPredictor``, ``unified.structures`` the nouns they speak.
+``load`` gives a model by name, ``models`` the names; ``ImagePredictor`` and ``VideoPredictor`` ask
+a model about a ``Prompt``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -15,8 +16,37 @@ if TYPE_CHECKING:
     from torch import nn
     from yacs.config import CfgNode
 
+    from unified.inference.image_predictor import ImagePredictor
+    from unified.inference.video_predictor import VideoPredictor
+    from unified.structures import Prompt, Support
+
 __version__ = "0.1.0"
-__all__ = ["__version__", "load", "models"]
+__all__ = [
+    "ImagePredictor",
+    "Prompt",
+    "Support",
+    "VideoPredictor",
+    "__version__",
+    "load",
+    "models",
+]
+# Imported when they are asked for: ``import unified`` loads no torch.
+_HOMES = {
+    "ImagePredictor": "unified.inference.image_predictor",
+    "Prompt": "unified.structures",
+    "Support": "unified.structures",
+    "VideoPredictor": "unified.inference.video_predictor",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'unified' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 def models() -> tuple[str, ...]:

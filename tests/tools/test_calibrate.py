@@ -11,9 +11,9 @@ import torch
 import yaml
 
 import unified
+from unified import ImagePredictor
 from unified.checkpoint import read_weights, write_weights
 from unified.data.synthetic.releases import RELEASES
-from unified.inference.predictor import ImagePredictor
 
 ROOT = Path(__file__).parents[2]
 _SPEC = importlib.util.spec_from_file_location("calibrate", ROOT / "tools/calibrate.py")

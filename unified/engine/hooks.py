@@ -25,7 +25,7 @@ from unified.dependencies import require
 from unified.engine.trainer import Trainer
 from unified.files import atomic_path
 from unified.inference.image_io import write_image
-from unified.inference.predictor import ImagePredictor
+from unified.inference.image_predictor import ImagePredictor
 from unified.inference.settings import ImageSettings
 from unified.label_maps import contour, draw_overlay
 from unified.structures import Prompt, Support

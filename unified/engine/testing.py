@@ -27,8 +27,9 @@ from unified.evaluation.evaluators import ProtocolEvaluator, build_evaluator
 from unified.evaluation.report import Origin
 from unified.files import file_sha256
 from unified.inference.image_io import read_image
-from unified.inference.predictor import ImagePredictor, VideoPredictor
+from unified.inference.image_predictor import ImagePredictor
 from unified.inference.settings import ImageSettings, MergeRule, ModelInput, VideoSettings, as_json
+from unified.inference.video_predictor import VideoPredictor
 from unified.label_maps import MAX_OBJECT_ID
 from unified.structures import Instance, Prompt, Size
 from unified.tasks import TASKS, Task

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from unified.inference.image_io import read_image, write_image
+from unified.inference.image_predictor import ImagePredictor
 from unified.inference.output import ClipWriter, prepare_folder, write_image_result
-from unified.inference.predictor import ImagePredictor, VideoPredictor
 from unified.inference.profiling import StageTimer, median_milliseconds, memory, stage_names
 from unified.inference.video_io import FrameReader, VideoWriter
+from unified.inference.video_predictor import VideoPredictor
 from unified.label_maps import merge_by_score
 from unified.structures import Prompt, Size
 

@@ -9,7 +9,7 @@ import torch
 
 from projects.uniref.model import UniRef
 from projects.uniref.parity.parts import Call, call_arrays, catch_predictions
-from unified.inference.predictor import VideoPredictor
+from unified.inference.video_predictor import VideoPredictor
 from unified.masks import soft_aggregate
 from unified.parity import Arrays
 from unified.structures import Prompt

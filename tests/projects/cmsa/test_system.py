@@ -11,6 +11,7 @@ import torch
 from projects.cmsa.checkpoint import CMSA_KEYS
 from projects.cmsa.deeplab import build_deeplab
 from projects.cmsa.system import SYSTEM
+from unified import ImagePredictor, VideoPredictor
 from unified.checkpoint import read_weights
 from unified.data.synthetic.releases import RELEASES
 from unified.data.vocabulary import write_vocabulary
@@ -19,7 +20,6 @@ from unified.engine.models import load
 from unified.engine.run import evaluate_weights, train
 from unified.engine.system import Recording, system
 from unified.errors import CheckpointError, ConfigError
-from unified.inference.predictor import ImagePredictor, VideoPredictor
 from unified.structures import Prompt
 
 ROOT = Path(__file__).parents[3]

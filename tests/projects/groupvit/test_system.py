@@ -13,6 +13,7 @@ from PIL import Image
 
 from projects.groupvit.checkpoint import OFFICIAL_KEYS, TRANSFORMERS_KEYS
 from projects.groupvit.system import SYSTEM
+from unified import VideoPredictor
 from unified.checkpoint import write_weights
 from unified.data.synthetic.releases import RELEASES
 from unified.data.synthetic.world import KINDS
@@ -23,7 +24,6 @@ from unified.engine.run import evaluate_weights, train
 from unified.engine.system import Recording, system
 from unified.errors import CheckpointError, ConfigError, InputError
 from unified.inference.classes import ClassPredictor
-from unified.inference.predictor import VideoPredictor
 from unified.label_maps import read_label_map
 from unified.structures import Prompt
 

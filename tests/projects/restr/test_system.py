@@ -11,6 +11,7 @@ import torch
 from projects.restr.checkpoint import restr_keys
 from projects.restr.system import SYSTEM
 from projects.restr.vision import VisualEncoder
+from unified import ImagePredictor, VideoPredictor
 from unified.checkpoint import read_weights, write_weights
 from unified.data.synthetic.releases import RELEASES
 from unified.data.vocabulary import write_vocabulary
@@ -19,7 +20,6 @@ from unified.engine.models import load
 from unified.engine.run import evaluate_weights, train
 from unified.engine.system import Recording, system
 from unified.errors import CheckpointError, ConfigError, InputError
-from unified.inference.predictor import ImagePredictor, VideoPredictor
 from unified.structures import Prompt
 
 ROOT = Path(__file__).parents[3]

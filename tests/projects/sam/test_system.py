@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from projects.sam.system import SYSTEM
+from unified import ImagePredictor, VideoPredictor
 from unified.checkpoint import FOREIGN_PREFIX
 from unified.data.synthetic.releases import RELEASES
 from unified.engine.config import load_config
 from unified.engine.models import load
 from unified.engine.run import train
 from unified.errors import ConfigError
-from unified.inference.predictor import ImagePredictor, VideoPredictor
 from unified.structures import Prompt
 
 ROOT = Path(__file__).parents[3]

@@ -10,6 +10,7 @@ import torch
 
 from projects.slvit.checkpoint import OFFICIAL_KEYS
 from projects.slvit.system import SYSTEM
+from unified import ImagePredictor, VideoPredictor
 from unified.checkpoint import write_weights
 from unified.data.synthetic.releases import RELEASES
 from unified.engine.config import load_config
@@ -17,7 +18,6 @@ from unified.engine.models import load
 from unified.engine.run import evaluate_weights, train
 from unified.engine.system import Recording, system
 from unified.errors import CheckpointError, ConfigError
-from unified.inference.predictor import ImagePredictor, VideoPredictor
 from unified.structures import Prompt
 
 ROOT = Path(__file__).parents[3]

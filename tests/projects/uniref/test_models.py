@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import unified
+from unified import ImagePredictor
 from unified.engine.models import default_model
-from unified.inference.predictor import ImagePredictor
 from unified.structures import Prompt
 
 

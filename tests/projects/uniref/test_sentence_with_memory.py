@@ -18,7 +18,7 @@ from projects.uniref.model import UniRef
 from projects.uniref.parity import compare_recorded, kind_of, replay
 from projects.uniref.parity.parts import call_arrays, catch_predictions
 from tests.projects.uniref.tiny import MakeUniRef
-from unified.inference.predictor import VideoPredictor
+from unified import VideoPredictor
 from unified.parity import Arrays, NoiseFloor
 from unified.structures import Prompt, Reference, References
 

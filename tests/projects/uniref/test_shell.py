@@ -9,9 +9,9 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from torch import Tensor
 
 from tests.projects.uniref.tiny import MakeUniRef
+from unified import ImagePredictor
 from unified.engine.meta_arch import SegmenterShell
 from unified.engine.system import Supervision
-from unified.inference.predictor import ImagePredictor
 from unified.structures import Prompt
 
 SIZES = ((96, 128), (70, 90))

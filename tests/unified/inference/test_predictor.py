@@ -15,9 +15,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from tests.toy.model import MakeToy, Toy
+from unified import ImagePredictor, VideoPredictor
 from unified.errors import ConfigError, InputError
 from unified.inference.frames import FEW_PIXELS, resize_image
-from unified.inference.predictor import ImagePredictor, VideoPredictor
 from unified.masks import (
     binary_masks,
     join_mirrored,

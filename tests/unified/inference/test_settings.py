@@ -14,11 +14,11 @@ import torch
 import unified
 from tests.toy.model import Toy
 from tests.toy.system import CONFIG
+from unified import ImagePredictor, VideoPredictor
 from unified.engine.config import load_config
 from unified.engine.inference import settings_of
 from unified.errors import ConfigError, InputError
 from unified.inference.frames import warn_of_half_precision
-from unified.inference.predictor import ImagePredictor, VideoPredictor
 from unified.inference.settings import (
     ImageSettings,
     InferenceSettings,

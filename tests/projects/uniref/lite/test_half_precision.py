@@ -11,7 +11,7 @@ from skimage import data
 from torch import nn
 
 import unified
-from unified.inference.predictor import ImagePredictor
+from unified import ImagePredictor
 from unified.structures import Prompt
 
 PROMPTS = {

@@ -22,7 +22,7 @@ sys.meta_path[:] = [
 import numpy as np
 import unified
 from unified.errors import ConfigError
-from unified.inference.predictor import ImagePredictor
+from unified import ImagePredictor
 from unified.structures import Prompt
 
 tiny = [

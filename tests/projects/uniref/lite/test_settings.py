@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import unified
+from unified import ImagePredictor, VideoPredictor
 from unified.engine.config import load_config
 from unified.engine.inference import settings_of
 from unified.engine.models import CONFIGS
-from unified.inference.predictor import ImagePredictor, VideoPredictor
 
 
 def test_a_loaded_model_is_asked_as_its_configuration_says() -> None:

@@ -12,12 +12,12 @@ import unified
 from projects.uniref.lite import train_names
 from projects.uniref.lite.train_names import main
 from projects.uniref.model import UniRef
+from unified import ImagePredictor
 from unified.checkpoint import read_weights, write_weights
 from unified.data.catalog import load_records
 from unified.data.synthetic.releases import RELEASES
 from unified.errors import CheckpointError
 from unified.inference.image_io import read_image
-from unified.inference.predictor import ImagePredictor
 from unified.structures import Prompt
 
 ROOT = Path(__file__).parents[4]
