@@ -239,7 +239,9 @@ def test_no_crop_removes_one_of_several_referents(name: str, data_root: Path) ->
 
 def test_several_and_no_targets_become_one_mask_or_none(data_root: Path) -> None:
     mapper = TrainMapper(augmentation=PLAIN)
-    for record in load_records("grefcoco-unc-train"):
+    records = load_records("grefcoco-unc-train")
+    assert {0, 1} < {len(record["annotations"]) for record in records}, "none, one and several"
+    for record in records:
         sample = _sample(mapper, record, 0)
         assert len(sample["instances"]) == min(len(record["annotations"]), 1)
         if len(record["annotations"]) > 1:

@@ -87,7 +87,9 @@ def test_one_object_against_all_foreground(tmp_path: Path) -> None:
     meta = {"videos": {"a": {"objects": {"4": span, "7": span}}}}
     (tmp_path / "unseen.txt").write_text("b\n")
     files = {"meta": write_json(tmp_path / "meta.json", meta), "unseen": tmp_path / "unseen.txt"}
-    for row in score(tmp_path, "lvos-unsup-single", **files).scores.rows:
+    rows = score(tmp_path, "lvos-unsup-single", **files).scores.rows
+    assert sorted(row.item for row in rows) == ["4", "7"]
+    for row in rows:
         assert row.picture is not None
         picture = row.picture()
         assert np.array_equal(picture.truth, truth[0] == int(row.item))

@@ -541,7 +541,7 @@ def test_coco(score: Score, tmp_path: Path, protocol: str) -> None:
 
 @pytest.mark.parametrize("protocol", ["coco-mask", "coco-box"])
 def test_coco_of_a_model_without_classes(score: Score, tmp_path: Path, protocol: str) -> None:
-    """Perfect masks that are all of one category: it would be AP 33 of three categories."""
+    """Perfect masks that are all of one category: judged by categories they would have AP 25."""
     things, found = [], []
     for image in (1, 2):
         for category in (3, 5, 8):

@@ -51,7 +51,7 @@ def plain_boundary_f(truth: np.ndarray, prediction: np.ndarray) -> float:
 def test_windowed_scores_equal_the_plain_definition(size: tuple[int, int], seed: int) -> None:
     truth, prediction = blobs(seed, size, 3), blobs(seed + 1000, size, 3)
     scores = frame_scores(truth, prediction, [1, 2, 3, 4])
-    for i, (region, boundary) in enumerate(scores, start=1):
+    for i, (region, boundary) in zip((1, 2, 3, 4), scores, strict=True):
         masks = truth == i, prediction == i
         union = (masks[0] | masks[1]).sum()
         assert region == ((masks[0] & masks[1]).sum() / union if union else 1.0)
@@ -63,7 +63,7 @@ def test_void_pixels_do_not_count(seed: int) -> None:
     truth, prediction = blobs(seed, (60, 80), 2), blobs(seed + 9, (60, 80), 2)
     void = blobs(seed + 77, (60, 80), 1) > 0
     scores = frame_scores(truth, prediction, [1, 2], void)
-    for i, (region, boundary) in enumerate(scores, start=1):
+    for i, (region, boundary) in zip((1, 2), scores, strict=True):
         assert region == region_similarity(truth == i, prediction == i, void)
         assert boundary == boundary_accuracy(truth == i, prediction == i, void)
         cleared = (truth == i) & ~void, (prediction == i) & ~void

@@ -144,7 +144,9 @@ def test_training_sets_are_checked_and_trained_on(name: str, data_root: Path) ->
     check_dataset(name)
     augmentation = Augmentation(short_sides=(48,), max_size=80, crop_range=(40, 60))
     mapper = TrainMapper(augmentation=augmentation)
-    for index, record in enumerate(load_records(name)[::5]):
+    records = load_records(name)[::5]
+    assert records
+    for index, record in enumerate(records):
         rngs = (np.random.default_rng(index) for _ in range(2))
         sample = mapper(record, *rngs)
         wanted = bool(record["annotations"]) if name.startswith("lite_ris") else None
@@ -155,7 +157,9 @@ def test_training_sets_are_checked_and_trained_on(name: str, data_root: Path) ->
 @pytest.mark.parametrize("name", TEST)
 def test_validation_sets_are_checked_and_predicted(name: str, data_root: Path) -> None:
     check_dataset(name)
-    for record in load_records(name):
+    records = load_records(name)
+    assert records
+    for record in records:
         if "file_name" not in record:
             continue
         (sample,) = TestMapper()([record])
