@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import cv2
@@ -20,6 +23,9 @@ ROOT = Path(__file__).parents[1]
 GUIDE = (ROOT / "docs/extend.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^## \d\. A (.*?)\n(.*?)(?=^## |\Z)", GUIDE, re.M | re.S))
 INTRODUCTION = GUIDE.partition("\n## ")[0]
+# What the tools need of other projects is imported once; each command runs in a fork of that.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["torch", "detectron2.engine", "torchvision", "transformers"])
 
 
 def blocks(text: str, *languages: str) -> Iterator[str]:
@@ -41,19 +47,37 @@ def run_commands(folder: Path, text: str) -> str:
     """Runs the commands of a section in ``folder``; returns what they print."""
     env = {**os.environ, "OMP_NUM_THREADS": "1", "DETECTRON2_DATASETS": "made"}
     env["PYTHONPATH"] = f"{folder}:{ROOT}"
-    printed = []
+    printed, output = [], folder / "printed.txt"
     for command in "".join(blocks(text, "console")).splitlines():
         words = shlex.split(command)
         if words[0] == "export":
             continue
-        if words[0] == "python":
-            words = [sys.executable, "-W", "ignore", str(ROOT / words[1]), *words[2:]]
-        done = subprocess.run(
-            words, cwd=folder, env=env, capture_output=True, text=True, timeout=240, check=False
-        )
-        assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}{done.stderr[-3000:]}"
-        printed.append(done.stdout)
+        if words[0] != "python":
+            subprocess.run(words, cwd=folder, check=True)
+            continue
+        output.write_text("")
+        tool = PROCESSES.Process(target=run_tool, args=(words[1:], folder, env, output))
+        tool.start()
+        tool.join(240)
+        tool.kill()  # where it hangs
+        printed.append(output.read_text())
+        assert tool.exitcode == 0, f"{command}\n{printed[-1][-5000:]}"
     return "\n".join(printed)
+
+
+def run_tool(words: Sequence[str], folder: Path, env: Mapping[str, str], output: Path) -> None:
+    """What ``python`` does with these words: a script and its arguments, run in ``folder``."""
+    os.environ |= env
+    os.chdir(folder)
+    script = str(ROOT / words[0])
+    sys.argv = [script, *words[1:]]
+    sys.path[:0] = [str(Path(script).parent), *env["PYTHONPATH"].split(os.pathsep)]
+    with (
+        output.open("w") as file,
+        contextlib.redirect_stdout(file),
+        contextlib.redirect_stderr(file),
+    ):
+        runpy.run_path(script, run_name="__main__")
 
 
 @pytest.fixture(scope="module")
