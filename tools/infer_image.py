@@ -6,7 +6,8 @@ python tools/infer_image.py --model NAME --input a.jpg --classes "cat, sofa, per
 python tools/infer_image.py --input photos/ --detect --output out
 
 Objects: every --text is one object; every --support is one object, shown in one or more examples,
-each image.jpg:mask.png. They get the ids 1, 2, ... in the order given. OUTPUT receives
+each image.jpg:mask.png. They get the ids 1, 2, ... in the order given. --point and --box show one
+object, alone or with one --text or --support. OUTPUT receives
 masks/<stem>.png (indexed, pixel = id, the highest score wins), overlay/<stem>.jpg and results.json.
 With --classes, and a model that compares pixels with texts, every pixel gets the class that fits it
 best, or 0 where none does.
@@ -32,7 +33,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from unified import ImagePredictor
 from unified.commands import run_command
-from unified.inference import cli
+from unified.inference import cli, places
 from unified.inference.classes import ClassPredictor, class_names
 from unified.inference.image_io import find_images, read_image
 from unified.inference.output import (
@@ -69,6 +70,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     )
     prompt.add_argument("--classes", metavar="NAMES", help="a class for every pixel: 'cat, sofa'")
     prompt.add_argument("--detect", action="store_true", help="all objects")
+    places.add_place_arguments(parser, "")
     parser.add_argument(
         "--separate",
         action="store_true",
@@ -84,8 +86,11 @@ def run(options: argparse.Namespace) -> None:
     paths = find_images(options.input)
     cli.check_stems(paths)
     names = None if options.classes is None else class_names(options.classes)
+    place = places.place_prompt(options.point, options.box)
     prompts, objects = (
-        ([], []) if options.detect else cli.image_prompts(names or options.text, options.support)
+        ([], [])
+        if options.detect
+        else cli.image_prompts(names or options.text, options.support, place)
     )
     read_image(paths[0])  # before the model is loaded, which takes longer
     model = cli.load_model(options)

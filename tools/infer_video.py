@@ -4,8 +4,8 @@ python tools/infer_video.py --input clip.mp4 --text "the dog" --output out
 python tools/infer_video.py --input frames/ --mask first.png --mask-at 57=better.png --output out
 python tools/infer_video.py --input 0 --mask first.png --text "1=the dog" --output out
 
-Objects: every id in a mask is one object. Every --text is one more object with the next free id;
-written "ID=sentence" it describes the object that has this id in a mask. OUTPUT receives
+Objects: every id in a mask is one object; --point and --box show one more. Every --text is one more
+object with the next free id; written "ID=sentence" it describes the object that has this id in a mask. OUTPUT receives
 masks/FRAME.png (indexed, pixel = id; FRAME = the name of an image, or the number of the frame in a
 video, from 0, with five digits), overlay.mp4 and results.json. Files of an earlier run in OUTPUT
 are replaced.
@@ -26,7 +26,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from unified import VideoPredictor
 from unified.commands import run_command
-from unified.inference import cli
+from unified.inference import cli, places
 from unified.inference.output import ClipWriter, check_writable, prepare_folder
 from unified.inference.video_io import FrameReader
 
@@ -53,6 +53,14 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         metavar="FRAME=PNG",
         help="mask of a later frame: corrects known ids, adds new ones; repeatable",
     )
+    places.add_place_arguments(parser, " on the first frame that is read")
+    parser.add_argument(
+        "--point-at",
+        action="append",
+        default=[],
+        metavar="FRAME=ID:X,Y[,0]",
+        help="a point of an object on any frame: corrects known ids, adds new ones; repeatable",
+    )
     parser.add_argument("--start", type=int, default=0, help="first frame (default 0)")
     parser.add_argument("--end", type=int, help="frame after the last one (default: all)")
     parser.add_argument("--stride", type=int, default=1, help="read every so many frames")
@@ -78,7 +86,14 @@ def run(options: argparse.Namespace) -> None:
         mask_files.insert(0, (options.start, options.mask))
     part = {"start": options.start, "end": options.end, "stride": options.stride}
     with FrameReader(*options.input, **part) as frames:
-        prompts = cli.video_prompts(options.text, mask_files, frames, first=options.start)
+        prompts = cli.video_prompts(
+            options.text,
+            mask_files,
+            frames,
+            first=options.start,
+            place=places.place_prompt(options.point, options.box),
+            points=[places.parse_point_at(argument) for argument in options.point_at],
+        )
         model = cli.load_model(options)
         predictor = VideoPredictor(
             model,

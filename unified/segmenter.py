@@ -27,7 +27,7 @@ class Segmenter(Protocol):
 
     @property
     def reference_kinds(self) -> frozenset[str]:
-        """Kinds of reference, a subset of {"text", "mask"}."""
+        """Kinds of reference, a subset of {"text", "mask", "point", "box"}."""
         ...
 
     def parameters(self) -> Iterator[nn.Parameter]:
@@ -111,6 +111,22 @@ def encode_supports(
     """
     batch = model.preprocess(images)
     return encode_masks(model, batch, model.encode_image(batch), masks)
+
+
+class PointSegmenter(Segmenter, Protocol):
+    """A segmenter whose ``reference_kinds`` hold "point" and "box"."""
+
+    def encode_points(
+        self, points: Tensor | None, labels: Tensor | None, boxes: Tensor | None
+    ) -> tuple[Reference, ...]:
+        """What is shown of B objects -> one reference per level; at least one is given.
+
+        Args:
+            points: (B, P, 2) x, y in pixels of the padded input.
+            labels: (B, P) int64, 1 on the object, 0 beside it.
+            boxes: (B, 4) x0, y0, x1, y1 in pixels of the padded input.
+        """
+        ...
 
 
 @runtime_checkable

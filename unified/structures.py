@@ -196,19 +196,40 @@ class Support:
     mask: np.ndarray
 
 
+@dataclass(frozen=True)
+class Point:
+    """A pixel of a frame, x to the right and y down, on the object or beside it."""
+
+    x: float
+    y: float
+    inside: bool = True
+
+
+Box = tuple[float, float, float, float]
+
+
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """What refers to one object: any combination of the three fields; none finds all objects.
+    """What refers to one object: any combination of the fields; none finds all objects.
 
     Attributes:
         text: a sentence.
         mask: (H, W) bool on this very frame.
         supports: example images with masks.
+        points: on this very frame.
+        box: (x0, y0, x1, y1) in pixels of this very frame, around the object.
     """
 
     text: str | None = None
     mask: np.ndarray | None = None
     supports: tuple[Support, ...] = ()
+    points: tuple[Point, ...] = ()
+    box: Box | None = None
+
+    @property
+    def points_at(self) -> bool:
+        """Whether there is a point or a box: what shows the object without outlining it."""
+        return bool(self.points) or self.box is not None
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import argparse
 import platform
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,14 @@ import torch
 import unified
 from unified.errors import InputError
 from unified.inference.image_io import read_image
+from unified.inference.places import Prompts, add_places, describe_place, not_read
 from unified.inference.settings import PRECISIONS, ModelInput, as_json
 from unified.inference.video_io import FrameReader
 from unified.label_maps import MAX_OBJECT_ID, read_label_map, split_label_map
 from unified.masks import MASK_THRESHOLD
-from unified.structures import Prompt, Support
+from unified.structures import Point, Prompt, Support
 
 MIN_SIDE = 32
-
-# frame number -> object id -> prompt
-Prompts = dict[int, dict[int, Prompt]]
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -102,15 +101,20 @@ def check_texts(texts: Sequence[str]) -> None:
 
 
 def image_prompts(
-    texts: Sequence[str], support_sets: Sequence[Sequence[str]]
+    texts: Sequence[str], support_sets: Sequence[Sequence[str]], place: Prompt | None = None
 ) -> tuple[list[Prompt], list[dict[str, Any]]]:
     """One prompt per sentence or support set, and what results.json says about each.
+
+    Args:
+        place: points and box of the one object there is, alone or with its text or supports.
 
     Raises:
         InputError: there is none, or one cannot be used.
     """
+    if place is not None:
+        return _placed(texts, support_sets, place)
     if not texts and not support_sets:
-        raise InputError("nothing to segment: give --text, --support or --detect")
+        raise InputError("nothing to segment: give --text, --support, --point, --box or --detect")
     check_texts(texts)
     prompts = [Prompt(text=text) for text in texts] + [read_supports(s) for s in support_sets]
     objects: list[dict[str, Any]] = [
@@ -118,6 +122,21 @@ def image_prompts(
         *({"text": None, "supports": list(pairs)} for pairs in support_sets),
     ]
     return prompts, [{"id": place, **entry} for place, entry in enumerate(objects, start=1)]
+
+
+def _placed(
+    texts: Sequence[str], support_sets: Sequence[Sequence[str]], place: Prompt
+) -> tuple[list[Prompt], list[dict[str, Any]]]:
+    if len(texts) + len(support_sets) > 1:
+        raise InputError(
+            "--point and --box show one object, and several texts or supports are given: ask for "
+            "one at a time"
+        )
+    prompts, objects = [Prompt()], [{"id": 1, "text": None, "supports": []}]
+    if texts or support_sets:
+        prompts, objects = image_prompts(texts, support_sets)
+    prompt = replace(prompts[0], points=place.points, box=place.box)
+    return [prompt], [{**objects[0], **describe_place(prompt)}]
 
 
 def check_stems(paths: Sequence[Path]) -> None:
@@ -158,12 +177,19 @@ def parse_mask_at(argument: str) -> tuple[int, str]:
 
 
 def video_prompts(
-    texts: Sequence[str], masks: Sequence[tuple[int, str]], frames: FrameReader, *, first: int
+    texts: Sequence[str],
+    masks: Sequence[tuple[int, str]],
+    frames: FrameReader,
+    *,
+    first: int,
+    place: Prompt | None = None,
+    points: Sequence[tuple[int, int, Point]] = (),
 ) -> Prompts:
-    """The prompts of a clip from sentences and mask files.
+    """The prompts of a clip from sentences, mask files, points and a box.
 
-    Every id of a mask is one object. A sentence is one more object, with the next id after those of
-    all masks; written ``ID=sentence`` it describes the object that has this id in a mask. Sentences
+    Every id of a mask is one object; for points and box see ``add_places``. A sentence is one more
+    object, with the next id after those of all others; written ``ID=sentence`` it describes the
+    object that has this id there. Sentences
     hold from the ``first`` frame on.
 
     Args:
@@ -171,25 +197,24 @@ def video_prompts(
         masks: frame number and file.
         frames: the clip, for its size and its frame numbers.
         first: number of the first frame.
+        place, points: as for ``add_places``.
 
     Raises:
         InputError: nothing to segment, an unusable mask or sentence, or more than 255 ids.
     """
-    if not texts and not masks:
-        raise InputError("nothing to segment: give --text, --mask or both")
+    if not (texts or masks or place or points):
+        raise InputError("nothing to segment: give --text, --mask, --point or --box")
     prompts: Prompts = {first: {}}
     for frame, path in masks:
         if frame not in frames:
-            raise InputError(
-                f"mask {path} is for frame {frame}, which is not among the frames that are read: "
-                "check --start, --end, --stride and the length of the clip"
-            )
+            raise not_read(f"mask {path}", frame)
         if prompts.get(frame):
             raise InputError(f"frame {frame} has two masks: put both objects into one file")
         label_map = read_label_map(path, size=frames.size)
         prompts[frame] = {
             object_id: Prompt(mask=mask) for object_id, mask in split_label_map(label_map).items()
         }
+    add_places(prompts, place, points, frames, first=first)
     known = {object_id for group in prompts.values() for object_id in group}
     following = max(known, default=0) + 1
     for text in texts:
@@ -210,7 +235,7 @@ def video_prompts(
         given = prompts[first].get(object_id, Prompt())
         if given.text is not None:
             raise InputError(f"object {object_id} has two texts, {given.text!r} and {sentence!r}")
-        prompts[first][object_id] = Prompt(text=sentence, mask=given.mask)
+        prompts[first][object_id] = replace(given, text=sentence)
     return prompts
 
 
@@ -223,6 +248,8 @@ def describe_prompts(prompts: Prompts) -> list[dict[str, Any]]:
             entry["text"] = entry["text"] or prompt.text
             if prompt.mask is not None:
                 entry["masks_at"].append(frame)
+            if places := describe_place(prompt):
+                entry.setdefault("shown_at", {})[frame] = places
     return [objects[object_id] for object_id in sorted(objects)]
 
 

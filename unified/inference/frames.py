@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
+from typing import cast
 
 import numpy as np
 import torch
@@ -15,8 +16,9 @@ import torch
 from unified.errors import InputError
 from unified.inference.settings import ModelInput
 from unified.label_maps import object_window
-from unified.segmenter import Segmenter, encode_masks, encode_supports
+from unified.segmenter import PointSegmenter, Segmenter, encode_masks, encode_supports
 from unified.structures import (
+    Box,
     FeaturePyramid,
     ImageBatch,
     Prompt,
@@ -35,10 +37,11 @@ FEW_PIXELS = 16  # of an object at the size the model sees; fewer say little abo
 
 @dataclass(frozen=True)
 class EncodedFrame:
-    """One frame (B = 1) after the costly step."""
+    """One frame (B = 1) after the costly step; ``size`` is its own, (H, W)."""
 
     images: ImageBatch
     features: FeaturePyramid
+    size: Size
 
 
 class FrameEncoder:
@@ -70,7 +73,7 @@ class FrameEncoder:
         pixels = self._pixels(image)
         with torch.inference_mode(), self.autocast():
             batch = self.model.preprocess([pixels])
-            return EncodedFrame(batch, self.model.encode_image(batch))
+            return EncodedFrame(batch, self.model.encode_image(batch), image.shape[:2])
 
     def _pixels(self, image: np.ndarray) -> torch.Tensor:
         """(H, W, 3) -> (3, h, w) at the model's input size."""
@@ -121,13 +124,46 @@ class FrameEncoder:
             return _rows(encode_supports(self.model, images, masks))
 
     def visual(self, frame: EncodedFrame, prompt: Prompt) -> References | None:
-        """Supports and the mask of a prompt on this frame as one reference, or None."""
+        """Supports and the mask of a prompt on this frame as one reference, or None.
+
+        A model that follows masks but no boxes takes a box as the mask of its rectangle.
+        """
         references = [*self.supports(prompt.supports)] if prompt.supports else []
-        if prompt.mask is not None:
-            mask = np.asarray(prompt.mask, bool)
+        mask = prompt.mask
+        boxes_as_masks = self.model.reference_kinds & {"box", "mask"} == {"mask"}
+        if mask is None and prompt.box is not None and boxes_as_masks:
+            mask = _rectangle(prompt.box, frame.size)
+        if mask is not None:
+            mask = np.asarray(mask, bool)
             self._warn_if_few(mask, "the frame")
             references.extend(self.masks(frame, [mask]))
         return join_levels(references) if references else None
+
+    def shown(self, frame: EncodedFrame, prompt: Prompt) -> References | None:
+        """The points and the box of a prompt on this frame, or None.
+
+        Raises:
+            InputError: the model does not follow points, or neither boxes nor masks.
+        """
+        if prompt.points:
+            self._require("point")
+        elif prompt.box is None or self.model.reference_kinds & {"box", "mask"} == {"mask"}:
+            return None
+        else:
+            self._require("box")
+        device = frame.images.tensor.device
+        (height, width), (h, w) = frame.size, frame.images.image_sizes[0]
+        scale = torch.tensor([w / width, h / height], device=device)
+        points = labels = boxes = None
+        if prompt.points:
+            places = [(point.x, point.y) for point in prompt.points]
+            points = torch.tensor([places], device=device) * scale  # (1, P, 2)
+            labels = torch.tensor([[int(point.inside) for point in prompt.points]], device=device)
+        if prompt.box is not None:
+            boxes = torch.tensor([prompt.box], device=device) * scale.repeat(2)  # (1, 4)
+        model = cast(PointSegmenter, self.model)
+        with torch.inference_mode(), self.autocast():
+            return model.encode_points(points, labels, boxes)
 
     def _warn_if_few(self, mask: np.ndarray, where: str) -> None:
         """Logs a warning if the model sees little of an object, with a size that shows more."""
@@ -193,13 +229,52 @@ def check_image(image: np.ndarray) -> None:
 
 def check_prompt(prompt: Prompt, size: Size | None = None) -> None:
     """Raises InputError unless the prompt says something and its mask fits a frame of ``size``."""
-    if prompt.text is None and prompt.mask is None and not prompt.supports:
+    shown = prompt.points_at or prompt.mask is not None or prompt.supports
+    if prompt.text is None and not shown:
         raise InputError(
-            "the prompt is empty: give a text, a mask or example images with masks, or call detect "
-            "for all objects of an image"
+            "the prompt is empty: give a text, a mask, points, a box or example images with masks, "
+            "or call detect for all objects of an image"
         )
     if prompt.mask is not None and size is not None:
         check_mask(prompt.mask, size)
+    if prompt.points and not any(point.inside for point in prompt.points):
+        others = prompt.text or prompt.mask is not None or prompt.supports or prompt.box
+        if not others:
+            raise InputError("all points are beside the object: give at least one that is on it")
+    if size is not None:
+        _check_places(prompt, size)
+
+
+def _check_places(prompt: Prompt, size: Size) -> None:
+    """Raises InputError unless points and box lie on a frame of ``size``."""
+    height, width = size
+    for point in prompt.points:
+        if not (0 <= point.x < width and 0 <= point.y < height):
+            raise InputError(
+                f"the point {point.x:g},{point.y:g} is outside the image of {width} x {height} "
+                f"pixels: x goes from 0 to {width - 1}, y from 0 to {height - 1}"
+            )
+    if prompt.box is None:
+        return
+    x0, y0, x1, y1 = prompt.box
+    written = ",".join(f"{side:g}" for side in prompt.box)
+    if not (x0 < x1 and y0 < y1):
+        raise InputError(
+            f"the box {written} has no area: give x0,y0,x1,y1 with x0 below x1 and y0 below y1"
+        )
+    if not (0 <= x0 and 0 <= y0 and x1 <= width and y1 <= height):
+        raise InputError(
+            f"the box {written} does not lie within the image of {width} x {height} pixels"
+        )
+
+
+def _rectangle(box: Box, size: Size) -> np.ndarray:
+    """The pixels (H, W) that a box covers, at least one."""
+    left, top = (math.floor(side) for side in box[:2])
+    right, bottom = (math.ceil(side) for side in box[2:])
+    rectangle = np.zeros(size, bool)
+    rectangle[top:bottom, left:right] = True
+    return rectangle
 
 
 def check_mask(mask: np.ndarray, size: Sequence[int]) -> None:

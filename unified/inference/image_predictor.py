@@ -17,7 +17,7 @@ from unified.label_maps import mask_box
 from unified.masks import MASK_THRESHOLD, Joint, binary_masks, join_mirrored, mask_probabilities
 from unified.modeling.box_ops import cxcywh_to_xyxy
 from unified.segmenter import Detector, Segmenter
-from unified.structures import Instance, Prompt, References, Segmentation, Size
+from unified.structures import Instance, Prompt, Segmentation, Size
 
 MASKS_AT_ONCE = 8  # resized to the size of the image
 
@@ -127,12 +127,12 @@ class ImagePredictor:
 
     def _segment(self, frame: EncodedFrame, prompt: Prompt) -> Segmentation:
         """The best query, B = K = 1."""
-        references: list[References] = []
-        if prompt.text is not None:
-            references.append(self.encoder.text(prompt.text))
-        visual = self.encoder.visual(frame, prompt)
-        if visual is not None:
-            references.append(visual)
+        given = (
+            None if prompt.text is None else self.encoder.text(prompt.text),
+            self.encoder.visual(frame, prompt),
+            self.encoder.shown(frame, prompt),
+        )
+        references = [reference for reference in given if reference is not None]
         with torch.inference_mode(), self.encoder.autocast():
             return _float32(self.encoder.model.segment(frame.features, references, top_k=1))
 
@@ -141,7 +141,10 @@ class ImagePredictor:
         if self._mirrored is None:
             assert self._flipped is not None, "kept by set_image where mirror images are asked"
             self._mirrored = self.encoder.image(self._flipped)
-        views = self._segment(frame, prompt), self._segment(self._mirrored, _mirrored(prompt))
+        views = (
+            self._segment(frame, prompt),
+            self._segment(self._mirrored, _mirrored(prompt, self._size[1])),
+        )
         joint = join_mirrored(
             torch.stack([self._probability(view) for view in views]),
             torch.stack([view.scores[0, 0] for view in views]),
@@ -182,12 +185,15 @@ class ImagePredictor:
         return Instance(array, score, box, category=int(found.classes[0, row]))
 
 
-def _mirrored(prompt: Prompt) -> Prompt:
+def _mirrored(prompt: Prompt, width: int) -> Prompt:
     """What the same prompt is on the mirror image; example images stay."""
+    box = prompt.box
     return replace(
         prompt,
         text=None if prompt.text is None else swap_left_right(prompt.text),
         mask=None if prompt.mask is None else np.asarray(prompt.mask, bool)[:, ::-1],
+        points=tuple(replace(point, x=width - 1 - point.x) for point in prompt.points),
+        box=box and (width - box[2], box[1], width - box[0], box[3]),
     )
 
 

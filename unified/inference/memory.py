@@ -17,11 +17,15 @@ class Track:
         text: its sentence, for the whole video.
         first: the frame (or the supports) that defined it.
         latest: the last frame on which it was seen; ``first`` itself until then.
+        shown: points or a box on this frame.
+        tentative: the next mask of the object defines it.
     """
 
     text: References | None = None
     first: References | None = None
     latest: References | None = None
+    shown: References | None = None
+    tentative: bool = False
 
     @property
     def references(self) -> tuple[References, ...]:
@@ -31,6 +35,8 @@ class Track:
             # Attending to the same tokens twice gives what attending once gives.
             frames = [self.first] if self.latest is self.first else [self.first, self.latest]
             kinds.append(join_levels(frames))
+        if self.shown is not None:
+            kinds.append(self.shown)
         return tuple(kinds)
 
     @property
@@ -51,21 +57,39 @@ class VideoMemory:
         return tuple(sorted(self._tracks))
 
     def add(
-        self, object_id: int, *, text: References | None = None, mask: References | None = None
+        self,
+        object_id: int,
+        *,
+        text: References | None = None,
+        mask: References | None = None,
+        shown: References | None = None,
+        tentative: bool = False,
     ) -> None:
-        """Makes an object known, or corrects a known one: what is given replaces what was."""
+        """Makes an object known, or corrects a known one: what is given replaces what was.
+
+        Args:
+            shown: points or a box on this frame, which are forgotten after it.
+            tentative: the frames known so far are forgotten, the mask found next takes the place
+                of ``mask``.
+        """
         track = self._tracks.get(object_id, Track())
         if text is not None:
             track = replace(track, text=text)
-        if mask is not None:
-            track = replace(track, first=mask, latest=mask)
+        if mask is not None or tentative:
+            track = replace(track, first=mask, latest=mask, shown=shown, tentative=tentative)
         self._tracks[object_id] = track
 
     def update(self, object_id: int, mask: References) -> None:
         """The object was seen again; an object known by text alone is now defined by its mask."""
         track = self._tracks[object_id]
-        first = mask if track.first is None else track.first
-        self._tracks[object_id] = replace(track, first=first, latest=mask)
+        defined = track.first is not None and not track.tentative
+        first = track.first if defined else mask
+        self._tracks[object_id] = replace(track, first=first, latest=mask, tentative=False)
+
+    def end_frame(self) -> None:
+        """Points and boxes hold for one frame."""
+        for object_id, track in self._tracks.items():
+            self._tracks[object_id] = replace(track, shown=None)
 
     def has_text(self, object_id: int) -> bool:
         """Whether a sentence describes the object."""
@@ -78,10 +102,16 @@ class VideoMemory:
     def batches(
         self, object_ids: Sequence[int], size: int
     ) -> Iterator[tuple[tuple[int, ...], tuple[tuple[Reference, ...], ...]]]:
-        """Groups of at most ``size`` ids with one reference per kind, batched over the group."""
-        groups: dict[tuple[bool, bool, bool], list[int]] = defaultdict(list)
+        """Groups of at most ``size`` ids with one reference per kind, batched over the group.
+
+        Ids without any reference are left out.
+        """
+        groups: dict[tuple[tuple[bool, bool, bool], int], list[int]] = defaultdict(list)
         for object_id in object_ids:
-            groups[self._tracks[object_id].layout].append(object_id)
+            track = self._tracks[object_id]
+            if track.references:
+                alone = 0 if track.shown is None else object_id  # points differ in number
+                groups[track.layout, alone].append(object_id)
         for ids in groups.values():
             for start in range(0, len(ids), size):
                 chunk = tuple(ids[start : start + size])

@@ -116,20 +116,28 @@ class VideoPredictor:
         self, frame: EncodedFrame, waiting: Mapping[int, Prompt]
     ) -> dict[int, np.ndarray]:
         """Puts prompts into memory, all or none; returns the masks given on this frame."""
-        encoded = {
-            object_id: (
-                None if prompt.text is None else self.encoder.text(prompt.text),
-                self.encoder.visual(frame, prompt),
+        follows_masks = "mask" in self.encoder.model.reference_kinds
+        if any(p.points_at and p.text is None for p in waiting.values()) and not follows_masks:
+            raise InputError(
+                "this model follows no masks: it cannot follow what is shown by points or a box to "
+                "the next frame"
             )
+        encoded = {
+            object_id: {
+                "text": None if prompt.text is None else self.encoder.text(prompt.text),
+                "mask": self.encoder.visual(frame, prompt),
+                "shown": self.encoder.shown(frame, prompt),
+                "tentative": prompt.points_at,
+            }
             for object_id, prompt in waiting.items()
         }
-        for object_id, (text, visual) in encoded.items():
-            self.memory.add(object_id, text=text, mask=visual)
+        for object_id, references in encoded.items():
+            self.memory.add(object_id, **references)
         self._waiting.clear()
         return {
             object_id: np.asarray(prompt.mask, bool)
             for object_id, prompt in waiting.items()
-            if prompt.mask is not None
+            if prompt.mask is not None and not prompt.points_at
         }
 
     def _predict(
@@ -168,6 +176,8 @@ class VideoPredictor:
                 present = scores[object_id] >= self.settings.score_threshold
                 maps[object_id] = probabilities[row] * present
         device = frame.images.tensor.device
+        for object_id in set(ids) - set(maps):  # shown once, not found there
+            scores[object_id], maps[object_id] = 0.0, torch.zeros(size)
         return scores, torch.stack([maps[object_id].to(device) for object_id in ids])
 
     def _finish(
@@ -191,6 +201,7 @@ class VideoPredictor:
                 references = self.encoder.masks(frame, [masks[i] for i in chunk])
                 for object_id, reference in zip(chunk, references, strict=True):
                     self.memory.update(object_id, reference)
+        self.memory.end_frame()
         keep = self.settings.keep_probabilities
         kept = probabilities.cpu().numpy() if keep else ()
         return FrameResult(
