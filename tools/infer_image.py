@@ -93,7 +93,7 @@ def run(options: argparse.Namespace) -> None:
         else cli.image_prompts(names or options.text, options.support, place)
     )
     read_image(paths[0])  # before the model is loaded, which takes longer
-    model = cli.load_model(options)
+    model = cli.load_model(options, points=bool(options.point))
     settings = cli.chosen_settings(options)
     predictor = (
         ImagePredictor(model, **settings)

@@ -4,11 +4,11 @@ python tools/infer_video.py --input clip.mp4 --text "the dog" --output out
 python tools/infer_video.py --input frames/ --mask first.png --mask-at 57=better.png --output out
 python tools/infer_video.py --input 0 --mask first.png --text "1=the dog" --output out
 
-Objects: every id in a mask is one object; --point and --box show one more. Every --text is one more
-object with the next free id; written "ID=sentence" it describes the object that has this id in a mask. OUTPUT receives
-masks/FRAME.png (indexed, pixel = id; FRAME = the name of an image, or the number of the frame in a
-video, from 0, with five digits), overlay.mp4 and results.json. Files of an earlier run in OUTPUT
-are replaced.
+Objects: every id in a mask is one object; --point and --box show one more. Every --text is one
+more object with the next free id; written "ID=sentence" it describes the object that has this id
+in a mask. OUTPUT receives masks/FRAME.png (indexed, pixel = id; FRAME = the name of an image, or
+the number of the frame in a video, from 0, with five digits), overlay.mp4 and results.json. Files
+of an earlier run in OUTPUT are replaced.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def run(options: argparse.Namespace) -> None:
             place=places.place_prompt(options.point, options.box),
             points=[places.parse_point_at(argument) for argument in options.point_at],
         )
-        model = cli.load_model(options)
+        model = cli.load_model(options, points=bool(options.point or options.point_at))
         predictor = VideoPredictor(
             model,
             merge_rule="separate" if options.separate else "soft",

@@ -49,14 +49,14 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-def models() -> tuple[str, ...]:
-    """Names that ``load`` takes."""
+def models(*, points: bool = False) -> tuple[str, ...]:
+    """Names that ``load`` takes, or of those only the models that follow points."""
     from unified.dependencies import require
 
     require("detectron2.config")
     from unified.engine.models import models
 
-    return models()
+    return models(points=points)
 
 
 def load(

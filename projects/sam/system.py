@@ -47,9 +47,9 @@ WEIGHTS = {
     },
 }
 MODELS = {
-    "sam-unifusion": ModelEntry("sam_video.yaml", "uniref_sam_video"),
-    "sam-unifusion-image": ModelEntry("sam_image.yaml", "uniref_sam_image"),
-    "sam-unifusion-mobile": ModelEntry("lite/sam_mobile.yaml"),
+    "sam-unifusion": ModelEntry("sam_video.yaml", "uniref_sam_video", points=True),
+    "sam-unifusion-image": ModelEntry("sam_image.yaml", "uniref_sam_image", points=True),
+    "sam-unifusion-mobile": ModelEntry("lite/sam_mobile.yaml", points=True),
 }
 
 

@@ -221,6 +221,28 @@ def test_all_objects_of_images_as_coco_results(photos: Path, tmp_path: Path) -> 
     assert json.loads((out / "detections.json").read_text()) == []
 
 
+def test_a_box_shows_an_object(photos: Path, clip: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    box = ["--text", "the red dog", "--box", "5,4,40,30", "--output", str(out)]
+    assert infer_image(["--input", str(photos / "a.png"), *box, *TINY]) == 0
+    (entry,) = results(out)["objects"]
+    assert entry["text"] == "the red dog" and entry["box"] == [5, 4, 40, 30]
+    assert infer_video(["--input", str(clip), *box, *TINY]) == 0
+    assert [entry["id"] for entry in results(out)["objects"]] == [1, 2]
+    assert results(out)["objects"][0]["shown_at"] == {"0": {"box": [5, 4, 40, 30]}}
+
+
+def test_points_are_refused_with_the_models_that_follow_them(
+    photos: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ["--output", str(tmp_path / "out"), *TINY]
+    assert infer_image(["--input", str(photos / "a.png"), "--point", "3,4", *out]) == 2
+    assert "follows no points: choose another with --model (" in capsys.readouterr().err
+    assert infer_video(["--input", str(clip), "--point-at", "2=1:3,4", *out]) == 2
+    assert "or give a box or a mask" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_damaged_image_is_named_and_the_finished_ones_stay(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

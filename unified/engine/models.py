@@ -51,9 +51,10 @@ def model_entries() -> dict[str, ModelEntry]:
     }
 
 
-def models() -> tuple[str, ...]:
-    """Names that ``load`` takes."""
-    return tuple(model_entries())
+def models(*, points: bool = False) -> tuple[str, ...]:
+    """Names that ``load`` takes, or of those only the models that follow points."""
+    entries = model_entries()
+    return tuple(name for name, entry in entries.items() if entry.points or not points)
 
 
 def default_model() -> str:

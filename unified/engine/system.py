@@ -47,11 +47,13 @@ class ModelEntry:
         config: file below ``configs/``, or an absolute path.
         weights: name in the weights registry; None for a model to be trained first.
         default: used where no model is named; at most one of all systems.
+        points: it follows points, so others name it to who asks for them.
     """
 
     config: str | Path
     weights: str | None = None
     default: bool = False
+    points: bool = False
 
 
 @dataclass(frozen=True)

@@ -59,13 +59,27 @@ def _model_side(text: str) -> int:
     return int(text)
 
 
-def load_model(options: argparse.Namespace) -> Any:
-    """The model that the arguments name."""
+def load_model(options: argparse.Namespace, *, points: bool = False) -> Any:
+    """The model that the arguments name.
+
+    Args:
+        points: it is going to be asked with points.
+
+    Raises:
+        InputError: it does not follow them.
+    """
     name = options.config_file or options.model
     named = {} if name is None else {"name_or_config": name}
-    return unified.load(
+    model: Any = unified.load(
         **named, weights=options.weights, device=options.device, options=options.opts
     )
+    if points and "point" not in model.reference_kinds:
+        known = ", ".join(unified.models(points=True)) or "none is installed"
+        raise InputError(
+            f"the model {model.info.name} follows no points: choose another with --model ({known})"
+            ", or give a box or a mask"
+        )
+    return model
 
 
 def chosen_settings(options: argparse.Namespace) -> dict[str, Any]:

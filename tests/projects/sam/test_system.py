@@ -14,7 +14,7 @@ from unified import ImagePredictor, VideoPredictor
 from unified.checkpoint import FOREIGN_PREFIX
 from unified.data.synthetic.releases import RELEASES
 from unified.engine.config import load_config
-from unified.engine.models import load
+from unified.engine.models import load, models
 from unified.engine.run import train
 from unified.errors import ConfigError
 from unified.structures import Prompt
@@ -108,6 +108,10 @@ def test_rates_and_frozen_parts_are_those_of_the_reference() -> None:
         name.startswith(("text_encoder.bert", "sam.vision", "sam.p")) for name in learning
     )
     assert {"text_encoder.project.fc", "fusion.norm_key", "sam.mask_decoder.iou_token"} <= learning
+
+
+def test_its_models_are_those_that_follow_points() -> None:
+    assert set(SYSTEM.models) <= set(models(points=True)) < set(models())
 
 
 def test_bad_values_get_one_clear_error() -> None:
