@@ -146,7 +146,8 @@ def _placed(
             "--point and --box show one object, and several texts or supports are given: ask for "
             "one at a time"
         )
-    prompts, objects = [Prompt()], [{"id": 1, "text": None, "supports": []}]
+    prompts: list[Prompt] = [Prompt()]
+    objects: list[dict[str, Any]] = [{"id": 1, "text": None, "supports": []}]
     if texts or support_sets:
         prompts, objects = image_prompts(texts, support_sets)
     prompt = replace(prompts[0], points=place.points, box=place.box)

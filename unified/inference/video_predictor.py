@@ -123,16 +123,16 @@ class VideoPredictor:
                 "the next frame"
             )
         encoded = {
-            object_id: {
-                "text": None if prompt.text is None else self.encoder.text(prompt.text),
-                "mask": self.encoder.visual(frame, prompt),
-                "shown": self.encoder.shown(frame, prompt),
-                "tentative": prompt.points_at,
-            }
+            object_id: (
+                None if prompt.text is None else self.encoder.text(prompt.text),
+                self.encoder.visual(frame, prompt),
+                self.encoder.shown(frame, prompt),
+            )
             for object_id, prompt in waiting.items()
         }
-        for object_id, references in encoded.items():
-            self.memory.add(object_id, **references)
+        for object_id, (text, visual, shown) in encoded.items():
+            tentative = waiting[object_id].points_at
+            self.memory.add(object_id, text=text, mask=visual, shown=shown, tentative=tentative)
         self._waiting.clear()
         return {
             object_id: np.asarray(prompt.mask, bool)

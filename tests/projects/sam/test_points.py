@@ -8,8 +8,8 @@ import torch
 
 from projects.sam.model import SamUniFusion
 from tests.projects.sam.tiny import make_model, opened
-from unified.errors import InputError
 from unified import ImagePredictor, VideoPredictor
+from unified.errors import InputError
 from unified.structures import Point, Prompt
 
 SIZE = (30, 50)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from tests.toy.model import MakeToy, Toy
+from unified import ImagePredictor, VideoPredictor
 from unified.errors import InputError
 from unified.inference.memory import VideoMemory
-from unified import ImagePredictor, VideoPredictor
 from unified.structures import Point, Prompt
 
 SIZE = (60, 80)
