@@ -63,8 +63,7 @@ def test_without_a_system_the_tests_of_the_toolkit_pass(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "projects/uniref")
     shutil.rmtree(tmp_path / "tests/projects/uniref")
     for config in (tmp_path / "configs").rglob("*.yaml"):
-        text = config.read_text(encoding="utf-8")
-        if "META_ARCHITECTURE" not in text or "UniRef" in text:
+        if "UniRef" in config.read_text(encoding="utf-8"):
             config.unlink()
     arguments = ["tests/unified", "-q", "-k", FAST, "-p", "no:cacheprovider"]
     done = python(tmp_path, f"import pytest; sys.exit(pytest.main({arguments!r}))")
