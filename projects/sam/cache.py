@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from unified.checkpoint import read_weights
 from unified.errors import CheckpointError
 from unified.files import atomic_path
+from unified.modeling.precision import full_precision
 
 GIGABYTE = 1 << 30
 Embedding = tuple[Tensor, ...]
@@ -42,13 +43,15 @@ class EmbeddingCache:
         found = [self._read(path) for path in paths]
         fresh = [index for index, entry in enumerate(found) if entry is None]
         if fresh:
-            made = [part.half() for part in encode(images[fresh])]
+            with full_precision(images.device):  # an entry serves every kind of autocast
+                made = [part.half() for part in encode(images[fresh])]
             for row, index in enumerate(fresh):
                 found[index] = tuple(part[row].cpu() for part in made)
                 self._write(paths[index], found[index] or ())
         rows = [entry for entry in found if entry is not None]
         return tuple(
-            torch.stack(parts).to(images.device, torch.float32) for parts in zip(*rows, strict=True)
+            torch.stack([part.float() for part in parts]).to(images.device)
+            for parts in zip(*rows, strict=True)
         )
 
     def _path(self, image: Tensor) -> Path:

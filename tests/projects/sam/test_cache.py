@@ -47,6 +47,18 @@ def test_the_second_epoch_encodes_nothing_and_sees_the_same(tmp_path: Path) -> N
         torch.testing.assert_close(one, plain, atol=2e-3, rtol=1e-3)
 
 
+def test_autocast_changes_no_entry(tmp_path: Path) -> None:
+    sam = make_model().sam
+    encoder = sam.freeze()
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        (made,) = cache(encoder, tmp_path)(sam.encode_image, images)
+        (kept,) = cache(encoder, tmp_path)(sam.encode_image, images)
+    (plain,) = sam.encode_image(images)
+    assert torch.equal(made, kept)
+    torch.testing.assert_close(made, plain, atol=2e-3, rtol=1e-3)
+
+
 @torch.no_grad()
 def test_other_weights_and_other_pictures_are_other_entries(tmp_path: Path) -> None:
     encoder = Encoder()
