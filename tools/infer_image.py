@@ -94,7 +94,7 @@ def run(options: argparse.Namespace) -> None:
     )
     read_image(paths[0])  # before the model is loaded, which takes longer
     model = cli.load_model(options, points=bool(options.point))
-    settings = cli.chosen_settings(options)
+    settings = cli.chosen_settings(options) | ({"mirror": False} if options.detect or names else {})
     predictor = (
         ImagePredictor(model, **settings)
         if names is None

@@ -206,6 +206,7 @@ def test_all_objects_of_images_as_coco_results(photos: Path, tmp_path: Path) -> 
     assert infer_image([*arguments, "INFERENCE.IMAGE_SCORE_THRESHOLD", "0.0"]) == 0
     content = results(out)
     found = json.loads((out / "detections.json").read_text())
+    assert content["inference"]["mirror"] is False  # though the configuration asks for it
     assert content["objects"] == [] and {entry["image_id"] for entry in found} == {7, "b"}
     assert len(found) == sum(len(image["objects"]) for image in content["images"]) > 2
     for image in content["images"]:

@@ -109,10 +109,13 @@ def test_a_map_of_classes_is_written(
     arguments = ["--input", str(tmp_path / "a.png"), "--output", str(out)]
     model = ["--config-file", str(TINY), "--weights", str(trained / "model_final.pth")]
     opts = ["--device", "cpu", "--opts", *SMALL, *NO_FILE, "MODEL.GROUPVIT.BACKGROUND", "1.0"]
+    opts += ["INFERENCE.MIRROR", "True"]
     assert infer_image([*arguments, *model, "--classes", "circle, star, red heart", *opts]) == 0
     labels = read_label_map(out / "masks/a.png")
     assert labels.min() >= 1 and labels.max() <= 3  # without a limit each pixel is of a class
-    (row,) = json.loads((out / "results.json").read_text())["images"]
+    content = json.loads((out / "results.json").read_text())
+    assert content["inference"]["mirror"] is False
+    (row,) = content["images"]
     assert sum(entry["area"] for entry in row["objects"]) == labels.size
     assert (out / "overlay/a.jpg").is_file()
     assert infer_image([*arguments, *model, "--classes", "circle,,star", *opts]) == 2
