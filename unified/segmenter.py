@@ -67,7 +67,6 @@ class Segmenter(Protocol):
         ...
 
 
-@runtime_checkable
 class Detector(Segmenter, Protocol):
     """A segmenter that finds all objects of an image where it gets no reference."""
 

@@ -210,7 +210,7 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """What refers to one object: any combination of the fields; none finds all objects.
+    """What refers to one object: one or more of the fields; ``detect`` finds all objects.
 
     Attributes:
         text: a sentence.

@@ -13,10 +13,9 @@ from unified.errors import InputError
 from unified.expressions import swap_left_right
 from unified.inference.frames import EncodedFrame, FrameEncoder, check_prompt
 from unified.inference.settings import ImageSettings, inference_settings
-from unified.label_maps import mask_box
 from unified.masks import MASK_THRESHOLD, Joint, binary_masks, join_mirrored, mask_probabilities
 from unified.modeling.box_ops import cxcywh_to_xyxy
-from unified.segmenter import Detector, Segmenter
+from unified.segmenter import Segmenter
 from unified.structures import Instance, Prompt, Segmentation, Size
 
 MASKS_AT_ONCE = 8  # resized to the size of the image
@@ -96,7 +95,7 @@ class ImagePredictor:
             InputError: no image is set, or the model cannot say what there is.
         """
         frame = self._image_frame()
-        if not isinstance(self.encoder.model, Detector):
+        if not getattr(self.encoder.model, "detects", False):
             kinds = " or ".join(sorted(self.encoder.model.reference_kinds))
             raise InputError(
                 f"this model cannot detect, it segments what a prompt refers to: give a {kinds} "
@@ -149,11 +148,9 @@ class ImagePredictor:
             torch.stack([self._probability(view) for view in views]),
             torch.stack([view.scores[0, 0] for view in views]),
         )
-        boxes = None
-        if views[0].boxes is not None:
-            first, second = (view.boxes[0, 0] for view in views)  # (4,), cxcywh
-            flipped = torch.cat((1 - second[:1], second[1:]))
-            boxes = (joint.weights[0] * first + joint.weights[1] * flipped)[None, None]
+        first, second = (view.boxes[0, 0] for view in views)  # (4,), cxcywh
+        flipped = torch.cat((1 - second[:1], second[1:]))
+        boxes = (joint.weights[0] * first + joint.weights[1] * flipped)[None, None]
         better = views[int(joint.weights.argmax())]
         return joint, replace(better, boxes=boxes, scores=joint.score[None, None])
 
@@ -178,10 +175,7 @@ class ImagePredictor:
         score = float(found.scores[0, row])
         present = score >= self.settings.score_threshold
         array = (mask & present).cpu().numpy()
-        if found.boxes is None:
-            box = mask_box(array)
-        else:
-            box = _pixel_box(found.boxes[0, row], self._size)
+        box = _pixel_box(found.boxes[0, row], self._size)
         return Instance(array, score, box, category=int(found.classes[0, row]))
 
 
@@ -203,7 +197,7 @@ def _float32(found: Segmentation) -> Segmentation:
         found,
         mask_logits=found.mask_logits.float(),
         scores=found.scores.float(),
-        boxes=None if found.boxes is None else found.boxes.float(),
+        boxes=found.boxes.float(),
     )
 
 

@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 from unified.errors import ConfigError
 from unified.label_maps import check_margin
-from unified.structures import MASK_STRIDE
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 
@@ -73,8 +72,6 @@ class VideoSettings(ModelInput):
         merge_rule: "soft" lets objects compete for pixels (soft aggregation); "separate" keeps
             every object's own mask (``FrameResult.masks``), as one object at a time would.
         use_memory: False segments every frame from the sentence alone.
-        text_stride: stride of the mask logits of objects with a sentence.
-        mask_stride: the same of objects given by masks alone.
         objects_per_pass: largest number of objects batched.
         keep_probabilities: return (H, W) float probabilities of every object.
     """
@@ -83,8 +80,6 @@ class VideoSettings(ModelInput):
     score_threshold: float = 0.3
     merge_rule: MergeRule = "soft"
     use_memory: bool = True
-    text_stride: int = MASK_STRIDE
-    mask_stride: int = 1
     objects_per_pass: int = 8
     keep_probabilities: bool = False
 

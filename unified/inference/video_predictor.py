@@ -19,6 +19,7 @@ from unified.label_maps import MAX_OBJECT_ID, mask_box
 from unified.masks import MASK_THRESHOLD, mask_probabilities, merge
 from unified.segmenter import Segmenter
 from unified.structures import FrameResult, Prompt, Size
+from unified.tasks import TASKS, Task
 
 
 class VideoPredictor:
@@ -155,14 +156,13 @@ class VideoPredictor:
         unknown = [object_id for object_id in ids if object_id not in given]
         image_size = frame.images.image_sizes[0]
         for chunk, references in self.memory.batches(unknown, self.settings.objects_per_pass):
-            described = self.memory.has_text(chunk[0])  # then all of the chunk are
+            # Objects of one chunk have all a sentence, or none of them.
+            task = TASKS[Task.RVOS if self.memory.has_text(chunk[0]) else Task.VOS]
             with torch.inference_mode(), self.encoder.autocast():
                 result = self.encoder.model.segment(
                     frame.features.expand(len(chunk)),
                     references,
-                    mask_stride=self.settings.text_stride
-                    if described
-                    else self.settings.mask_stride,
+                    mask_stride=task.mask_stride,
                 )
                 logits = result.mask_logits[:, 0].float()
                 probabilities = mask_probabilities(

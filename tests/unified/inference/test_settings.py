@@ -122,11 +122,14 @@ def test_detection_gives_all_instances_the_best_first(segmenter: Toy) -> None:
         assert 0 <= left < right <= 80 and 0 <= top < bottom <= 60
 
 
-def test_a_model_that_needs_a_reference_cannot_detect(segmenter: Toy) -> None:
+@pytest.mark.parametrize("said", [{}, {"detects": False}], ids=["nothing", "no"])
+def test_a_model_that_needs_a_reference_cannot_detect(
+    segmenter: Toy, said: dict[str, bool]
+) -> None:
     asked: list[object] = []
 
     class Follower:
-        """The verbs of the toy, and that it detects is not among them."""
+        """The verbs of the toy; whether it detects is said apart."""
 
         reference_kinds, parameters = segmenter.reference_kinds, segmenter.parameters
         preprocess, encode_image = segmenter.preprocess, segmenter.encode_image
@@ -135,7 +138,9 @@ def test_a_model_that_needs_a_reference_cannot_detect(segmenter: Toy) -> None:
         def segment(self, *arguments: object, **_: object) -> None:
             asked.append(arguments)
 
-    predictor = ImagePredictor(Follower(), short_side=64, max_size=128)
+    follower = Follower()
+    vars(follower).update(said)
+    predictor = ImagePredictor(follower, short_side=64, max_size=128)
     predictor.set_image(np.zeros((60, 80, 3), np.uint8))
     with pytest.raises(InputError, match=r"cannot detect.* give a mask or text prompt, or load"):
         predictor.detect()
