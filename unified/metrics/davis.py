@@ -66,16 +66,6 @@ def region_similarity(truth: NDArray, prediction: NDArray, void: NDArray | None 
     return float(np.count_nonzero(truth & prediction) / union) if union else 1.0
 
 
-def boundary_accuracy(truth: NDArray, prediction: NDArray, void: NDArray | None = None) -> float:
-    """Returns F of two (H, W) masks: boundary pixels matched within 0.8% of the diagonal."""
-    truth, prediction = _without_void(truth, prediction, void)
-    window = _windows((truth | prediction).view(np.uint8), [1]).get(1)
-    if window is None:
-        return 1.0
-    window = _union(window, None)
-    return _boundary_f(truth[window], prediction[window], boundary_radius(truth.shape))
-
-
 def boundary_radius(shape: tuple[int, ...]) -> int:
     """Returns the matching distance in pixels for masks of this (H, W)."""
     return int(np.ceil(BOUNDARY_TOLERANCE * np.linalg.norm(shape[:2])))

@@ -10,8 +10,9 @@ from torch.nn import functional as F
 
 from projects.uniref.auxiliary import FeatureStages
 from unified.modeling.criterion import mask_dice_loss
+from unified.modeling.pixel_masks import joined_masks
 from unified.segmenter import Segmenter
-from unified.structures import References, Target, upload
+from unified.structures import References, Target
 
 
 class PixelLoss(nn.Module):
@@ -44,7 +45,7 @@ class PixelLoss(nn.Module):
         """
         if not references:
             return {}
-        masks = _joined(targets)
+        masks = joined_masks(targets)[:, 0]
         entropy, dice = [], []
         for layer, levels in ((self.fused, stages.fused), (self.memory, stages.memory)):
             for level in levels[: self.num_levels]:
@@ -56,13 +57,3 @@ class PixelLoss(nn.Module):
             "loss_pixel": self.cross_entropy * torch.stack(entropy).mean(),
             "loss_pixel_dice": self.dice * torch.stack(dice).mean(),
         }
-
-
-def _joined(targets: Sequence[Target]) -> Tensor:
-    """(B, H, W) float, 1 where any instance is."""
-    masks = [target.masks for target in targets if target.masks is not None]
-    assert len(masks) == len(targets)
-    counts = torch.tensor([len(mask) for mask in masks])
-    owners = upload(torch.arange(len(masks)).repeat_interleave(counts), masks[0].device)
-    joined = torch.zeros(len(masks), *masks[0].shape[1:], device=masks[0].device)
-    return joined.index_add_(0, owners, torch.cat(masks).float()).clamp_(max=1)

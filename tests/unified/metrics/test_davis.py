@@ -11,7 +11,6 @@ from unified.errors import InputError
 from unified.metrics.davis import (
     Track,
     align_proposals,
-    boundary_accuracy,
     boundary_radius,
     frame_scores,
     mask_boundary,
@@ -65,22 +64,21 @@ def test_void_pixels_do_not_count(seed: int) -> None:
     scores = frame_scores(truth, prediction, [1, 2], void)
     for i, (region, boundary) in zip((1, 2), scores, strict=True):
         assert region == region_similarity(truth == i, prediction == i, void)
-        assert boundary == boundary_accuracy(truth == i, prediction == i, void)
         cleared = (truth == i) & ~void, (prediction == i) & ~void
         assert boundary == pytest.approx(plain_boundary_f(*cleared), abs=1e-15)
 
 
 def test_empty_and_full_masks() -> None:
-    empty, full = np.zeros((20, 30), bool), np.ones((20, 30), bool)
-    assert (region_similarity(empty, empty), boundary_accuracy(empty, empty)) == (1, 1)
-    assert (region_similarity(empty, full), boundary_accuracy(full, full)) == (0, 1)
-    # a mask that fills the image has no boundary, like an empty one
-    assert boundary_accuracy(empty, full) == 1
+    empty, full = np.zeros((20, 30), np.uint8), np.ones((20, 30), np.uint8)
+    for pair, region in (((empty, empty), 1), ((full, full), 1), ((empty, full), 0)):
+        # a mask that fills the image has no boundary, like an empty one
+        assert frame_scores(*pair, [1]).tolist() == [[region, 1]]
+        assert region_similarity(*pair) == region
 
 
 def test_another_size_is_an_error_that_says_what_to_do() -> None:
     with pytest.raises(InputError, match=r"\(20, 30\), prediction is \(10, 15\): resize"):
-        boundary_accuracy(np.zeros((20, 30)), np.zeros((10, 15)))
+        region_similarity(np.zeros((20, 30)), np.zeros((10, 15)))
 
 
 def test_decay_is_right_for_long_series_and_can_repeat_the_official_overflow() -> None:

@@ -81,8 +81,9 @@ def _boundaries(recording: Recording, recorded: Mapping[str, Any]) -> Iterator[T
             "gt_full": (full, prediction),
             "same": (truth, truth),
         }[case]
+        (_, boundary), *_ = davis.frame_scores(*arguments[:2], [1], *arguments[2:])
         yield f"{key} J", davis.region_similarity(*arguments), values["J"]
-        yield f"{key} F", davis.boundary_accuracy(*arguments), values["F"]
+        yield f"{key} F", boundary, values["F"]
         yield f"{key} radius", davis.boundary_radius(truth.shape), values["bound_pix"]
 
 
