@@ -190,7 +190,7 @@ def find_lite() -> ModuleType | None:
     try:
         return importlib.import_module(f"{_LITE}.config")
     except ModuleNotFoundError as error:
-        if not (error.name or "").startswith(_LITE):
+        if error.name not in (_LITE, f"{_LITE}.config"):
             raise
         return None
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from projects.uniref.config import find_lite
+
 ROOT = Path(__file__).parents[4]
 LITE = "projects/uniref/lite"
 SCRIPT = """
@@ -71,6 +73,14 @@ def test_without_the_folder_other_models_run_and_its_config_gives_one_error(
     printed = run_without_lite(tmp_path, SCRIPT)
     assert printed.count("\n") == 1
     assert f"this config sets MODEL.UNIREF.LITE, but {LITE} is not there" in printed
+
+
+def test_a_missing_file_is_not_taken_for_a_deleted_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    missing = "projects.uniref.lite.name_head"
+    monkeypatch.delitem(sys.modules, "projects.uniref.lite.config", raising=False)
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(ModuleNotFoundError, match=missing):
+        find_lite()
 
 
 @pytest.mark.parametrize("word", ["name_head", "NamedUniRef", "opening_phrase", "frozen_stages"])
