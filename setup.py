@@ -2,8 +2,9 @@
 
 In the source tree ``unified``, ``projects``, ``configs`` and ``tools`` lie side by side. A wheel
 holds all of them inside the package ``unified``, since names as general as these would meet those
-of others in site-packages. The copies of the code say so: ``import projects.uniref`` becomes
-``import unified.projects.uniref``, and what names ``python tools/data.py`` names ``unified data``.
+of others in site-packages. The copies say so, code, pages and configs: ``import projects.uniref``
+becomes ``import unified.projects.uniref``, and ``python tools/data.py`` becomes ``unified data``.
+A command therefore stands within one literal.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from setuptools import find_namespace_packages, setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
+# check_metrics compares with recordings, by code of the tests.
+TOOLS = {path.stem for path in (ROOT / "tools").glob("*.py")} - {"check_metrics"}
+TEXTS = {".py", ".md", ".yaml"}
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "unified/__init__.py").read_text()).group(1)
 
 
@@ -42,23 +46,24 @@ class BuildPackage(build_py):
         self.packages = [name for name in self.packages if name.partition(".")[0] == "unified"]
         super().run()
         package = Path(self.build_lib) / "unified"
-        # check_metrics compares with recordings, by code of the tests.
         ignore = shutil.ignore_patterns("__pycache__", "check_metrics.py")
         for folder in ("projects", "configs", "tools"):
             shutil.rmtree(package / folder, ignore_errors=True)  # of an earlier build
             shutil.copytree(ROOT / folder, package / folder, ignore=ignore)
         (package / "datasets").mkdir(exist_ok=True)
         shutil.copyfile(ROOT / "datasets/README.md", package / "datasets/README.md")
-        for path in package.rglob("*.py"):
-            path.write_text(as_in_wheel(path.read_text(encoding="utf-8")), encoding="utf-8")
+        for path in package.rglob("*"):
+            if path.suffix in TEXTS:
+                path.write_text(as_in_wheel(path.read_text(encoding="utf-8")), encoding="utf-8")
 
 
-def as_in_wheel(code: str) -> str:
-    """The code of a module with the names that things have in a wheel."""
-    code = re.sub(r"^sys\.path\.insert\(0, .*\n", "", code, flags=re.MULTILINE)
-    code = re.sub(r"(?<![\w./}])projects\.(?=\w)", "unified.projects.", code)
-    code = re.sub(r"(torchrun .*)tools/train_net\.py", r"\1-m unified train", code)
-    return re.sub(r"(?:python )?tools/(\w+)\.py", lambda found: command(found[1]), code)
+def as_in_wheel(text: str) -> str:
+    """A module, page or config with the names that things have in a wheel."""
+    text = re.sub(r"^sys\.path\.insert\(0, .*\n", "", text, flags=re.MULTILINE)
+    text = re.sub(r"(?<![\w./}])projects\.(?=\w)", "unified.projects.", text)
+    text = re.sub(r"(torchrun .*)tools/train_net\.py", r"\1-m unified train", text)
+    tools = "|".join(sorted(TOOLS))
+    return re.sub(rf"(?:python )?tools/({tools})\.py", lambda found: command(found[1]), text)
 
 
 def command(tool: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from unified.samples import sample_path
 from unified.structures import Prompt
 
 ROOT = Path(__file__).parents[1]
+TEXTS = {".py", ".md", ".yaml"}
 SOURCES = ("unified", "projects", "configs", "tools", "datasets")
 PHOTO = resize_image(read_image(sample_path("cat")), (150, 226))
 CAT = np.s_[30:120, 60:160]
@@ -112,6 +114,36 @@ def test_nothing_in_it_imports_from_the_source_tree(installed: Path) -> None:
         assert not tops & {"projects", "tools", "tests"}, path
         assert "sys.path.insert" not in code or path.name == "__main__.py", path
         assert "python tools/" not in code, path
+
+
+def wrong_commands(text: str, commands: set[str]) -> list[str]:
+    """What looks like a command of the toolkit and is none, among ``COMMAND`` of a usage line."""
+    named = re.findall(r"(?<=[`\n ]unified )[a-z][\w-]*", f" {text}")
+    wrong = [f"unified {name}" for name in named if name not in commands]
+    return wrong + re.findall(r"python unified \S*", text)
+
+
+def test_every_text_names_commands_that_are_there(installed: Path, tmp_path: Path) -> None:
+    assert wrong_commands("`python unified data make`", {"data"}) == ["python unified data"]
+    assert wrong_commands("run `unified eval-mevis`", {"data"}) == ["unified eval-mevis"]
+    overview = succeed([str(installed / "unified"), "--help"], tmp_path)
+    commands = {line.split()[0] for line in overview.splitlines() if line.startswith("  ")}
+    package, texts = packages(installed) / "unified", {}
+    for path in package.rglob("*"):
+        content = path.read_text(encoding="utf-8") if path.suffix in TEXTS else ""
+        if path.suffix == ".py":  # adjacent literals are one constant
+            nodes = [
+                node for node in ast.walk(ast.parse(content)) if isinstance(node, ast.Constant)
+            ]
+            content = "\n".join(node.value for node in nodes if isinstance(node.value, str))
+        texts[path.relative_to(package)] = content
+    named = "\n".join(texts.values())
+    assert len(re.findall(r"\bunified (?:data|train|image) ", named)) > 20
+    assert "`unified data make " in texts[Path("engine/missing.py")]
+    assert "tools/eval_mevis.py" in texts[Path("metrics/video.py")]  # of others
+    for path, text in texts.items():
+        assert not wrong_commands(text, commands), path
+        assert "python tools/" not in text, path
 
 
 def labels(path: Path) -> np.ndarray:

@@ -40,8 +40,9 @@ def check_all_there(cfg: CfgNode, *, resume: bool) -> None:
         return
     if data:
         lines.append(
-            "where to get the data: datasets/README.md; small made copies of it: `python "
-            f"tools/data.py make {' '.join(data)} --root FOLDER`, then DETECTRON2_DATASETS=FOLDER"
+            "where to get the data: datasets/README.md; small made copies of it: "
+            f"`python tools/data.py make {' '.join(data)} --root FOLDER`, then "
+            "DETECTRON2_DATASETS=FOLDER"
         )
     listed = "\n".join(f"  - {line}" for line in lines)
     raise InputError(
@@ -65,8 +66,9 @@ def _missing_weights(cfg: CfgNode) -> Iterator[str]:
         if name not in WEIGHTS:
             if key == "MODEL.WEIGHTS" and not Path(name).is_file():
                 yield (
-                    f"{key} {name} does not exist: give a file, a name that `python "
-                    "tools/download_weights.py --list` shows, or '' to start from the backbone"
+                    f"{key} {name} does not exist: give a file, a name that "
+                    "`python tools/download_weights.py --list` shows, or '' to start from the "
+                    "backbone"
                 )
             continue
         has_vocabulary = WEIGHTS[name].hub is not None  # which no checkpoint holds
