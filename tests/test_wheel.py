@@ -146,6 +146,15 @@ def test_every_text_names_commands_that_are_there(installed: Path, tmp_path: Pat
         assert "python tools/" not in text, path
 
 
+def test_the_rounding_of_recordings_is_in_it(installed: Path, tmp_path: Path) -> None:
+    code = (
+        "from unified.projects.uniref.parity.recorded import RECORDED_NOISE\n"
+        "print(RECORDED_NOISE.read_text())"
+    )
+    noise = json.loads(succeed([str(installed / "python"), "-c", code], tmp_path))
+    assert noise["golden_text"]
+
+
 def labels(path: Path) -> np.ndarray:
     """Object ids (H, W)."""
     with Image.open(path) as image:

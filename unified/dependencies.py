@@ -13,11 +13,11 @@ warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarn
 
 INSTALL = {
     "detectron2": "python tools/install_detectron2.py",
+    "cv2": "python -m pip install opencv-python-headless",
     "flash_attn": 'python -m pip install "flash-attn>=2.5"',
     "nltk": 'python -m pip install "nltk>=3.9"',
     "wandb": "python -m pip install wandb",
 }
-INSTALL_CORE = "python -m pip install -e ."
 
 
 def require(name: str) -> ModuleType:
@@ -32,5 +32,5 @@ def require(name: str) -> ModuleType:
     except Exception as error:  # a broken binary package raises whatever it likes
         missing = isinstance(error, ModuleNotFoundError) and error.name == package
         state = "is not installed" if missing else f"cannot be imported ({first_line(error)})"
-        command = INSTALL.get(package, INSTALL_CORE)
+        command = INSTALL.get(package, f"python -m pip install {package}")
         raise ConfigError(f"{package} {state}: run `{command}`") from error

@@ -55,10 +55,9 @@ class NoiseFloor:
     @classmethod
     def beside(cls, path: Path, otherwise: Path | None = None) -> NoiseFloor:
         """From ``noise.json`` in the folder of a recorded file, else from another file."""
-        for file in (path.parent / "noise.json", otherwise):
-            if file is not None and file.is_file():
-                return cls(json.loads(file.read_text()))
-        return cls({})
+        beside = path.parent / "noise.json"
+        file = beside if beside.is_file() else otherwise
+        return cls({} if file is None else json.loads(file.read_text()))
 
     def allowed(self, file: str, name: str, expected: np.ndarray) -> float:
         """Ten times the noise or 2e-5 of the largest magnitude, whichever is larger.

@@ -18,6 +18,7 @@ from unified.engine.system import Recording
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "tests" / "data" / "uniref"
+NOISE = ROOT / "projects/uniref/parity/noise.json"
 # Deformable attention alone: a small model has the same module under the same key names.
 SMALL = [
     "--opts",
@@ -54,7 +55,7 @@ def check(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Tool:
 @pytest.fixture
 def recording(tmp_path: Path) -> Path:
     """A copy that tests may change, with the noise beside it."""
-    shutil.copy(DATA / "noise.json", tmp_path)
+    shutil.copy(NOISE, tmp_path)
     return Path(shutil.copy(DATA / "golden_msdeform.npz", tmp_path))
 
 

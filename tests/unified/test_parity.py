@@ -59,6 +59,8 @@ def test_allowance_is_ten_times_the_noise_or_a_share_of_the_magnitude(tmp_path: 
     assert noise.allowed("run", "c", np.array([np.inf])) == 0
     elsewhere = NoiseFloor.beside(tmp_path / "elsewhere/run.npz", tmp_path / "noise.json")
     assert elsewhere.allowed("run", "a", np.ones(1)) == pytest.approx(3e-5)
+    with pytest.raises(FileNotFoundError):  # not an empty table, which would allow other errors
+        NoiseFloor.beside(tmp_path / "elsewhere/run.npz", tmp_path / "gone.json")
     without = NoiseFloor.beside(tmp_path / "elsewhere/run.npz")
     assert without.allowed("run", "a", np.ones(1)) == pytest.approx(2e-5)
 

@@ -49,7 +49,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--precision",
         choices=PRECISIONS,
         help="half precision is faster where the processor has it, and masks are near those of "
-        "float32, not the same: 0.989 mean IoU (docs/runs.md#half-precision in the source tree)",
+        "float32, not the same (docs/runs.md#half-precision in the source tree)",
     )
 
 

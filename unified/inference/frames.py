@@ -196,9 +196,8 @@ def warn_of_half_precision(precision: str) -> None:
     """Says once what a precision costs, unless it is float32."""
     if precision != "float32":
         logger.warning(
-            "precision %s: masks are near those of float32, not the same. Measured in bfloat16, 41 "
-            "masks of the default model have a mean IoU of 0.989 with them, the lowest one 0.85: "
-            "see docs/runs.md#half-precision in the source tree",
+            "precision %s: masks are near those of float32, not the same: how near depends on "
+            "the model, see docs/runs.md#half-precision in the source tree",
             precision,
         )
 

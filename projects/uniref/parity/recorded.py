@@ -16,7 +16,7 @@ from unified.checkpoint import Weights, load_weights
 from unified.parity import Arrays
 
 # Of recordings that come without a file of their own.
-RECORDED_NOISE = Path(__file__).parents[3] / "tests/data/uniref/noise.json"
+RECORDED_NOISE = Path(__file__).with_name("noise.json")
 
 
 def make_weight(key: str, shape: tuple[int, ...]) -> np.ndarray:

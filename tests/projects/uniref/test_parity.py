@@ -25,7 +25,7 @@ from projects.uniref.parity import (
     replay,
 )
 from projects.uniref.parity.parts import replay_call
-from projects.uniref.parity.recorded import make_weight
+from projects.uniref.parity.recorded import RECORDED_NOISE, make_weight
 from projects.uniref.parity.ties import recorded_order
 from unified.engine.config import load_config
 from unified.engine.models import CONFIGS
@@ -52,7 +52,7 @@ KINDS = {
     "vos": "call",
 }
 VIDEOS = [name for name, kind in KINDS.items() if kind == "video"]
-NOISE = NoiseFloor.beside(DATA / "any")
+NOISE = NoiseFloor.beside(RECORDED_NOISE)
 
 Arrays = dict[str, np.ndarray]
 Replayed = Callable[[str], tuple[Arrays, Arrays]]

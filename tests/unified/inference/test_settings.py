@@ -80,11 +80,11 @@ def test_half_precision_says_once_what_it_costs(
         "precision float16",
     ]
     page = (Path(__file__).parents[3] / "docs" / "runs.md").read_text(encoding="utf-8")
-    _, _, section = page.partition("\n## Half precision\n")
-    (row,) = re.findall(r"^\| autocast, what decides .*$", section, re.MULTILINE)
-    _, mean, lowest, below, _ = (cell.strip() for cell in row.strip("| ").split("|"))
-    for said in (mean, lowest, f"{below.split()[-1]} masks", "docs/runs.md#half-precision"):
-        assert said in caplog.messages[0]
+    assert "\n## Half precision\n" in page
+    for message in caplog.messages:
+        assert "docs/runs.md#half-precision" in message
+        # Numbers of one model would be read as those of any.
+        assert not re.search(r"\d\.\d", message)
 
 
 def test_below_the_threshold_a_mask_is_empty(segmenter: Toy) -> None:

@@ -22,6 +22,7 @@ from unified.modeling.backbones import BACKBONES, KEY_TABLES, build_backbone, lo
 from unified.modeling.backbones.timm_nets import DepthwiseConv
 
 DATA = Path(__file__).parents[2] / "data" / "uniref"
+NOISE = Path(__file__).parents[3] / "projects/uniref/parity/noise.json"
 PREFIX = "detr.detr.backbone.0.backbone."
 CHANNELS = {
     "resnet50": (256, 512, 1024, 2048),
@@ -225,7 +226,7 @@ def test_resnet50_reproduces_the_recorded_features(resnet_weights: dict[str, Ten
     weights, _ = KEY_TABLES["resnet50"].to_native(resnet_weights)
     backbone.load_state_dict(weights)
     recorded = np.load(DATA / "golden_features.npz")
-    noise = json.loads((DATA / "noise.json").read_text())["golden_features"]
+    noise = json.loads(NOISE.read_text())["golden_features"]
     mean = torch.tensor([123.675, 116.28, 103.53])[:, None, None]
     std = torch.tensor([58.395, 57.12, 57.375])[:, None, None]
     images = torch.zeros(2, 3, 192, 256)

