@@ -113,7 +113,7 @@ def test_errors_are_one_sentence_and_exit_code_2(
         message = "no replay for the recorded arrays surprise"
     elif case == "no kind":
         np.savez(recording, a=np.zeros(2))
-        message = "is no recorded run that a system here can compute again (UniRef: msdeform, "
+        message = "UniRef: msdeform, unifusion, features, "
     elif case == "missing":
         recording.unlink()
     elif case == "text":
