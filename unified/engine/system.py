@@ -208,10 +208,10 @@ def system(name: str) -> System:
     return systems[name]
 
 
-def prepare(found: System, cfg: CfgNode) -> bool:
-    """Imports the extensions of a system and adds its keys; False, after a warning, if it fails.
+def prepare(found: System, cfg: CfgNode) -> None:
+    """Imports the extensions of a system and adds its keys.
 
-    A system that fails once is left out from then on.
+    A system that fails once is left out from then on, after a warning.
     """
     try:
         for module in found.extensions:
@@ -220,8 +220,6 @@ def prepare(found: System, cfg: CfgNode) -> bool:
     except Exception as error:  # whatever is wrong with one system must not stop the others
         _warn(f"the system {found.name}", error)
         _systems().pop(found.name)
-        return False
-    return True
 
 
 @cache
@@ -234,12 +232,23 @@ def _systems() -> dict[str, System]:
                 raise TypeError(f"expected a System, got {type(found).__name__}")
             if found.name in systems:
                 raise ValueError(f"another system is called {found.name} already")
+            _check_models(found, systems.values())
             register_weights(found.weights)
         except Exception as error:  # as in prepare
             _warn(place, error)
             continue
         systems[found.name] = found
     return dict(sorted(systems.items()))
+
+
+def _check_models(found: System, others: Iterable[System]) -> None:
+    """Raises ValueError if a model has the name of another system's, or is a second default."""
+    taken = {name: entry for other in others for name, entry in other.models.items()}
+    if double := sorted(taken.keys() & found.models.keys()):
+        raise ValueError(f"another system has models called {', '.join(double)} already")
+    defaults = [name for name, entry in {**taken, **found.models}.items() if entry.default]
+    if len(defaults) > 1:
+        raise ValueError(f"of the models {', '.join(defaults)} one alone can be the default")
 
 
 def _in_folders() -> Iterator[tuple[str, Callable[[], object]]]:
