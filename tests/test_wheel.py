@@ -139,7 +139,8 @@ def test_every_text_names_commands_that_are_there(installed: Path, tmp_path: Pat
         texts[path.relative_to(package)] = content
     named = "\n".join(texts.values())
     assert len(re.findall(r"\bunified (?:data|train|image) ", named)) > 20
-    assert "`unified data make " in texts[Path("engine/missing.py")]
+    missing = texts[Path("engine/missing.py")]
+    assert "`unified data make " in missing and " unified train --config-file " in missing
     assert "tools/eval_mevis.py" in texts[Path("metrics/video.py")]  # of others
     for path, text in texts.items():
         assert not wrong_commands(text, commands), path

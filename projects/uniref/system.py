@@ -161,6 +161,7 @@ SYSTEM = System(
     layouts=(Layout("official", official_keys),),
     models=MODELS,
     weights=WEIGHTS,
+    tiny_config="lite/joint_tiny.yaml",
     replays={
         kind: _replay(kind)
         for kind in (

@@ -8,18 +8,10 @@ from pathlib import Path
 from detectron2.config import CfgNode
 
 from unified.data.catalog import data_root, find_dataset
+from unified.engine.config import load_config
+from unified.engine.system import system
 from unified.errors import InputError, UnifiedError
 from unified.weights import WEIGHTS, resolve
-
-# A recipe whose sets are made in a minute.
-_TINY_SETS = "refcoco-unc-train fss-1000-train refytvos-train ytbvos19-train"
-_TINY_WEIGHTS = ("minilm", "efficientnet_lite0")
-_TINY_RUN = (
-    f"python tools/data.py make {_TINY_SETS} --root datasets_tiny --size 20 && "
-    "DETECTRON2_DATASETS=datasets_tiny python tools/train_net.py "
-    "--config-file configs/lite/joint_tiny.yaml DATASETS.TEST '()' SOLVER.MAX_ITER 20 "
-    "OUTPUT_DIR output/tiny"
-)
 
 
 def check_all_there(cfg: CfgNode, *, resume: bool) -> None:
@@ -45,17 +37,23 @@ def check_all_there(cfg: CfgNode, *, resume: bool) -> None:
             "DETECTRON2_DATASETS=FOLDER"
         )
     listed = "\n".join(f"  - {line}" for line in lines)
-    raise InputError(
-        f"this machine lacks what the configuration names:\n{listed}\n"
-        f"What runs right now, on made data:\n{tiny_run()}"
-    )
+    tiny = system(cfg.MODEL.META_ARCHITECTURE).tiny_config
+    instead = f"\nWhat runs right now, on made data:\n{tiny_run(tiny)}" if tiny else ""
+    raise InputError(f"this machine lacks what the configuration names:\n{listed}{instead}")
 
 
-def tiny_run() -> str:
-    """A shell command that trains a few steps, whatever is installed."""
-    absent = [name for name in _TINY_WEIGHTS if _problem(name)]
+def tiny_run(tiny_config: str) -> str:
+    """A shell command that trains a few steps on made sets, whatever is installed."""
+    file = f"configs/{tiny_config}"
+    cfg = load_config(file)
+    needed = (name for _, name in _weights_keys(cfg.MODEL, "MODEL"))
+    absent = [name for name in needed if name in WEIGHTS and _problem(name)]
     fetch = f"python tools/download_weights.py {' '.join(absent)} && " if absent else ""
-    return fetch + _TINY_RUN
+    return (
+        f"{fetch}python tools/data.py make {' '.join(cfg.DATASETS.TRAIN)} --root datasets_tiny "
+        f"--size 20 && DETECTRON2_DATASETS=datasets_tiny python tools/train_net.py --config-file "
+        f"{file} DATASETS.TEST '()' SOLVER.MAX_ITER 20 OUTPUT_DIR output/tiny"
+    )
 
 
 def _missing_weights(cfg: CfgNode) -> Iterator[str]:

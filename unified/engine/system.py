@@ -154,6 +154,8 @@ class System:
         models: what users can name.
         weights: rows of the weights registry.
         replays: kind of recording -> how it is computed again.
+        tiny_config: file below ``configs/`` of a recipe that trains on sets that the toolkit makes;
+            suggested where data or weights are missing.
         extensions: modules whose import registers fusion layers, backbones, tasks or datasets.
         score_bias: model -> key of the parameter that is added to the logit of every score.
         baseline: model -> a ``Segmenter`` with the same weights and the steps of the reference, for
@@ -177,6 +179,7 @@ class System:
     models: Mapping[str, ModelEntry] = field(default_factory=dict)
     weights: Mapping[str, WeightsEntry] = field(default_factory=dict)
     replays: Mapping[str, Replay] = field(default_factory=dict)
+    tiny_config: str | None = None
     extensions: tuple[str, ...] = ()
     score_bias: Callable[[nn.Module], str] | None = None
     baseline: Callable[[nn.Module], nn.Module] | None = None

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from projects.uniref.system import SYSTEM
 from unified.data.catalog import find_dataset
 from unified.data.synthetic.releases import RELEASES
 from unified.engine.config import load_config
@@ -37,7 +38,7 @@ def test_all_that_is_missing_is_named_at_once(tmp_path: Path) -> None:
         for file in find_dataset(name).files:
             assert str(tmp_path / "DETECTRON2_DATASETS" / file) in message
         assert f"tools/data.py check {name}" in message
-    assert message.splitlines()[-1] == tiny_run()
+    assert message.splitlines()[-1] == tiny_run(str(SYSTEM.tiny_config))
 
 
 def test_a_resumed_run_needs_its_data_alone(tmp_path: Path) -> None:
@@ -54,7 +55,8 @@ def test_a_resumed_run_needs_its_data_alone(tmp_path: Path) -> None:
 def test_the_last_line_runs(tmp_path: Path) -> None:
     for folder in ("tools", "configs"):
         (tmp_path / folder).symlink_to(ROOT / folder)
-    short = tiny_run().replace("MAX_ITER 20", "MAX_ITER 2").replace("--size 20", "--size 4")
+    command = tiny_run(str(SYSTEM.tiny_config))
+    short = command.replace("MAX_ITER 20", "MAX_ITER 2").replace("--size 20", "--size 4")
     done = subprocess.run(
         short.replace("python tools", f"{sys.executable} -W ignore tools"),
         shell=True,
