@@ -10,7 +10,8 @@ from contextlib import suppress
 from datetime import timedelta
 
 import torch.distributed as dist
-from torch.distributed import TCPStore
+from torch.distributed import PrefixStore
+from torch.distributed.distributed_c10d import _get_default_store
 
 from unified.commands import MISUSE
 from unified.errors import UnifiedError
@@ -29,29 +30,24 @@ class FailureWatch:
     other one looks at.
 
     Args:
-        host: name of the first machine, as the others reach it.
+        rank: of this process among ``world`` ones, ``local_world`` of them on each machine.
     """
 
-    def __init__(self, host: str, *, rank: int, world: int, local_world: int) -> None:
+    def __init__(self, *, rank: int, world: int, local_world: int) -> None:
         self.rank, self.world, self.local_world = rank, world, local_world
-        first = rank == 0
-        patience = timedelta(seconds=_PATIENCE)
-        store = TCPStore(host, 0, world, True, patience, wait_for_workers=False) if first else None
-        port: list[int | None] = [None if store is None else store.port]
-        dist.broadcast_object_list(port)
-        assert port[0] is not None
-        self.store = store or TCPStore(
-            host, port[0], world, False, patience, wait_for_workers=False
-        )
-        dist.barrier()  # nobody fails before all can hear of it
+        # The group's own store, which all have reached; by a connection that nothing else blocks.
+        self.store = PrefixStore("failures", _get_default_store().clone())
+        self.store.set_timeout(timedelta(seconds=_PATIENCE))
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
         self._thread.start()
 
-    def fail(self, error: Exception) -> int:
+    def fail(self, error: BaseException) -> int:
         """Tells the others, waits until they know, and returns the exit code."""
         code = MISUSE if isinstance(error, UnifiedError) else 1
         text = str(error) if code == MISUSE else f"{type(error).__name__}: {error}"
+        if not isinstance(error, Exception):
+            text = "it was stopped: continue with --resume"
         message = f"{self.rank} {code} {text}"
         try:
             first = self.store.compare_set(_FAILURE, "", message).decode()
@@ -61,7 +57,7 @@ class FailureWatch:
         if first != message:
             self._thread.join()  # another process was first, so this one is about to end
         self._ended.set()
-        if code == MISUSE:  # of others the traceback follows
+        if code == MISUSE:  # of other errors the traceback follows
             _say(f"process {self.rank}: {text}")
         self._wait_for_others()
         return code

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from datetime import timedelta
 from signal import SIGTERM
 from typing import Any
-from urllib.parse import urlsplit
 
 import torch
 import torch.distributed as dist
@@ -140,12 +139,11 @@ def _work(
         timeout=TIMEOUT,
     )
     comm.create_local_process_group(local_world)
-    host = urlsplit(url).hostname or os.environ.get("MASTER_ADDR", "localhost")
-    watch = FailureWatch(host, rank=rank, world=world, local_world=local_world)
+    watch = FailureWatch(rank=rank, world=world, local_world=local_world)
     try:
         main(*more)
         watch.finish()
-    except Exception as error:
+    except BaseException as error:  # SIGTERM and Ctrl-C too
         code = watch.fail(error)
         if isinstance(error, UnifiedError):
             return code
@@ -158,6 +156,9 @@ def _work(
 def ended_in_order() -> Iterator[None]:
     """Within the block SIGTERM raises SystemExit, so that what is written at the end is written.
 
+    The whole group of processes may get it, and more than once. What is written is not interrupted
+    by a second one, or because workers of a data loader have ended.
+
     Not in processes that ``launch`` starts: it ends those that lost a partner, which may hang where
     no exception reaches them.
     """
@@ -166,6 +167,8 @@ def ended_in_order() -> Iterator[None]:
         return
 
     def end(number: int, _: Any) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # DataLoader's handler raises RuntimeError
         raise SystemExit(128 + number)
 
     before = signal.signal(SIGTERM, end)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -47,6 +48,42 @@ GONE = """
         os.kill(os.getpid(), signal.SIGKILL)
     dist.barrier()
 """
+STOPPED = """
+    import os, signal, time
+    from unified.engine.launch import ended_in_order
+    with ended_in_order():
+        if comm.get_rank() == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(100)
+"""
+OWN_STORE = """
+    from torch.distributed import TCPStore
+    from unified.engine.failures import FailureWatch
+    watch = FailureWatch(rank=comm.get_rank(), world=2, local_world=1)
+    store = watch.store
+    while not isinstance(store, TCPStore):
+        store = store.underlying_store
+    print(store.port == int(sys.argv[2].split(":")[-1]))
+"""
+# What a whole group of processes does when it gets SIGTERM; the workers are two of a data loader.
+GROUP = """
+import time
+from torch.utils.data import DataLoader
+from unified.engine.launch import ended_in_order
+
+if __name__ == "__main__":
+    stream = iter(DataLoader(range(100000), num_workers=2))
+    next(stream)
+    with ended_in_order():
+        try:
+            print("ready", flush=True)
+            time.sleep(100)
+        finally:
+            end = time.monotonic() + 2
+            while time.monotonic() < end:
+                time.sleep(0.1)
+            print("written at the end")
+"""
 WELL = """
     import time
     time.sleep(comm.get_rank())
@@ -73,20 +110,31 @@ NOT_A_NUMBER = """
 """
 
 
-def run_two(body: str, folder: Path) -> tuple[list[int], list[str], float]:
-    """Exit codes and what was printed by both, and the seconds until both had ended."""
+def run_two(
+    body: str, folder: Path, *, torchrun: bool = False
+) -> tuple[list[int], list[str], float]:
+    """Exit codes and what was printed by both, and the seconds until both had ended.
+
+    With ``torchrun`` the environment says who they are, as that program does it.
+    """
     script = folder / "work.py"
     script.write_text(SCRIPT.format(body=body))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        url = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+        port = probe.getsockname()[1]
+    url = f"tcp://127.0.0.1:{port}"
     environment = {**os.environ, "PYTHONPATH": PATH, "OMP_NUM_THREADS": "1"}
     environment["DETECTRON2_DATASETS"] = str(folder)
+    ranks: list[dict[str, str]] = [{}, {}]
+    if torchrun:
+        job = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+        job |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        ranks = [{**job, "RANK": str(rank)} for rank in range(2)]
     start = time.monotonic()
     processes = [
         subprocess.Popen(
             [sys.executable, "-W", "ignore", str(script), str(machine), url],
-            env=environment,
+            env=environment | ranks[machine],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -130,6 +178,41 @@ def test_without_the_first_process_the_others_end(tmp_path: Path) -> None:
     codes, printed, seconds = run_two(GONE, tmp_path)
     assert codes[1] == 1 and seconds < 60
     assert "error: process 0 was lost: continue with --resume" in printed[1]
+
+
+def test_a_process_that_is_stopped_ends_all_machines(tmp_path: Path) -> None:
+    codes, printed, seconds = run_two(STOPPED, tmp_path, torchrun=True)
+    assert codes == [1, 128 + signal.SIGTERM] and seconds < 60
+    assert printed[0] == "error: process 1: it was stopped: continue with --resume\n"
+    assert "Traceback" not in printed[1]
+
+
+def test_word_goes_round_by_the_port_that_the_processes_met_at(tmp_path: Path) -> None:
+    codes, printed, _ = run_two(OWN_STORE, tmp_path)
+    assert codes == [0, 0]
+    assert printed == ["True\n", "True\n"]
+
+
+def test_what_is_written_at_the_end_survives_sigterm_to_the_whole_group(tmp_path: Path) -> None:
+    script = tmp_path / "work.py"
+    script.write_text(GROUP)
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore", str(script)],
+        env={**os.environ, "PYTHONPATH": PATH, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        os.killpg(process.pid, signal.SIGTERM)
+        printed = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 128 + signal.SIGTERM
+    assert printed == ("written at the end\n", "")
 
 
 def test_processes_that_end_well_wait_for_each_other(tmp_path: Path) -> None:
