@@ -219,20 +219,22 @@ class TrainLoader:
             **copy.deepcopy(self._state),
             "seed": self.plan.seed,
             "sizes": [len(source.records) for source in self.sources],
+            "shares": self.plan.num_shares,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues where ``state_dict`` was taken; takes effect at the next ``iter``.
 
         Raises:
-            ConfigError: the state is of other datasets or of another seed.
+            ConfigError: the state is of other datasets, another seed or other shares.
         """
-        current = self.state_dict()
-        for key in ("seed", "sizes"):
-            if state[key] != current[key]:
+        before, current = {"shares": 1, **state}, self.state_dict()  # old checkpoints lack shares
+        for key in ("seed", "sizes", "shares"):
+            if before[key] != current[key]:
                 raise ConfigError(
-                    f"the stream to resume has {key} {state[key]}, this one {current[key]}: resume "
-                    "with the same datasets and the same SEED"
+                    f"the stream to resume has {key} {before[key]}, this one {current[key]}: "
+                    "resume with the same datasets, SEED and DATALOADER.ONE_DATASET_PER, and where "
+                    "that is 'process' with as many processes"
                 )
         self._state = copy.deepcopy({key: state[key] for key in ("batch", "drawn")})
 

@@ -150,6 +150,19 @@ def test_state_of_other_data_is_refused(data_root: Path) -> None:
         TrainLoader(_sources()[:2], seed=1).load_state_dict(state)
 
 
+def test_state_of_other_shares_is_refused(data_root: Path) -> None:
+    options: dict[str, Any] = {"seed": 1, "world_size": 2}
+    shared = TrainLoader(_sources(), **options)
+    apart = TrainLoader(_sources(), **options, one_dataset_per="process")
+    with pytest.raises(ConfigError, match=r"shares 2, this one 1.*ONE_DATASET_PER"):
+        shared.load_state_dict(apart.state_dict())
+    old = shared.state_dict()
+    del old["shares"]
+    shared.load_state_dict(old)
+    with pytest.raises(ConfigError, match="shares 1, this one 2"):
+        apart.load_state_dict(old)
+
+
 def test_global_random_state_is_left_alone(data_root: Path) -> None:
     torch.manual_seed(0)
     np.random.seed(0)
