@@ -38,6 +38,7 @@ def parser() -> argparse.ArgumentParser:
     add("--unseen", type=Path, help="unseen videos or classes, or train meta.json (seen classes)")
     add("--classes", type=int, help="number of classes (semantic)")
     add("--ignore", type=int, help="label that does not count (semantic); default: 255")
+    add("--class-agnostic", action="store_true", help="merge all categories (COCO)")
     add("--weights", type=Path, help="checkpoint that made the masks; its sha256 is on the card")
     add("--allow-missing", action="store_true", help="count faults of the files, do not stop")
     add("--out", type=Path, help="write summary.json, per_sequence.csv and per_item.csv here")
@@ -73,6 +74,7 @@ def run(options: argparse.Namespace) -> None:
         unseen=options.unseen,
         num_classes=options.classes,
         ignore=options.ignore,
+        class_agnostic=options.class_agnostic,
         allow_missing=options.allow_missing,
         num_workers=max(options.workers, 1),
         progress=True,

@@ -22,6 +22,7 @@ from unified.data.mappers import TestMapper
 from unified.data.samples import Sample
 from unified.dependencies import require
 from unified.engine.inference import settings_of
+from unified.engine.system import system
 from unified.errors import ConfigError
 from unified.evaluation.evaluators import ProtocolEvaluator, build_evaluator
 from unified.evaluation.report import Origin
@@ -50,12 +51,14 @@ def evaluate(cfg: CfgNode, model: Any, weights: Path | None = None) -> dict[str,
     names = tuple(cfg.DATASETS.TEST)
     register_datasets(names)
     model.eval()
+    class_agnostic = system(cfg.MODEL.META_ARCHITECTURE).supervision(cfg).class_agnostic
     numbers: dict[str, float] = {}
     for name in names:
         images, clips = settings_for(cfg, name)
         is_clip = TASKS[find_dataset(name).task].num_frames > 1
         asked: ModelInput = clips if is_clip else images
-        origin = Origin(None if weights is None else file_sha256(weights), as_json(asked))
+        sha256 = None if weights is None else file_sha256(weights)
+        origin = Origin(sha256, as_json(asked), class_agnostic)
         evaluator = build_evaluator(name, Path(cfg.OUTPUT_DIR) / "inference", origin)
         evaluator.reset()
         with torch.inference_mode():

@@ -203,7 +203,8 @@ class DetectionEvaluator(ProtocolEvaluator):
         """The 12 numbers of COCO."""
         boxes = protocol == "coco-box"
         truth = self._truth("bbox" if boxes else "segmentation")
-        return results.coco_scores(truth, self._with_released_classes(), boxes=boxes)
+        found, merged = self._with_released_classes(), self.origin.class_agnostic
+        return results.coco_scores(truth, found, boxes=boxes, class_agnostic=merged)
 
     def _truth(self, shape: str) -> Mapping[str, Any]:
         """The annotation file itself where it is known, as its areas are not those of the masks."""

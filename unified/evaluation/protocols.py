@@ -23,7 +23,7 @@ class Protocol:
         benchmark: printed on the card.
         rule: the choices that change the number, printed on the card.
         score: counts.
-        options: those that it reads, of split, meta, unseen, classes and ignore.
+        options: those that it reads, of split, meta, unseen, classes, ignore and class-agnostic.
     """
 
     task: str
@@ -62,6 +62,7 @@ def _visible(*, skip_ends: bool) -> VideoScoring:
 HALVES = ("split", "meta", "unseen")  # of benchmarks with seen and unseen objects
 LABELS = ("split", "classes", "ignore")
 WHOLE_FILE: tuple[str, ...] = ()  # annotation files are scored as they are
+CATEGORIES = ("class-agnostic",)
 
 PROTOCOLS: dict[str, Protocol] = {
     "davis17-semi": Protocol(
@@ -226,14 +227,14 @@ PROTOCOLS: dict[str, Protocol] = {
         "COCO",
         "AP of masks, 100 detections",
         partial(results.score_coco, boxes=False),
-        WHOLE_FILE,
+        CATEGORIES,
     ),
     "coco-box": Protocol(
         "detection",
         "COCO",
         "AP of boxes, 100 detections",
         partial(results.score_coco, boxes=True),
-        WHOLE_FILE,
+        CATEGORIES,
     ),
     "mmseg": Protocol(
         "semantic",
@@ -294,6 +295,7 @@ def _check_options(name: str, protocol: Protocol, request: Request) -> None:
         "unseen": request.unseen,
         "classes": request.num_classes,
         "ignore": request.ignore,
+        "class-agnostic": request.class_agnostic or None,
     }
     for option, value in given.items():
         if value is not None and option not in protocol.options:

@@ -51,6 +51,7 @@ class Request:
         unseen: list of unseen videos or classes, or training meta file with the seen classes.
         num_classes: for semantic segmentation.
         ignore: label of the ground truth that does not count there, if not 255.
+        class_agnostic: merge all categories, as for a model without classes.
         allow_missing: count problems instead of stopping at the first.
         num_workers: sequences scored at the same time.
         progress: show a progress bar.
@@ -63,6 +64,7 @@ class Request:
     unseen: Path | None = None
     num_classes: int | None = None
     ignore: int | None = None
+    class_agnostic: bool = False
     allow_missing: bool = False
     num_workers: int = 1
     progress: bool = False
@@ -158,10 +160,12 @@ class Origin:
     Attributes:
         sha256: of the weights.
         inference: how the model was asked, see ``unified.inference.settings.as_json``.
+        class_agnostic: whether the model gives everything one class.
     """
 
     sha256: str | None = None
     inference: Mapping[str, Any] | None = None
+    class_agnostic: bool = False
 
 
 @dataclass(frozen=True)

@@ -53,29 +53,39 @@ def score_coco(request: Request, *, boxes: bool) -> Scores:
     shape = "bbox" if boxes else "segmentation"
     truth = read_coco(request.truth, shape)
     results = _read(request, truth, ("image_id", "category_id", "score", shape))
+    named = {entry["category_id"] for entry in results}
+    present = {entry["category_id"] for entry in truth["annotations"]}
+    if len(named) == 1 < len(present) and not request.class_agnostic:
+        logger.warning(
+            "all results are of category %s, the ground truth has %d: of a model without classes "
+            "score them with --class-agnostic",
+            *named,
+            len(present),
+        )
     with _naming(request):
-        scores = coco_scores(truth, results, boxes=boxes)
+        scores = coco_scores(truth, results, boxes=boxes, class_agnostic=request.class_agnostic)
     return replace(scores, notes=(*scores.notes, *_without_result(scores, results, "image_id")))
 
 
 def coco_scores(
-    truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], *, boxes: bool
+    truth: Mapping[str, Any],
+    results: Sequence[Mapping[str, Any]],
+    *,
+    boxes: bool,
+    class_agnostic: bool = False,
 ) -> Scores:
     """The 12 numbers of COCO; of a model without classes those of all categories as one.
 
     Such a model calls everything by one category. Judged by categories, perfect masks would have
     next to no precision, so the categories are merged and a note says so.
     """
-    named = {entry["category_id"] for entry in results}
-    present = {entry["category_id"] for entry in truth["annotations"]}
     notes: tuple[str, ...] = ()
-    if len(named) == 1 and len(present) > 1:
-        (category,) = named
-        notes = (f"all results are of category {category}: {len(present)} categories merged",)
-        logger.warning("%s, as of a model without classes", notes[0])
-        merged = [{**entry, "category_id": category} for entry in truth["annotations"]]
-        categories = [{"id": category, "name": "any category"}]
+    if class_agnostic and len(truth["categories"]) > 1:
+        notes = (f"class-agnostic: {len(truth['categories'])} categories merged",)
+        merged = [{**entry, "category_id": 1} for entry in truth["annotations"]]
+        categories = [{"id": 1, "name": "any category"}]
         truth = {**truth, "annotations": merged, "categories": categories}
+        results = [{**entry, "category_id": 1} for entry in results]
     entries = coco_entries(truth, results, boxes=boxes)
     return replace(detection_scores(truth, entries, detection.COCO_AREAS), notes=notes)
 

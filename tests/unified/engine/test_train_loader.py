@@ -69,6 +69,8 @@ def test_the_mirror_image_is_asked_in_evaluation_but_not_in_detection(
             assert set(sizes[before:]) == {1}
             sizes[before:] = [(len(sizes) - before) // len(load_records(name))]
     assert calls == {"fss-1000-test": [2, 1], "objects365_v2_val": [1, 1]}
+    card = Path(cfg.OUTPUT_DIR) / "inference" / "objects365_v2_val" / "coco-box" / "summary.json"
+    assert "categories merged" in card.read_text(), "the toy model has no classes"
 
 
 def test_the_margin_of_supports_reaches_evaluation(options: list[str]) -> None:

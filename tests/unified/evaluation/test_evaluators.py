@@ -22,7 +22,7 @@ from unified.evaluation.evaluators import EVALUATORS, best_instance, build_evalu
 from unified.evaluation.protocols import PROTOCOLS, evaluate
 from unified.evaluation.reading import read_split
 from unified.evaluation.records import coco_truth
-from unified.evaluation.report import Request, Split
+from unified.evaluation.report import Origin, Request, Split
 from unified.label_maps import read_ids
 from unified.structures import FrameResult
 
@@ -258,6 +258,11 @@ def test_detection_finds_everything_it_is_given(tmp_path: Path) -> None:
         evaluator.process(mapper([record]), [{"instances": found}])
     assert len(truth["annotations"]) == sum(len(r["annotations"]) for r in records)
     assert evaluator.score("coco-box").numbers["AP"] == pytest.approx(100)
+    without_classes = build_evaluator(name, tmp_path, Origin(class_agnostic=True))
+    without_classes.samples = [{**s, "category_id": 0} for s in evaluator.samples]
+    merged = without_classes.score("coco-box")
+    assert merged.numbers["AP"] == pytest.approx(100)
+    assert any("merged" in note for note in merged.notes)
     DatasetCatalog.remove(name)
     MetadataCatalog.remove(name)
 

@@ -540,8 +540,10 @@ def test_coco(score: Score, tmp_path: Path, protocol: str) -> None:
 
 
 @pytest.mark.parametrize("protocol", ["coco-mask", "coco-box"])
-def test_coco_of_a_model_without_classes(score: Score, tmp_path: Path, protocol: str) -> None:
-    """Perfect masks that are all of one category: judged by categories they would have AP 25."""
+def test_coco_of_a_model_without_classes(
+    score: Score, tmp_path: Path, protocol: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Perfect masks that are all of one category: judged by categories they have AP 25 and less."""
     things, found = [], []
     for image in (1, 2):
         for category in (3, 5, 8):
@@ -560,13 +562,20 @@ def test_coco_of_a_model_without_classes(score: Score, tmp_path: Path, protocol:
         "truth": write_json(tmp_path / "gt.json", truth),
         "prediction": write_json(tmp_path / "r.json", found),
     }
-    report = score(protocol, **paths)
+    by_category = score(protocol, **paths)
+    assert by_category.scores.numbers["AP"] < 40
+    assert len(by_category.scores.rows) == 3
+    assert "merged" not in by_category.card.line()
+    (warning,) = caplog.messages
+    assert "all results are of category 3" in warning and "--class-agnostic" in warning
+    caplog.clear()
+    report = score(protocol, class_agnostic=True, **paths)
     assert report.scores.numbers["AP"] == pytest.approx(100)
-    assert "all results are of category 3: 3 categories merged" in report.card.line()
+    assert "class-agnostic: 3 categories merged" in report.card.line()
     assert [row.sequence for row in report.scores.rows] == ["any category"]
-    found[0]["category_id"] = 5
-    write_json(tmp_path / "r.json", found)
-    assert score(protocol, **paths).scores.numbers["AP"] < 40
+    assert not caplog.messages
+    with pytest.raises(ConfigError, match="does not read --class-agnostic"):
+        score("youtube-vis", class_agnostic=True, **paths)
 
 
 @pytest.mark.parametrize(
