@@ -57,8 +57,7 @@ def copy_tree(tree: Path, *tops: str) -> None:
     shutil.copyfile(ROOT / "pyproject.toml", tree / "pyproject.toml")
 
 
-def test_without_a_system_the_tests_of_the_toolkit_pass(tmp_path: Path) -> None:
-    """All of them are collected, the fast ones run."""
+def test_without_a_system_all_tests_are_collected_and_the_fast_ones_pass(tmp_path: Path) -> None:
     copy_tree(tmp_path, *("unified", "projects", "tools", "tests", "configs", "datasets", "docs"))
     shutil.rmtree(tmp_path / "projects/uniref")
     shutil.rmtree(tmp_path / "tests/projects/uniref")
