@@ -30,7 +30,7 @@ from unified.engine.config import load_config
 from unified.inference.video_io import VideoWriter
 from unified.label_maps import write_label_map
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[4]
 GUIDE = (ROOT / "docs/finetune.md").read_text(encoding="utf-8")
 RECIPES = [ROOT / f"configs/lite/finetune_{name}.yaml" for name in ("images", "clips")]
 START = "start.safetensors"

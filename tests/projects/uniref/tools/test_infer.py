@@ -17,7 +17,7 @@ from unified.inference.image_io import read_image, write_image
 from unified.inference.video_io import FrameReader, VideoWriter
 from unified.label_maps import write_label_map
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[4]
 SIZE = (48, 64)
 # fmt: off
 TINY = [

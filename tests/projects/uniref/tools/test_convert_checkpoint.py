@@ -16,7 +16,7 @@ from tests.projects.uniref.tiny import make_uniref
 from unified.checkpoint import read_weights, write_weights
 from unified.modeling.backbones import build_backbone
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[4]
 Tool = Callable[..., int]
 
 

@@ -27,7 +27,7 @@ from unified.engine.models import CONFIGS
 from unified.engine.testing import evaluate
 from unified.label_maps import write_label_map, write_mask
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[4]
 CONFIG = CONFIGS / "lite/uniref_lite.yaml"
 SIZES = ["INFERENCE.IMAGE_SHORT_SIDE", "96", "INFERENCE.VIDEO_SHORT_SIDE", "96"]
 # Some of the sentences below are refused, others are not.

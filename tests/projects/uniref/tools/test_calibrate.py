@@ -15,7 +15,7 @@ from unified import ImagePredictor
 from unified.checkpoint import read_weights, write_weights
 from unified.data.synthetic.releases import RELEASES
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[4]
 _SPEC = importlib.util.spec_from_file_location("calibrate", ROOT / "tools/calibrate.py")
 assert _SPEC is not None and _SPEC.loader is not None
 _TOOL = importlib.util.module_from_spec(_SPEC)

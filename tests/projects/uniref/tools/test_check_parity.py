@@ -16,7 +16,7 @@ import pytest
 from projects.uniref.parity.check import choose_config
 from unified.engine.system import Recording
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[4]
 DATA = ROOT / "tests" / "data" / "uniref"
 NOISE = ROOT / "projects/uniref/parity/noise.json"
 # Deformable attention alone: a small model has the same module under the same key names.

@@ -16,7 +16,7 @@ from projects.uniref.system import SYSTEM
 from tests.projects.uniref.tiny import make_uniref
 from unified.inference.profiling import VERB_STAGES, StageTimer, median_milliseconds, stage_names
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[4]
 # fmt: off
 TINY = [
     "--config-file", str(ROOT / "configs/lite/uniref_lite.yaml"), "--device", "cpu",
