@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import multiprocessing
 import os
 import re
@@ -10,6 +11,7 @@ import runpy
 import shlex
 import subprocess
 import sys
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -124,16 +126,35 @@ def test_a_backbone(folder: Path) -> None:
     assert "backbone.net.res5.weight" in read_weights(folder / "out_backbone/model_final.pth")
 
 
+def record_words(path: Path) -> None:
+    """What an implementation of Words in numpy says of a sentence, with the weights it has."""
+    table = np.random.default_rng(0).normal(size=(512, 16)).astype(np.float32)
+    rows = [zlib.crc32(word) % 512 for word in (b"the", b"red", b"circle")]
+    arrays = {"in/table": table, "in/sentence": np.array("the RED circle")}
+    np.savez(path, **arrays, **{"out/summary": table[rows].mean(axis=0)[None]})
+
+
 @pytest.mark.timeout(900)
 def test_a_system_found_by_its_entry_point(folder: Path) -> None:
     write_files(folder, SECTIONS["system"])
-    np.savez(folder / "recorded.npz", **{"in/words": np.zeros(()), "out/size": np.array(12880)})
+    record_words(folder / "recorded.npz")
     printed = run_commands(folder, SECTIONS["system"])
-    assert "resumed at step 10" in printed and "all arrays passed" in printed
+    assert "resumed at step 10" in printed
+    assert (
+        "recorded.npz: Words, words\n  pass  summary" in printed and "all arrays passed" in printed
+    )
     assert sorted(read_weights(folder / "published.pth")) == [
         *("net.conv.0.bias", "net.conv.0.weight", "net.conv.2.bias", "net.conv.2.weight"),
         "net.table",
     ]
+    scores = json.loads((folder / "out_words/evaluation.json").read_text().splitlines()[-1])
+    assert re.search(rf"^oIoU .*\n *{scores['refcoco-unc-val/uniref/oIoU']:.2f} ", printed, re.M)
+    timed = [json.loads(report) for report in re.findall(r"^\{\n.*?^\}$", printed, re.M | re.S)]
+    assert [(row["model"], row["mode"]) for row in timed] == [
+        ("words", "image"),
+        ("words", "video"),
+    ]
+    assert all(row["ours"]["milliseconds"]["total"] > 0 for row in timed)
     ours = read_weights(folder / "words.safetensors")
     trained = read_weights(folder / "out_words/model_final.pth")
     assert ours.keys() == trained.keys()
