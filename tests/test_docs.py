@@ -96,8 +96,9 @@ def options_of(path: Path) -> frozenset[str]:
     options = {"--help", *re.findall(r'"(--[a-z][\w-]*)"', text)}
     if "default_argument_parser" in text:
         options |= set(default_argument_parser()._option_string_actions)
-    if "cli.add_model_arguments" in text:
-        options |= options_of(ROOT / "unified/inference/cli.py")
+    for module, added in (("cli", "add_model_arguments"), ("places", "add_place_arguments")):
+        if f"{module}.{added}" in text:
+            options |= options_of(ROOT / f"unified/inference/{module}.py")
     return frozenset(options)
 
 
