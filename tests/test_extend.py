@@ -14,6 +14,7 @@ import sys
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -130,8 +131,9 @@ def record_words(path: Path) -> None:
     """What an implementation of Words in numpy says of a sentence, with the weights it has."""
     table = np.random.default_rng(0).normal(size=(512, 16)).astype(np.float32)
     rows = [zlib.crc32(word) % 512 for word in (b"the", b"red", b"circle")]
-    arrays = {"in/table": table, "in/sentence": np.array("the RED circle")}
-    np.savez(path, **arrays, **{"out/summary": table[rows].mean(axis=0)[None]})
+    arrays: dict[str, Any] = {"in/table": table, "in/sentence": np.array("the RED circle")}
+    arrays["out/summary"] = table[rows].mean(axis=0)[None]
+    np.savez(path, **arrays)
 
 
 @pytest.mark.timeout(900)
