@@ -107,7 +107,8 @@ def run(options: argparse.Namespace) -> None:
         "merge_rule": "separate" if options.separate else "score",
         **cli.describe_run(model, predictor.settings),
     }
-    captions = {entry["id"]: entry["text"] or "like the examples" for entry in objects}
+    shown = "like the examples" if options.support else "the place shown"
+    captions = {entry["id"]: entry["text"] or shown for entry in objects}
     with ExitStack() as stack, tqdm(paths, unit="image") as progress:
         results: ResultsFile | None = None
         detections: list[dict[str, Any]] = []

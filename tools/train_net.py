@@ -34,7 +34,8 @@ def parse(arguments: Sequence[str] | None) -> Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs and returns the exit code: 0, 2 for what a user can mend, 1 for a lost process."""
-    return run_command(lambda: run(arguments), stopped="continue with --resume")
+    go_on = "continue from the last checkpoint with --resume"
+    return run_command(lambda: run(arguments), stopped=go_on)
 
 
 def run(arguments: Sequence[str] | None) -> int:

@@ -92,6 +92,8 @@ def train(cfg: CfgNode, *, resume: bool) -> Trainer:
     trainer = Trainer(cfg, build_train_loader(cfg), resume=resume)
     if started:
         logger.info("resumed at step %d", trainer.start_iter)
+    elif resume:
+        logger.info("%s holds no checkpoint yet: training starts at step 0", cfg.OUTPUT_DIR)
     if trainer.is_done:
         logger.info("nothing is left to do: the final weights are there")
         return trainer

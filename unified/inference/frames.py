@@ -21,6 +21,7 @@ from unified.structures import (
     Box,
     FeaturePyramid,
     ImageBatch,
+    Point,
     Prompt,
     Reference,
     References,
@@ -228,6 +229,10 @@ def check_image(image: np.ndarray) -> None:
 
 def check_prompt(prompt: Prompt, size: Size | None = None) -> None:
     """Raises InputError unless the prompt says something and its mask fits a frame of ``size``."""
+    if not isinstance(prompt, Prompt):
+        raise InputError(f'expected a Prompt, got {prompt!r}: write Prompt(text="the cat")')
+    if not all(isinstance(point, Point) for point in prompt.points):
+        raise InputError(f"expected points of unified.structures.Point, got {prompt.points!r}")
     shown = prompt.points_at or prompt.mask is not None or prompt.supports
     if prompt.text is None and not shown:
         raise InputError(

@@ -469,6 +469,8 @@ def test_unknown_precision(segmenter: Toy) -> None:
 
 BAD_PROMPTS = {
     "nothing": (Prompt(), "the prompt is empty"),
+    "a bare sentence": ("the cat", r"expected a Prompt, got 'the cat': write Prompt\(text="),
+    "points as numbers": (Prompt(points=((3, 3),)), "expected points of unified.structures.Point"),
     "mask of another size": (Prompt(mask=np.ones((30, 40), bool)), r"\(60, 80\), got \(30, 40\)"),
     "colour mask": (Prompt(mask=np.ones((*SIZE, 3), bool)), r"got \(60, 80, 3\)"),
     "empty mask": (Prompt(mask=np.zeros(SIZE, bool)), "the mask is empty"),
