@@ -162,4 +162,6 @@ def test_names_work_in_half_precision(named: NamedUniRef) -> None:
             features, references = encode(named, "text")
             found = named.segment(features, references)
     assert found.scores.dtype == torch.float32
-    torch.testing.assert_close(found.scores, wanted.scores, atol=0.1, rtol=0.1)
+    # Weights are random here, so that rounding may let another candidate win; what half precision
+    # does to the trained model is in test_half_precision.py.
+    torch.testing.assert_close(found.scores, wanted.scores, atol=0.2, rtol=0.1)
