@@ -30,6 +30,7 @@ SAMPLING_MULTIPLIER = 0.1
 
 MODELS = {
     "uniref-lite": ModelEntry("lite/uniref_lite.yaml", "uniref_lite", default=True),
+    "uniref-lite-written": ModelEntry("lite/uniref_lite.yaml", "uniref_lite_written"),
     "uniref-r50": ModelEntry("video_joint_r50.yaml", "uniref_video_r50"),
     "uniref-r50-image": ModelEntry("image_joint_r50.yaml", "uniref_image_r50"),
     "uniref-r50-objects365": ModelEntry("pretrain_objects365_r50.yaml", "uniref_objects365_r50"),
@@ -44,6 +45,11 @@ WEIGHTS = {
         licence="Apache-2.0",  # see MODEL_CARD.md for that of the training data
         bundled=Path(__file__).parent / "weights/uniref_lite.safetensors",
         sha256="3e95906763257a307bb8253a706482a605de640e37af9c58742c7106a747fdd7",
+    ),
+    "uniref_lite_written": WeightsEntry(
+        licence="Apache-2.0",  # see MODEL_CARD.md
+        bundled=Path(__file__).parent / "weights/uniref_lite_written.safetensors",
+        sha256="9f8b174c2e0c3aafeb5f19cc6d8c50ac91979d121e16c662e355f4bed4d75675",
     ),
     **{
         f"uniref_{stage}_{size}": WeightsEntry(licence="MIT", page=_PAGE)
