@@ -95,11 +95,9 @@ def run(options: argparse.Namespace) -> None:
     read_image(paths[0])  # before the model is loaded, which takes longer
     model = cli.load_model(options, points=bool(options.point))
     settings = cli.chosen_settings(options) | ({"mirror": False} if options.detect or names else {})
-    predictor = (
-        ImagePredictor(model, **settings)
-        if names is None
-        else ClassPredictor(model, names, **settings)
-    )
+    predictor: ImagePredictor | ClassPredictor = ImagePredictor(model, **settings)
+    if names is not None:
+        predictor = ClassPredictor(model, names, **settings)
     header = {
         "tool": "infer_image",
         "input": options.input,

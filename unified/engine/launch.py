@@ -138,9 +138,9 @@ def _work(
         world_size=world,
         timeout=TIMEOUT,
     )
-    comm.create_local_process_group(local_world)
     watch = FailureWatch(rank=rank, world=world, local_world=local_world)
     try:
+        comm.create_local_process_group(local_world)
         main(*more)
         watch.finish()
     except BaseException as error:  # SIGTERM and Ctrl-C too

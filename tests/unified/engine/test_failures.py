@@ -44,6 +44,7 @@ UNEXPECTED = """
 """
 GONE = """
     import os, signal
+    dist.barrier()  # both have begun
     if comm.get_rank() == 0:
         os.kill(os.getpid(), signal.SIGKILL)
     dist.barrier()
