@@ -142,7 +142,6 @@ def _predict_clips(
     """Each frame is encoded once for all that is asked about its clip."""
     alone = evaluator.metadata.merge == "each"
     for records in clips:
-        predictor.reset()
         frames = (read_image(path) for path in records[0]["file_names"])
         prompts = clip_prompts(records, alone=alone)
         evaluator.process(records, predictor.run(frames, prompts))

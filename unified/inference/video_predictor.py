@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import replace
 from typing import Any
 
@@ -71,14 +71,29 @@ class VideoPredictor:
         frames: Iterable[np.ndarray],
         prompts: Mapping[int, Mapping[int, Prompt]],
     ) -> Iterator[FrameResult]:
-        """Results of the frames as they are consumed.
+        """Results of the frames of a new clip as they are consumed; objects of others are forgotten.
 
         Args:
             frames: any iterable of (H, W, 3) uint8 RGB, read one at a time.
             prompts: frame index -> object id -> prompt.
+
+        Raises:
+            InputError: prompts are for frames that the clip does not have, as soon as its length
+                is known; or as for ``step``.
         """
+        if isinstance(frames, Sized):
+            _check_frames(prompts, len(frames))
+        return self._run(frames, prompts)
+
+    def _run(
+        self, frames: Iterable[np.ndarray], prompts: Mapping[int, Mapping[int, Prompt]]
+    ) -> Iterator[FrameResult]:
+        self.memory = VideoMemory()  # what was added meanwhile starts with the first frame
+        num_frames = 0
         for index, frame in enumerate(frames):
             yield self.step(frame, prompts.get(index, {}))
+            num_frames += 1
+        _check_frames(prompts, num_frames)
 
     def step(
         self,
@@ -218,3 +233,13 @@ def _check_object(object_id: int, prompt: Prompt) -> None:
     if not 1 <= object_id <= MAX_OBJECT_ID:
         raise InputError(f"object ids go from 1 to {MAX_OBJECT_ID}, got {object_id}")
     check_prompt(prompt)
+
+
+def _check_frames(prompts: Mapping[int, Mapping[int, Prompt]], num_frames: int) -> None:
+    """Raises InputError if a prompt is for a frame that a clip of ``num_frames`` does not have."""
+    missing = sorted(index for index in prompts if index not in range(num_frames))
+    if missing:
+        raise InputError(
+            f"prompts are for the frames {', '.join(map(str, missing))}, but the clip has "
+            f"{num_frames} frames, counted from 0: give prompts for frames that come"
+        )

@@ -174,14 +174,29 @@ def test_results_do_not_depend_on_how_frames_arrive(segmenter: Toy) -> None:
     all_equal(streamed, whole)
 
     predictor = video(segmenter)
-    parts = [
-        *predictor.run(clip[:1], MIXED),
-        *predictor.run(
-            clip[1:4], {index - 1: prompts for index, prompts in MIXED.items() if index}
-        ),
-        *(predictor.step(frame) for frame in clip[4:]),
-    ]
-    all_equal(parts, whole)
+    steps = [predictor.step(frame, MIXED.get(index)) for index, frame in enumerate(clip)]
+    all_equal(steps, whole)
+
+
+def test_the_next_clip_starts_anew(segmenter: Toy) -> None:
+    predictor = video(segmenter)
+    first = list(predictor.run(frames(3), MIXED))
+    predictor.add(9, Prompt(text="cat"))
+    second = {0: {1: Prompt(text="cat")}}
+    results = list(predictor.run(frames(3), second))
+    assert [list(result.scores) for result in results] == [[1, 9]] * 3
+    all_equal(list(predictor.run(frames(3), MIXED)), first)
+
+
+def test_a_prompt_for_a_frame_that_never_comes_is_named(segmenter: Toy) -> None:
+    prompts = {0: MIXED[0], 3: MIXED[2], -1: MIXED[2]}
+    predictor, message = video(segmenter), r"for the frames -1, 3, but the clip has 3 frames"
+    with pytest.raises(InputError, match=message):
+        predictor.run(frames(3), prompts)
+    results = predictor.run(iter(frames(3)), prompts)
+    assert [len(next(results).scores) for _ in range(3)] == [3, 3, 3]
+    with pytest.raises(InputError, match=message):
+        next(results)
 
 
 def test_frames_are_read_one_at_a_time(segmenter: Toy) -> None:
