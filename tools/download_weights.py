@@ -32,8 +32,11 @@ def run(options: argparse.Namespace) -> None:
     """Lists, downloads, and prints where each is."""
     find_systems()  # they bring weights of their own
     if options.list:
-        for name, entry in WEIGHTS.items():
-            print(f"{name:26}{entry.licence:14}{entry.home}")
+        rows = [("name", "licence", "home")]
+        rows += [(name, entry.licence, entry.home) for name, entry in WEIGHTS.items()]
+        names, licences, _ = (max(map(len, column)) for column in zip(*rows, strict=True))
+        for name, licence, home in rows:
+            print(f"{name:{names}}  {licence:{licences}}  {home}")
     for name in options.names:
         print(f"{name}: {download(name)}")
 

@@ -93,11 +93,12 @@ def run(options: argparse.Namespace) -> None:
         else cli.image_prompts(names or options.text, options.support, place)
     )
     read_image(paths[0])  # before the model is loaded, which takes longer
-    model = cli.load_model(options, points=bool(options.point))
+    cli.check_places(prompts, paths)
+    model = cli.load_model(options, prompts)
     settings = cli.chosen_settings(options) | ({"mirror": False} if options.detect or names else {})
-    predictor: ImagePredictor | ClassPredictor = ImagePredictor(model, **settings)
-    if names is not None:
-        predictor = ClassPredictor(model, names, **settings)
+    predictor = (
+        ClassPredictor(model, names, **settings) if names else ImagePredictor(model, **settings)
+    )
     header = {
         "tool": "infer_image",
         "input": options.input,

@@ -94,7 +94,7 @@ def run(options: argparse.Namespace) -> None:
             place=places.place_prompt(options.point, options.box),
             points=[places.parse_point_at(argument) for argument in options.point_at],
         )
-        model = cli.load_model(options, points=bool(options.point or options.point_at))
+        model = cli.load_model(options, chain(*(group.values() for group in prompts.values())))
         predictor = VideoPredictor(
             model,
             merge_rule="separate" if options.separate else "soft",

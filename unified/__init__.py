@@ -6,7 +6,7 @@ a model about a ``Prompt``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -64,6 +64,7 @@ def load(
     weights: str | Path | None = None,
     device: str = "auto",
     options: Sequence[str] = (),
+    kinds: Collection[str] = (),
 ) -> nn.Module:
     """A model in eval mode with its weights, ready for the predictors; by default the small one.
 
@@ -74,4 +75,4 @@ def load(
     require("detectron2.config")
     from unified.engine.models import load
 
-    return load(name_or_config, weights, device, options)
+    return load(name_or_config, weights, device, options, kinds)

@@ -15,7 +15,7 @@ from unified.devices import pick_device
 from unified.engine.config import load_config, with_options
 from unified.engine.inference import settings_of
 from unified.engine.system import ModelEntry, find_systems, system
-from unified.errors import CheckpointError, ConfigError
+from unified.errors import CheckpointError, ConfigError, InputError
 from unified.files import file_sha256
 from unified.layout import ROOT
 from unified.weights import WEIGHTS, resolve
@@ -74,6 +74,7 @@ def load(
     weights: str | Path | None = None,
     device: str = "auto",
     options: Sequence[str] = (),
+    kinds: Collection[str] = (),
 ) -> nn.Module:
     """A model in eval mode with its weights, ready for the predictors.
 
@@ -85,6 +86,7 @@ def load(
             warning says that the model is untrained.
         device: "auto", "cpu" or any name that torch knows.
         options: ``KEY VALUE`` pairs that override the configuration.
+        kinds: of prompts it is going to be asked with: "text", "mask", "point", "box".
 
     Returns:
         The model; its attribute ``info`` is a ``ModelInfo``, ``inference`` how the predictors ask
@@ -93,6 +95,7 @@ def load(
     Raises:
         ConfigError: name, configuration or device are wrong.
         CheckpointError: the weights are not there or belong to another model.
+        InputError: it does not follow such prompts; no weights were read.
     """
     wanted_model = default_model() if name_or_config is None else name_or_config
     cfg, name, file, registered = _configuration(wanted_model, options)
@@ -100,6 +103,7 @@ def load(
     wanted = weights or registered or cfg.MODEL.WEIGHTS or None
     path = None if wanted is None else _weights_file(wanted)
     model = system(cfg.MODEL.META_ARCHITECTURE).build(cfg)
+    _check_kinds(name, model.reference_kinds, kinds)
     load_checkpoint(model, cfg, path)
     if path is None:
         logger.warning(
@@ -114,6 +118,23 @@ def load(
     )
     model.inference = settings_of(cfg)
     return model.to(target).eval()
+
+
+def _check_kinds(name: str, known: Collection[str], kinds: Collection[str]) -> None:
+    """Raises InputError unless a model that follows ``known`` follows all ``kinds``."""
+    # A box becomes the mask of its rectangle.
+    missing = [k for k in kinds if k not in known and not (k == "box" and "mask" in known)]
+    if "point" in missing:
+        others = ", ".join(models(points=True)) or "none is installed"
+        raise InputError(
+            f"the model {name} follows no points: choose another model ({others}), or give a box "
+            "or a mask"
+        )
+    if missing:
+        what = " and ".join(sorted(known)) or "none"
+        raise InputError(
+            f"the model {name} does not follow {missing[0]} prompts, but {what}: choose another"
+        )
 
 
 def load_checkpoint(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import platform
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ import torch
 
 import unified
 from unified.errors import InputError
-from unified.inference.image_io import read_image
+from unified.inference.frames import check_prompt
+from unified.inference.image_io import image_size, read_image
 from unified.inference.places import Prompts, add_places, describe_place, not_read
 from unified.inference.settings import PRECISIONS, ModelInput, as_json
 from unified.inference.video_io import FrameReader
@@ -59,27 +60,36 @@ def _model_side(text: str) -> int:
     return int(text)
 
 
-def load_model(options: argparse.Namespace, *, points: bool = False) -> Any:
+def load_model(options: argparse.Namespace, prompts: Iterable[Prompt] = ()) -> Any:
     """The model that the arguments name.
 
     Args:
-        points: it is going to be asked with points.
+        prompts: it is going to be asked.
 
     Raises:
-        InputError: it does not follow them.
+        InputError: it does not follow them; no weights were read.
     """
     name = options.config_file or options.model
     named = {} if name is None else {"name_or_config": name}
-    model: Any = unified.load(
-        **named, weights=options.weights, device=options.device, options=options.opts
+    return unified.load(
+        **named,
+        weights=options.weights,
+        device=options.device,
+        options=options.opts,
+        kinds=sorted({kind for prompt in prompts for kind in _kinds(prompt)}),
     )
-    if points and "point" not in model.reference_kinds:
-        known = ", ".join(unified.models(points=True)) or "none is installed"
-        raise InputError(
-            f"the model {model.info.name} follows no points: choose another with --model ({known})"
-            ", or give a box or a mask"
-        )
-    return model
+
+
+def _kinds(prompt: Prompt) -> Iterator[str]:
+    """What a model must follow to be asked this."""
+    if prompt.text is not None:
+        yield "text"
+    if prompt.mask is not None or prompt.supports:
+        yield "mask"
+    if prompt.points:
+        yield "point"
+    if prompt.box is not None:
+        yield "box"
 
 
 def chosen_settings(options: argparse.Namespace) -> dict[str, Any]:
@@ -105,6 +115,17 @@ def describe_run(model: Any, settings: ModelInput) -> dict[str, Any]:
             "numpy": np.__version__,
         },
     }
+
+
+def check_places(prompts: Iterable[Prompt], paths: Sequence[Path]) -> None:
+    """Raises InputError if points or a box do not lie on one of the images, from their headers."""
+    placed = [prompt for prompt in prompts if prompt.points or prompt.box]
+    for path in paths if placed else ():
+        for prompt in placed:
+            try:
+                check_prompt(prompt, image_size(path))
+            except InputError as error:
+                raise InputError(f"image {path}: {error}") from None
 
 
 def check_texts(texts: Sequence[str]) -> None:
@@ -204,8 +225,7 @@ def video_prompts(
 
     Every id of a mask is one object; for points and box see ``add_places``. A sentence is one more
     object, with the next id after those of all others; written ``ID=sentence`` it describes the
-    object that has this id there. Sentences
-    hold from the ``first`` frame on.
+    object that has this id there. Sentences hold from the ``first`` frame on.
 
     Args:
         texts: sentences in the order given.
@@ -215,7 +235,7 @@ def video_prompts(
         place, points: as for ``add_places``.
 
     Raises:
-        InputError: nothing to segment, an unusable mask or sentence, or more than 255 ids.
+        InputError: nothing to segment, an unusable prompt, or more than 255 ids.
     """
     if not (texts or masks or place or points):
         raise InputError("nothing to segment: give --text, --mask, --point or --box")
@@ -251,6 +271,9 @@ def video_prompts(
         if given.text is not None:
             raise InputError(f"object {object_id} has two texts, {given.text!r} and {sentence!r}")
         prompts[first][object_id] = replace(given, text=sentence)
+    for group in prompts.values():
+        for prompt in group.values():
+            check_prompt(prompt, frames.size)
     return prompts
 
 
@@ -269,8 +292,8 @@ def describe_prompts(prompts: Prompts) -> list[dict[str, Any]]:
 
 
 def check_reached(prompts: Prompts, last: int) -> None:
-    """Raises InputError if the clip ended before the frame of a mask (some do not tell before)."""
+    """Raises InputError if the clip ended before a prompt's frame (some do not tell before)."""
     if max(prompts) > last:
         raise InputError(
-            f"the clip ended with frame {last}, before the mask for frame {max(prompts)} was used"
+            f"the clip ended with frame {last}, before the prompt for frame {max(prompts)} was used"
         )

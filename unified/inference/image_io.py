@@ -43,6 +43,11 @@ def _images_of(source: str) -> list[Path]:
     else:
         raise InputError(f"input {source} does not exist: give an image, a folder or a pattern")
     if not found:
+        if folders := sorted({str(image.parent) for image in path.glob("*/*") if is_image(image)}):
+            raise InputError(
+                f"input {source} holds no image itself, but its folders do: give one of them, such "
+                f"as {folders[0]}"
+            )
         suffixes = " ".join(sorted(IMAGE_SUFFIXES))
         raise InputError(f"input {source} holds no image, expected files that end in {suffixes}")
     return found

@@ -237,9 +237,18 @@ def _open(sources: Sequence[str]) -> _Images | _VideoFile | _Camera:
             f"input {source} does not exist: give a video, a folder or pattern of images, or a "
             "camera number"
         )
-    if len(sources) == 1 and path.is_file() and path.suffix.lower() not in IMAGE_SUFFIXES:
+    if len(sources) == 1 and _is_video(path):
         return _VideoFile(source)
+    if videos := [name for name in sources if _is_video(Path(name))]:
+        raise InputError(
+            f"{len(sources)} inputs are given and {videos[0]} is no image: one video, or the "
+            "images of one, per run"
+        )
     return _Images(sources)
+
+
+def _is_video(path: Path) -> bool:
+    return path.is_file() and path.suffix.lower() not in IMAGE_SUFFIXES
 
 
 def _upright(picture: Any) -> np.ndarray:

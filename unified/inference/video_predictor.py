@@ -71,7 +71,7 @@ class VideoPredictor:
         frames: Iterable[np.ndarray],
         prompts: Mapping[int, Mapping[int, Prompt]],
     ) -> Iterator[FrameResult]:
-        """Results of the frames of a new clip as they are consumed; objects of others are forgotten.
+        """Results of the frames of a new clip as they are consumed; earlier objects are forgotten.
 
         Args:
             frames: any iterable of (H, W, 3) uint8 RGB, read one at a time.

@@ -12,7 +12,7 @@ from tests.toy.system import TABLE, build
 from unified.checkpoint import write_weights
 from unified.engine.config import load_config
 from unified.engine.models import CONFIGS, load, model_entries
-from unified.errors import CheckpointError, ConfigError
+from unified.errors import CheckpointError, ConfigError, InputError
 from unified.files import file_sha256
 from unified.weights import WEIGHTS
 
@@ -132,6 +132,22 @@ def test_registered_weights_that_are_not_here(
         load("toy-large", device="cpu")
     with pytest.raises(CheckpointError, match=r"weights none\.pth do not exist: give a file"):
         load("toy", weights="none.pth", device="cpu")
+
+
+def test_prompts_that_a_model_does_not_follow_are_refused_before_weights_are_read(
+    small: Path, tmp_path: Path
+) -> None:
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes(b"damaged")
+    asked = {"weights": damaged, "device": "cpu", "options": ["MODEL.TOY.KINDS", "('text',)"]}
+    with pytest.raises(InputError, match="does not follow mask prompts, but text: choose another"):
+        load(small, **asked, kinds=["text", "mask"])
+    with pytest.raises(InputError, match="does not follow box prompts"):
+        load(small, **asked, kinds=["box"])
+    with pytest.raises(InputError, match=r"follows no points: choose another model \("):
+        load(small, **asked, kinds=["point"])
+    with pytest.raises(CheckpointError, match="damaged"):
+        load(small, weights=damaged, device="cpu", kinds=["text", "mask", "box"])
 
 
 def test_weights_of_another_model(small: Path, trained: Path, tmp_path: Path) -> None:

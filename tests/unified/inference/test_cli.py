@@ -100,9 +100,9 @@ def test_mask_at_is_a_frame_and_a_file() -> None:
             parse_mask_at(wrong)
 
 
-def test_a_mask_that_was_never_reached_is_reported() -> None:
+def test_a_prompt_that_was_never_reached_is_reported() -> None:
     check_reached({0: {}, 4: {}}, last=4)
-    with pytest.raises(InputError, match="ended with frame 3, before the mask for frame 4"):
+    with pytest.raises(InputError, match="ended with frame 3, before the prompt for frame 4"):
         check_reached({0: {}, 4: {}}, last=3)
 
 

@@ -121,6 +121,10 @@ def test_nothing_to_read_is_an_error(tmp_path: Path) -> None:
             find_images([source])
     with pytest.raises(InputError, match="does not exist"):
         find_images([f"{tmp_path}/notes.txt", f"{tmp_path}/nowhere"])
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b/1.png").touch()
+    with pytest.raises(InputError, match=r"its folders do: give one of them, such as .*/b$"):
+        find_images([str(tmp_path)])
 
 
 def test_writing_leaves_the_older_file_when_it_fails(tmp_path: Path) -> None:

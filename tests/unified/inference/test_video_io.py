@@ -192,6 +192,12 @@ def test_unusable_sources_are_named_with_the_reason(tmp_path: Path, clip: Path) 
         assert name in str(caught.value)
 
 
+def test_several_videos_are_refused(clip: Path, folder: Path) -> None:
+    for sources in ((clip, clip), (folder, clip)):
+        with pytest.raises(InputError, match=r"2 inputs .* one video, or the images of one, per"):
+            FrameReader(*sources)
+
+
 def test_a_part_without_frames_is_refused(clip: Path) -> None:
     with pytest.raises(InputError, match="no frame from number 10 on, it has 10"):
         FrameReader(clip, start=10)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -238,10 +239,30 @@ def test_points_are_refused_with_the_models_that_follow_them(
 ) -> None:
     out = ["--output", str(tmp_path / "out"), *TINY]
     assert infer_image(["--input", str(photos / "a.png"), "--point", "3,4", *out]) == 2
-    assert "follows no points: choose another with --model (" in capsys.readouterr().err
+    assert "follows no points: choose another model (" in capsys.readouterr().err
     assert infer_video(["--input", str(clip), "--point-at", "2=1:3,4", *out]) == 2
     assert "or give a box or a mask" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_places_off_the_image_are_refused_before_a_model_is_loaded(
+    photos: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_image(photos / "c.png", np.zeros((20, 20, 3), np.uint8))
+    out = ["--output", str(tmp_path / "out"), "--model", "of no such name"]
+    for source, *place in (
+        (photos / "a.png", "--point", "64,3"),
+        (photos / "a.png", "--box", "9,9,9,20"),
+        (photos, "--box", "5,4,40,30"),
+        (clip, "--box", "5,4,90,30"),
+        (clip, "--point-at", "3=1:64,3"),
+        (clip, "--point", "3,3,0"),
+    ):
+        tool = infer_video if source == clip else infer_image
+        assert tool(["--input", str(source), *place, *out]) == 2
+        message = capsys.readouterr().err
+        assert ("c.png: the box" in message) == (source == photos)
+        assert re.search("outside|no area|does not lie within|beside the object", message)
 
 
 def test_a_damaged_image_is_named_and_the_finished_ones_stay(
