@@ -74,6 +74,20 @@ def _launch(
 
 
 @triton.jit
+def _level(levels, level, LEVELS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Height, width and first token of a level that is known when the kernel runs.
+
+    A loop over levels that is not unrolled compiles in a sixth of the time.
+    """
+    height, width, start = levels[0]
+    for other in tl.static_range(1, LEVELS):
+        height = tl.where(level == other, levels[other][0], height)
+        width = tl.where(level == other, levels[other][1], width)
+        start = tl.where(level == other, levels[other][2], start)
+    return height, width, start
+
+
+@triton.jit
 def _token(x, y, width, height, start, exists):  # type: ignore[no-untyped-def]
     """The token of a pixel, and whether that pixel is inside the level."""
     inside = exists & (x >= 0) & (x < width) & (y >= 0) & (y < height)
@@ -121,8 +135,8 @@ def _forward(  # type: ignore[no-untyped-def]
     weights += first * (LEVELS * POINTS)
     row = query * HEADS + head  # (BLOCK,)
     total = tl.zeros((BLOCK, WIDTH), tl.float32)
-    for level in tl.static_range(LEVELS):
-        height, width, start = levels[level]
+    for level in tl.range(LEVELS):
+        height, width, start = _level(levels, level, LEVELS)
         for point in tl.static_range(POINTS):
             sample = row * (LEVELS * POINTS) + level * POINTS + point
             x = tl.load(locations + 2 * sample, mask=exists, other=0.0).to(tl.float32)
@@ -183,8 +197,8 @@ def _backward(  # type: ignore[no-untyped-def]
     of_locations += first * (LEVELS * POINTS * 2)
     weights += first * (LEVELS * POINTS)
     of_weights += first * (LEVELS * POINTS)
-    for level in tl.static_range(LEVELS):
-        height, width, start = levels[level]
+    for level in tl.range(LEVELS):
+        height, width, start = _level(levels, level, LEVELS)
         for point in tl.range(POINTS):
             sample = row * (LEVELS * POINTS) + level * POINTS + point
             x = tl.load(locations + 2 * sample, mask=exists, other=0.0).to(tl.float32)
