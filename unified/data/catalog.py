@@ -18,6 +18,7 @@ from pathlib import Path
 from unified.data.formats.records import Record
 from unified.data.table import ROWS, Dataset
 from unified.errors import ConfigError, InputError
+from unified.files import is_litter
 from unified.layout import DATASETS_GUIDE
 
 logger = logging.getLogger(__name__)
@@ -35,7 +36,8 @@ def data_root() -> Path:
 
 def own_names() -> list[str]:
     """Names of the own data that is described below the root, sorted."""
-    names = sorted(path.stem for path in (data_root() / "own").glob("*.yaml"))
+    found = (path for path in (data_root() / "own").glob("*.yaml") if not is_litter(path))
+    names = sorted(path.stem for path in found)
     return [name for name in names if name not in CATALOG]
 
 

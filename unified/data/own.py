@@ -14,6 +14,7 @@ from unified.data.formats.expressions import read_expressions
 from unified.data.formats.records import ImageRecord
 from unified.data.table import Dataset, Merge
 from unified.errors import ConfigError
+from unified.files import read_text
 from unified.tasks import TASKS, Task
 
 # task -> keys that say where its files are, all required; a task of one's own adds a row
@@ -80,7 +81,7 @@ def read_own_dataset(path: Path) -> Dataset:
 
 def _read_yaml(path: Path) -> Mapping[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(read_text(path))
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid yaml: {error}") from error
     if not isinstance(content, dict):

@@ -14,6 +14,7 @@ from detectron2.config import CfgNode, get_cfg
 
 from unified.engine.system import find_systems, prepare
 from unified.errors import ConfigError
+from unified.files import read_text
 from unified.layout import find_config
 
 
@@ -111,7 +112,7 @@ def _read_file(file: Path) -> dict[str, Any]:
     A base is relative to the file, or to the toolkit where it starts with ``configs/`` and is not
     beside the file.
     """
-    content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    content = yaml.safe_load(read_text(file)) or {}
     if not isinstance(content, dict):
         raise ValueError(f"expected keys and values, got {type(content).__name__}")
     base = content.pop("_BASE_", None)

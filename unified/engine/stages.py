@@ -15,6 +15,7 @@ import yaml
 from unified.engine.checkpointing import FINAL, POINTER
 from unified.engine.config import check_pairs, load_config
 from unified.errors import ConfigError
+from unified.files import read_text
 from unified.layout import ROOT, find_config
 
 logger = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ def read_stages(path: str | Path, options: Sequence[str] = ()) -> list[Stage]:
     if not path.is_file():
         raise ConfigError(f"stages file {path} does not exist")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(read_text(path))
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is no yaml: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or set(content) != KEYS or not content["STAGES"]:

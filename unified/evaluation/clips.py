@@ -18,9 +18,9 @@ from unified.evaluation.reading import (
     frame_names,
     read_binary,
     read_names,
-    subfolders,
 )
 from unified.evaluation.report import MISSING_SET, Problems, Request
+from unified.files import subfolders
 from unified.label_maps import is_black_and_white, read_ids
 from unified.metrics.davis import MAX_PROPOSALS, VOID
 from unified.metrics.video import Span

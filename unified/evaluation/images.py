@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,6 +26,7 @@ from unified.evaluation.report import (
     counted,
     percent,
 )
+from unified.files import entries, files_below
 from unified.label_maps import read_ids
 from unified.metrics import few_shot, generalized, iou, semantic
 from unified.metrics.davis import VOID, present_ids
@@ -90,7 +92,9 @@ def find_pairs(
 def _masks_in(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder: expected masks as PNG files in it")
-    files = {p.relative_to(folder).with_suffix("").as_posix(): p for p in folder.rglob("*.png")}
+    files = {
+        p.relative_to(folder).with_suffix("").as_posix(): p for p in files_below(folder, ".png")
+    }
     if not files:
         raise InputError(f"{folder} holds no PNG: expected one mask per sample")
     return dict(sorted(files.items()))
@@ -254,7 +258,7 @@ def score_few_shot(request: Request) -> Scores:
     """
     problems = Problems(request.allow_missing)
     folder = request.prediction
-    shots = sorted(folder.glob(f"{SHOTS}[0-9]*")) or [folder]
+    shots = [path for path in entries(folder) if re.match(rf"{SHOTS}\d", path.name)] or [folder]
     pairs = find_pairs(replace(request, prediction=shots[0]), problems, empty_classes=True)
     outside = [pair.truth for pair in pairs if "/" not in pair.name]
     if outside:

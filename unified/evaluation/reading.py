@@ -16,7 +16,7 @@ from unified.evaluation.report import (
     Problems,
     Split,
 )
-from unified.inference.image_io import natural_key
+from unified.files import entries, subfolders
 from unified.label_maps import read_ids
 from unified.metrics.davis import present_ids
 
@@ -63,22 +63,22 @@ def annotation_root(folder: Path) -> Path:
     return folder
 
 
-def subfolders(folder: Path) -> list[str]:
-    """Names of the folders inside, sorted, without those that file managers make."""
-    names = (path.name for path in folder.iterdir() if path.is_dir())
-    return sorted(name for name in names if not name.startswith((".", "__MACOSX")))
-
-
 def frame_names(folder: Path) -> list[str]:
     """Names without suffix of the PNG files inside, in natural order (2 before 10).
 
     Raises:
         InputError: there is none.
     """
-    names = [path.stem for path in sorted(folder.glob("[!.]*.png"), key=natural_key)]
+    names = mask_names(folder)
     if not names:
         raise InputError(f"{folder} holds no PNG: expected the masks of a sequence")
     return names
+
+
+def mask_names(folder: Path) -> list[str]:
+    """As ``frame_names``; nothing for a folder without PNG, or none at all."""
+    inside = entries(folder) if folder.is_dir() else []
+    return [path.stem for path in inside if path.suffix == ".png"]
 
 
 def check_sequences(
@@ -91,7 +91,7 @@ def check_sequences(
     Raises:
         InputError: nothing fits at all, or a folder is missing or extra and that is not allowed.
     """
-    if not any(prediction.iterdir()):
+    if not entries(prediction):
         raise InputError(f"{prediction} is empty: expected predictions in it")
     found = set(subfolders(prediction))
     if not found & set(wanted):

@@ -18,11 +18,10 @@ import numpy as np
 from PIL import Image
 
 from unified.errors import ConfigError, InputError
-from unified.files import atomic_path
+from unified.files import atomic_path, is_litter
 from unified.label_maps import davis_palette
 
 RESULTS = "results.json"
-LITTER = ("__MACOSX", ".DS_Store", "Thumbs.db")
 OLDEST = (1980, 1, 1, 0, 0, 0)  # the same files make the same zip, whenever it is written
 
 
@@ -128,16 +127,16 @@ def _folder_files(server: Server, path: Path) -> Files:
         name = found.relative_to(inside).as_posix()
         if found.is_file():
             names.append(name)
-        elif not any(found.iterdir()):
+        elif not in_litter(name) and not any(found.iterdir()):
             empty.append(name)
     if not names:
         raise InputError(f"{path} is empty: expected predictions in it")
     return Files(path, tuple(names), tuple(empty), f"{server.top}/" if has_top else "")
 
 
-def is_litter(name: str) -> bool:
-    """Whether a file was left by an operating system."""
-    return any(part in LITTER or part.startswith("._") for part in name.split("/"))
+def in_litter(name: str) -> bool:
+    """Whether a file lies in litter or is litter itself."""
+    return any(map(is_litter, name.split("/")))
 
 
 def write_submission(server: Server, files: Files, path: Path) -> int:
@@ -146,7 +145,7 @@ def write_submission(server: Server, files: Files, path: Path) -> int:
     Label maps without palette get the DAVIS one, masks of 0 and 1 become 0 and 255; every other
     file is copied byte by byte.
     """
-    names = [name for name in files.names if not is_litter(name)]
+    names = [name for name in files.names if not in_litter(name)]
     if path.suffix != ".zip":
         raise ConfigError(f"{path} must end in .zip")
     with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:

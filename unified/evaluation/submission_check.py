@@ -19,9 +19,10 @@ from PIL import Image
 from unified.data.formats.files import image_files, read_json
 from unified.errors import InputError
 from unified.evaluation.detections import is_mask
-from unified.evaluation.reading import annotation_root, read_names, some_of, subfolders
+from unified.evaluation.reading import annotation_root, mask_names, read_names, some_of
 from unified.evaluation.report import run_parallel
-from unified.evaluation.submission import RESULTS, Files, Server, is_litter
+from unified.evaluation.submission import RESULTS, Files, Server, in_litter
+from unified.files import subfolders
 from unified.inference.image_io import image_size
 from unified.label_maps import read_ids
 from unified.metrics.davis import VOID, present_ids
@@ -110,7 +111,9 @@ def read_videos(
             if server.content == "objects":
                 items = tuple(subfolders(drawn))
             else:
-                maps = [present_ids(read_ids(path)) for path in sorted(drawn.glob("*.png"))]
+                maps = [
+                    present_ids(read_ids(drawn / f"{frame}.png")) for frame in mask_names(drawn)
+                ]
                 ids = frozenset(i for present in maps for i in present) - {0, VOID}
         frames = tuple(path.stem for path in images)
         videos[name] = Video(frames, image_size(images[0]), items, ids)
@@ -148,7 +151,7 @@ def check_submission(
     inside = _inside(server, files)
     faults = list(_layout_faults(server, files, inside))
     names = [n for n in inside if n.endswith(".png") and n.count("/") + 1 == server.depth]
-    names = [name for name in names if not is_litter(name)]
+    names = [name for name in names if not in_litter(name)]
 
     def look(name: str) -> Mask:
         return _look(server, name, files.read(inside[name]))
@@ -185,14 +188,14 @@ def _inside(server: Server, files: Files) -> dict[str, str]:
 def _layout_faults(server: Server, files: Files, inside: Mapping[str, str]) -> Iterator[Fault]:
     read_by_server = set(inside.values())
     for name in files.names:
-        if is_litter(name):
+        if in_litter(name):
             if files.archive is not None:  # a folder is zipped without it
                 yield Fault(name, "left by the operating system: zip without it")
         elif name not in read_by_server:
             yield Fault(name, f"outside the folder {server.top}/ that the server reads")
         elif not name.endswith(".png"):
             yield Fault(name, f"is no PNG: the zip holds only {_pattern(server)}")
-    kept = [name for name in inside if not is_litter(name)]
+    kept = [name for name in inside if not in_litter(name)]
     for depth, number in Counter(name.count("/") + 1 for name in kept).items():
         if depth != server.depth:
             example = next(name for name in kept if name.count("/") + 1 == depth)
@@ -308,7 +311,7 @@ def check_results(files: Files, truth: Mapping[str, Any] | None = None) -> list[
         files: the file, or the zip around it.
         truth: the data set's JSON with "videos" and "categories", to check ids and lengths.
     """
-    names = [name for name in files.names if not is_litter(name)]
+    names = [name for name in files.names if not in_litter(name)]
     faults = [Fault(n, f"expected only {RESULTS} at the top") for n in names if n != RESULTS]
     if RESULTS not in names:
         return [*faults, Fault(RESULTS, "is missing: the server reads this name only")]

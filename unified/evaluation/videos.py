@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from unified.errors import InputError
 from unified.evaluation.clips import EXPRESSION_SETS, Clip, MakeClips
-from unified.evaluation.reading import check_size, read_binary, some_of
+from unified.evaluation.reading import check_size, mask_names, read_binary, some_of
 from unified.evaluation.report import (
     EXTRA_MASK,
     MISSING_MASK,
@@ -137,7 +137,7 @@ def _extra_frames(clip: Clip, problems: Problems) -> int:
     Raises:
         InputError: there are some though the ground truth has all frames, and that is not allowed.
     """
-    predicted = {path.stem for path in clip.prediction.glob("[!.]*.png")}
+    predicted = set(mask_names(clip.prediction))
     extra = sorted(predicted - set(clip.frames))
     numbers = [int(frame) for frame in clip.frames if frame.isdigit()]
     has_all = 1 < len(clip.frames) == len(numbers) == numbers[-1] - numbers[0] + 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from unified.errors import InputError
-from unified.files import atomic_path
+from unified.files import atomic_path, entries, is_litter, natural_key
 
 if TYPE_CHECKING:
     from unified.structures import Size
@@ -37,7 +36,7 @@ def _images_of(source: str) -> list[Path]:
     if path.is_file():
         return [path]
     if path.is_dir():
-        found = [entry for entry in path.iterdir() if is_image(entry)]
+        found = [entry for entry in entries(path) if is_image(entry)]
     elif glob.has_magic(source):
         found = [Path(name) for name in glob.glob(source) if is_image(Path(name))]
     else:
@@ -55,14 +54,8 @@ def _images_of(source: str) -> list[Path]:
 
 def is_image(path: Path) -> bool:
     """Whether a path is a visible file with the suffix of an image."""
-    visible = not path.name.startswith(".")
-    return visible and path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
-
-
-def natural_key(path: Path) -> tuple[list[tuple[int, str]], str]:
-    """What to sort paths by, so that 2 comes before 10."""
-    parts = re.split(r"(\d+)", path.name)
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts], str(path)
+    named = not is_litter(path) and path.suffix.lower() in IMAGE_SUFFIXES
+    return named and path.is_file()
 
 
 def read_image(path: str | os.PathLike[str]) -> np.ndarray:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from unified.errors import CheckpointError, ConfigError, InputError, first_line
+from unified.files import read_text
 from unified.structures import upload
 
 logger = logging.getLogger(__name__)
@@ -73,7 +74,7 @@ class Vocabulary:
             ConfigError: it is missing, no text, or no vocabulary.
         """
         try:
-            text = Path(path).read_text(encoding="utf-8")
+            text = read_text(path)
         except (OSError, ValueError) as error:
             raise ConfigError(
                 f"the vocabulary {path} cannot be read ({first_line(error)}): give the file that "

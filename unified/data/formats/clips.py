@@ -17,6 +17,7 @@ from unified.data.formats.files import (
 )
 from unified.data.formats.records import ClipRecord, frame_labels
 from unified.errors import InputError
+from unified.files import subfolders
 from unified.inference.image_io import image_size
 
 
@@ -54,7 +55,7 @@ def read_clip_folders(
     """Every clip that has a folder of masks, or the clips named, in that order."""
     if names is None:
         require(masks, "one folder of label maps per clip")
-        names = sorted(path.name for path in masks.iterdir() if path.is_dir())
+        names = subfolders(masks)
     return [
         read_clip(images / name, masks / name, clip_id=name, binary_masks=binary_masks)
         for name in names

@@ -14,6 +14,7 @@ from unified.data.formats.files import image_files, read_lines, require
 from unified.data.formats.records import Annotation, ImageRecord
 from unified.data.formats.refer import read_pickle
 from unified.errors import InputError
+from unified.files import subfolders
 from unified.inference.image_io import image_size
 
 MAX_SUPPORTS = 10  # kept per record; protocols use 1 or 5
@@ -40,30 +41,30 @@ def read_fss1000(root: Path, split: str) -> list[ImageRecord]:
 def read_class_folders(root: Path) -> list[ImageRecord]:
     """A folder of class folders, as FSS-1000's, with all classes in alphabetical order."""
     require(root, "a folder with one folder per class")
-    folders = sorted(path for path in root.iterdir() if path.is_dir())
     records: list[ImageRecord] = []
-    for class_id, folder in enumerate(folders):
-        records += read_class_folder(folder, class_id)
+    for class_id, name in enumerate(subfolders(root)):
+        records += read_class_folder(root / name, class_id)
     return records
 
 
 def read_class_folder(folder: Path, class_id: int) -> list[ImageRecord]:
     """Images ``<number>.jpg`` with masks ``<number>.png`` of one class, in order of the numbers."""
-    pictures = [path for path in image_files(folder, "images of one class") if _is_picture(path)]
-    pictures.sort(key=lambda path: (len(path.stem), path.stem))
-    names = {picture.stem for picture in pictures}
-    stray = [path for path in sorted(folder.glob("*.png")) if path.stem not in names]
+    found = image_files(folder, "images of one class")
+    pictures = [path for path in found if not _is_mask(path)]
+    masks = {path.stem: path for path in found if _is_mask(path)}
+    stray = [path for name, path in masks.items() if name not in {p.stem for p in pictures}]
     if stray:
         raise InputError(f"{stray[0].with_suffix('.jpg')} is missing: expected the image of a mask")
     members: list[ImageRecord] = []
     for picture in pictures:
-        mask = require(picture.with_suffix(".png"), f"the mask of {picture.name}")
+        mask = masks.get(picture.stem, picture.with_suffix(".png"))
+        require(mask, f"the mask of {picture.name}")
         members.append(_record(picture, {"mask_file": str(mask)}, class_id, folder.name))
     return _with_supports({class_id: members})
 
 
-def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() != ".png"
+def _is_mask(path: Path) -> bool:
+    return path.suffix.lower() == ".png"
 
 
 def read_pascal5i(root: Path, split: str, fold: int) -> list[ImageRecord]:

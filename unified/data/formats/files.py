@@ -11,8 +11,8 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from unified.errors import InputError
-from unified.files import atomic_path
-from unified.inference.image_io import is_image, natural_key
+from unified.files import atomic_path, entries, foreign_content, read_text
+from unified.inference.image_io import is_image
 
 VOID = 255  # label of pixels that belong to no object and are not scored
 
@@ -37,9 +37,12 @@ def read_json(path: Path, what: str, keys: Iterable[str] = ()) -> Any:
     if require(path, what).is_dir():
         raise InputError(f"{path} is a folder, not a JSON file: expected {what}")
     try:
-        content = json.loads(path.read_bytes())
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path} is not valid JSON ({error}): expected {what}") from error
+        content = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        foreign = foreign_content(path, what)
+        raise InputError(
+            foreign or f"{path} is not valid JSON ({error}): expected {what}"
+        ) from error
     missing = [key for key in keys if not isinstance(content, dict) or key not in content]
     if missing:
         raise InputError(f"{path} has no {missing[0]!r} at its top level: expected {what}")
@@ -54,8 +57,8 @@ def write_json(path: Path, content: Any) -> None:
 
 def read_lines(path: Path, what: str) -> list[str]:
     """The non-empty lines of a text file, stripped."""
-    text = require(path, what).read_text(encoding="utf-8")
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    lines = read_text(require(path, what)).splitlines()
+    return [line.strip() for line in lines if line.strip()]
 
 
 def image_files(folder: Path, what: str) -> list[Path]:
@@ -64,7 +67,7 @@ def image_files(folder: Path, what: str) -> list[Path]:
     Raises:
         InputError: the folder is missing or holds no image.
     """
-    found = sorted(filter(is_image, require(folder, what).iterdir()), key=natural_key)
+    found = list(filter(is_image, entries(require(folder, what))))
     if not found:
         raise InputError(f"{folder} holds no image: expected {what}")
     return found

@@ -6,14 +6,15 @@ them as they are. Paths are strings; boxes are (x, y, w, h) in pixels of the fil
 
 from __future__ import annotations
 
-import json
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
 
 from unified.data.formats.files import (
     VOID,
+    read_json,
     segmentation_mask,
 )
 from unified.errors import InputError
@@ -192,6 +193,5 @@ def _track(codes: list[Any] | str) -> list[Any]:
 
 @lru_cache(maxsize=64)
 def _read_track(path: str) -> list[Any]:
-    with open(path, encoding="utf-8") as file:
-        track: list[Any] = json.load(file)
+    track: list[Any] = read_json(Path(path), "the run-length codes of an object")
     return track

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from codecs import BOM_UTF8
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from unified.data.formats.clips import read_clip, read_davis
 from unified.data.formats.files import read_json, require
 from unified.data.formats.records import ClipRecord
 from unified.errors import InputError
+from unified.files import subfolders
 from unified.inference.image_io import image_size
 
 REF_DAVIS_SETS = ("annot1", "annot1_full_video", "annot2", "annot2_full_video")
@@ -52,7 +54,7 @@ def read_refytvos(root: Path, split: str) -> list[ClipRecord]:
 
 def read_clip_expressions(images: Path, masks: Path, video: Mapping[str, Any]) -> list[ClipRecord]:
     """The records of one clip: its frames as listed, its masks where there are any."""
-    per_sentence = masks.exists() and any(path.is_dir() for path in masks.iterdir())
+    per_sentence = masks.exists() and bool(subfolders(masks))
     shared: ClipRecord | None = None
     records = []
     for number, entry in video["expressions"].items():
@@ -99,7 +101,8 @@ def read_refdavis(root: Path, davis: Path, number: int) -> list[ClipRecord]:
     A line of ``davis_text_annotations/Davis17_*.txt`` is a sequence, an object id and a sentence.
     """
     path = root / f"davis_text_annotations/Davis17_{REF_DAVIS_SETS[number]}.txt"
-    text = require(path, "lines of sequence, object id and sentence").read_text(encoding="latin-1")
+    content = require(path, "lines of sequence, object id and sentence").read_bytes()
+    text = content.removeprefix(BOM_UTF8).decode("latin-1")  # as released
     clips = {r["clip_id"]: r for r in read_davis(davis, 2017, "val", "Annotations_unsupervised")}
     records: list[ClipRecord] = []
     for line in filter(None, map(str.strip, text.splitlines())):
@@ -148,7 +151,7 @@ def read_mevis(root: Path, split: str) -> list[ClipRecord]:
 def _mevis_tracks(folder: Path) -> dict[str, list[Any] | str]:
     split_up = folder / "mask_dict"
     if split_up.exists():
-        return {path.stem: str(path) for path in split_up.glob("*.json")}
+        return {path.stem: str(path) for path in split_up.glob("[!.]*.json")}
     content: dict[str, list[Any] | str] = read_json(
         folder / "mask_dict.json", "run-length codes of every annotation"
     )
