@@ -48,6 +48,8 @@ def check(names: Sequence[str]) -> int:
         )
         if result.gaps:
             print(f"  perhaps missing: {result.gaps[0]} ({len(result.gaps)} gaps in all)")
+        for remark in result.remarks:
+            print(f"  {remark}")
     if names == ["all"]:
         absent = len(CATALOG) - len(installed)
         print(f"{len(wanted) - wrong} sets ok, {wrong} wrong, {absent} absent")

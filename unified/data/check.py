@@ -21,9 +21,10 @@ from unified.data.catalog import (
     find_dataset,
     load_records,
 )
-from unified.data.formats.records import Record, annotation_mask, frame_masks
+from unified.data.formats.files import VOID
+from unified.data.formats.records import Record, frame_labels, frame_masks, object_masks
 from unified.errors import InputError
-from unified.inference.image_io import read_image
+from unified.inference.image_io import check_size, read_image
 from unified.tasks import TASKS, Task
 
 SECONDS = 45.0  # after which no more files are opened; that all exist is checked in any case
@@ -39,12 +40,14 @@ class Checked:
         num_files: different files that the samples need, all of which exist.
         num_opened: those of them whose pixels were looked at; all, unless time ran out.
         gaps: frames and label maps that nothing lists, but which their neighbours suggest.
+        remarks: what is read otherwise than one might think.
     """
 
     num_records: int
     num_files: int
     num_opened: int
     gaps: tuple[str, ...]
+    remarks: tuple[str, ...] = ()
 
 
 def is_installed(name: str) -> bool:
@@ -69,7 +72,21 @@ def check_dataset(name: str, seconds: float = SECONDS) -> Checked:
         raise InputError(f"dataset {name}: {error}") from error
     clips = {r["clip_id"]: r for r in records if "file_names" in r}
     gaps = tuple(gap for record in clips.values() for gap in _gaps_of_clip(record))
-    return Checked(len(records), num_files, len(look.opened), gaps)
+    remarks = (*_crowds(row.task, records), *look.remarks())
+    return Checked(len(records), num_files, len(look.opened), gaps, remarks)
+
+
+def _crowds(task: Task, records: Sequence[Record]) -> Iterator[str]:
+    """A remark on objects that a detector does not learn."""
+    if TASKS[task].references or TASKS[task].is_clip:
+        return
+    objects = [entry for record in records for entry in record["annotations"]]
+    crowds = sum(bool(entry.get("iscrowd")) for entry in objects)
+    if crowds:
+        yield (
+            f"{crowds} of {len(objects)} objects are crowds (iscrowd 1), which are not learnt: "
+            "CVAT writes single painted objects like this, set iscrowd to 0 for those"
+        )
 
 
 def _open_files(look: _Look, records: Sequence[Record], deadline: float) -> None:
@@ -167,6 +184,13 @@ class _Look:
         self.task = task
         self.lists = lists
         self.opened: dict[str, tuple[int, int]] = {}  # path -> (h, w)
+        self.void: dict[str, None] = {}  # label maps with 255 beside object ids, in order
+
+    def remarks(self) -> Iterator[str]:
+        """A remark on pixels that count as nothing."""
+        if self.void:
+            first, number = next(iter(self.void)), len(self.void)
+            yield f"255 beside object ids is void, not an object: {first} ({number} such files)"
 
     def at_few_frames(self, record: Record) -> None:
         """An image, or the first, middle and last frame of a clip and the objects that it needs."""
@@ -188,20 +212,27 @@ class _Look:
     def _check_image(self, record: Record) -> None:
         path = record["file_name"]
         size = self._size(path, record)
-        for annotation in record["annotations"]:
-            where = annotation.get("mask_file", f"annotation {annotation.get('id')} of {path}")
-            try:
-                mask = annotation_mask(annotation, *size)
-            except InputError as error:
-                if "mask_file" in annotation:
-                    raise
-                raise InputError(f"{self.lists}: {where}: {error}") from error
-            if "mask_file" in annotation:
-                self.opened[where] = size
-            if mask is not None and not mask.any():
-                raise InputError(f"{where} is empty: expected the pixels of an object")
+        for crowds in (False, True):
+            group = [a for a in record["annotations"] if bool(a.get("iscrowd")) == crowds]
+            self._check_objects_of_image(group, path, size)
         if "text" in TASKS[self.task].references:
             _check_sentences(record["expressions"], path)
+
+    def _check_objects_of_image(
+        self, annotations: Sequence[Any], path: str, size: tuple[int, int]
+    ) -> None:
+        try:
+            masks = object_masks(annotations, *size) or ()
+        except InputError as error:
+            if any("mask_file" in annotation for annotation in annotations):
+                raise
+            raise InputError(f"{self.lists}: {path}: {error}") from error
+        for annotation, mask in zip(annotations, masks, strict=False):  # no masks of boxes alone
+            where = annotation.get("mask_file", f"annotation {annotation.get('id')} of {path}")
+            if "mask_file" in annotation:
+                self.opened[where] = size
+            if not mask.any():
+                raise InputError(f"{where} is empty: expected the pixels of an object")
 
     def _check_frame(self, record: Record, frame: int) -> None:
         path = record["file_names"][frame]
@@ -217,6 +248,9 @@ class _Look:
                 )
         if files is not None and files[frame] is not None:
             self.opened[files[frame]] = size
+            labels = frame_labels(record, frame)  # type: ignore[arg-type]
+            if labels is not None and (labels == VOID).any():
+                self.void[files[frame]] = None
 
     def _size(self, path: str, record: Record) -> tuple[int, int]:
         """(h, w) of an image that can be read and is as the annotations say."""
@@ -224,11 +258,8 @@ class _Look:
             height, width = read_image(path).shape[:2]
             self.opened[path] = (height, width)
         height, width = self.opened[path]
-        if (height, width) != (record["height"], record["width"]):
-            raise InputError(
-                f"{path} is {height} x {width} pixels (h x w): expected {record['height']} x "
-                f"{record['width']}, {_source_of_size(record)}"
-            )
+        expected = record["height"], record["width"]
+        check_size(path, (height, width), expected, _source_of_size(record))
         return height, width
 
     def _check_objects(self, record: Record) -> None:

@@ -94,7 +94,7 @@ def _read_sentences(
 ) -> list[ImageRecord]:
     """Told objects; their sentences stand with them, or in a file of their own."""
     if expressions is None:
-        return coco.read_described_objects(annotations, images)
+        return coco.read_described_objects(annotations, [images, images.parent])
     return read_expressions(expressions, annotations, images)
 
 
@@ -102,7 +102,7 @@ def _read(root: Path, task: Task, split: str, images: Path, **files: Path) -> Se
     """Records of own data; ``root`` is not used because paths are relative to the yaml file."""
     spec = TASKS[task]
     if not spec.references:
-        return coco.read_instances(files["annotations"], [images])
+        return coco.read_instances(files["annotations"], [images, images.parent])
     if spec.references == ("text",):
         records = _read_sentences(images, **files)
         return records if split == "train" else coco.one_record_per_sentence(records)

@@ -20,9 +20,9 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from torch import Tensor
 
 from unified.data.augmentation import View, crop
-from unified.data.formats.records import Record, annotation_mask
+from unified.data.formats.records import Record, object_masks
 from unified.errors import InputError
-from unified.inference.image_io import read_image
+from unified.inference.image_io import check_size, read_image
 from unified.label_maps import object_window
 
 Sample = dict[str, Any]
@@ -46,21 +46,20 @@ def read_view(record: Record) -> tuple[View, np.ndarray]:
 
 def view_of(record: Record, image: np.ndarray) -> tuple[View, np.ndarray]:
     """As ``read_view``, with the picture (H, W, 3) uint8 given."""
-    size = image.shape[0], image.shape[1]
-    if size != (record["height"], record["width"]):
-        raise InputError(
-            f"{record['file_name']} is {size} (h, w): expected "
-            f"{(record['height'], record['width'])}, as the annotations say"
-        )
+    path, size = record["file_name"], (image.shape[0], image.shape[1])
+    check_size(path, size, (record["height"], record["width"]), "as the annotations say")
     entries = [entry for entry in record["annotations"] if not entry.get("iscrowd")]
-    masks = [annotation_mask(entry, *size) for entry in entries]
+    try:
+        masks = object_masks(entries, *size)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
     classes = [entry["category_id"] for entry in entries]
     boxes = None
-    if entries and all(mask is None for mask in masks):
+    if masks is None:
         corners = [_xyxy(entry["bbox"]) for entry in entries]
         boxes = np.array(corners, dtype=np.float32)
         masks = [_filled(box, size) for box in boxes]
-    stacked = np.stack(masks) if masks else np.zeros((0, *size), dtype=bool)  # type: ignore[arg-type]
+    stacked = np.stack(masks) if masks else np.zeros((0, *size), dtype=bool)
     return View(image, stacked, boxes), np.array(classes, dtype=np.int64)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from unified.data.formats.files import read_json, run_length_code
+from unified.data.formats.files import by_id, read_json, segmentation_code
 from unified.errors import InputError
 from unified.metrics.detection import Scored
 
@@ -84,6 +84,7 @@ def read_truth(
     truth: Mapping[str, Any] = read_json(path, what, keys)
     for name, wanted in keys.items():
         check_entries(f"{path}, {name}", truth[name], wanted)
+        by_id((entry for entry in truth[name] if "id" in entry), name, path)
     return truth
 
 
@@ -121,7 +122,11 @@ def coco_entries(
     sizes = {image["id"]: _size(image) for image in truth["images"]}
 
     def shape(entry: Mapping[str, Any]) -> Any:
-        return entry["bbox"] if boxes else _rle(entry["segmentation"], sizes[entry["image_id"]])
+        return (
+            entry["bbox"]
+            if boxes
+            else _rle(entry["segmentation"], sizes[entry["image_id"]], _owner(entry, "image_id"))
+        )
 
     def score(truths: Sequence[Any], detections: Sequence[Any]) -> Scored:
         crowd = np.array([t.get("iscrowd", 0) for t in truths], dtype=bool)
@@ -155,7 +160,7 @@ def youtube_vis_entries(
                 f"a result of video {video['id']} has {len(frames)} masks, the video has "
                 f"{video['length']} frames: give one mask or null per frame"
             )
-        return [f and _rle(f, _size(video)) for f in frames]
+        return [f and _rle(f, _size(video), _owner(entry, "video_id")) for f in frames]
 
     def score(truths: Sequence[Any], detections: Sequence[Any]) -> Scored:
         tubes = [tube(t) for t in truths]
@@ -209,17 +214,23 @@ def _grouped(
     ]
 
 
+def _owner(entry: Mapping[str, Any], key: str) -> str:
+    """What an annotation or a result, which has no id, is called in errors."""
+    number = entry.get("id")
+    return f"annotation {number}" if number is not None else f"a result of {key} {entry[key]}"
+
+
 def _size(entry: Mapping[str, Any]) -> tuple[int, int]:
     return int(entry["height"]), int(entry["width"])
 
 
-def _rle(segmentation: Any, size: tuple[int, int]) -> Any:
+def _rle(segmentation: Any, size: tuple[int, int], owner: str) -> Any:
     if isinstance(segmentation, list):  # polygons
-        return coco_mask.merge(coco_mask.frPyObjects(segmentation, *size))
+        return segmentation_code(segmentation, *size, owner)
     if tuple(segmentation["size"]) != size:
         have, want = (f"{width}x{height}" for height, width in (segmentation["size"], size))
         raise InputError(f"a mask is {have} pixels, its image is {want}")
-    return run_length_code(segmentation, *size)
+    return segmentation_code(segmentation, *size, owner)
 
 
 def _mean_area(areas: Sequence[float | None]) -> float:

@@ -135,21 +135,46 @@ def _extra_frames(clip: Clip, problems: Problems) -> int:
     """How many predicted frames have no ground truth.
 
     Raises:
-        InputError: there are some though the ground truth has all frames, and that is not allowed.
+        InputError: there are some though the ground truth has all frames, or the names look as if
+            all predictions were shifted, and that is not allowed.
     """
-    predicted = set(mask_names(clip.prediction))
-    extra = sorted(predicted - set(clip.frames))
+    predicted = mask_names(clip.prediction)
+    extra = [name for name in predicted if name not in clip.frames]
+    last = clip.frames[-1]
+    if last in clip.unscored and set(predicted) == set(clip.frames[:-1]) != set():
+        problems.found(
+            MISSING_MASK,
+            f"{clip.prediction / last}.png is missing, and no other: the last frame does not "
+            "count, but are all predictions one frame early, as if numbered from one less? Give "
+            "every mask the name of its frame",
+        )
     numbers = [int(frame) for frame in clip.frames if frame.isdigit()]
     has_all = 1 < len(clip.frames) == len(numbers) == numbers[-1] - numbers[0] + 1
     if not (extra and has_all):
         return len(extra)
+    shift = _shift(predicted, numbers)
+    remedy = "remove them"
+    if shift:
+        remedy = (
+            f"the predictions start with {predicted[0]}, so all are probably shifted by {shift}. "
+            "Give every mask the name of its frame; removing the extra ones would compare each "
+            "with another frame"
+        )
     problems.found(
         EXTRA_MASK,
         f"{clip.prediction / extra[0]}.png is no frame of the ground truth, which has "
-        f"{clip.frames[0]} to {clip.frames[-1]} (such files: {len(extra)}): remove them",
+        f"{clip.frames[0]} to {last} (such files: {len(extra)}): {remedy}",
         len(extra),
     )
     return 0
+
+
+def _shift(predicted: Sequence[str], numbers: Sequence[int]) -> int:
+    """By how much the numbers of predictions differ from those of all frames; 0 if not alike."""
+    if not all(name.isdigit() for name in predicted) or len(predicted) > len(numbers):
+        return 0
+    shift = int(predicted[0]) - numbers[0]
+    return shift if {int(name) - shift for name in predicted} <= set(numbers) else 0
 
 
 def _read_prediction(

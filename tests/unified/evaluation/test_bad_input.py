@@ -526,12 +526,12 @@ def test_runs_of_a_list_and_of_a_text_are_scored_alike(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("counts", "message"),
     [
-        ([10, 60000], r"pred\.json against .*: a run-length code is not of 8 x 9 pixels"),
-        ([10, 5, 56], "a run-length code is not of 8 x 9 pixels"),
-        ([-10, 82], "a run-length code is not of 8 x 9 pixels"),
-        ([10.5, 61.5], "a run-length code is not of 8 x 9 pixels"),
-        (CODE[:-2], "a run-length code is not of 8 x 9 pixels"),
-        (CODE + "1", "a run-length code is not of 8 x 9 pixels"),
+        ([10, 60000], r"pred\.json against .*: the run-length code of .* is not of 8 x 9 pixels"),
+        ([10, 5, 56], "run-length code of .* is not of 8 x 9 pixels"),
+        ([-10, 82], "run-length code of .* is not of 8 x 9 pixels"),
+        ([10.5, 61.5], "run-length code of .* is not of 8 x 9 pixels"),
+        (CODE[:-2], "run-length code of .* is not of 8 x 9 pixels"),
+        (CODE + "1", "run-length code of .* is not of 8 x 9 pixels"),
         (CODE + "P", "cut off or damaged"),
         (CODE + " ", "cut off or damaged"),
         ("", "cut off or damaged"),

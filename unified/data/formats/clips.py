@@ -10,7 +10,10 @@ import numpy as np
 
 from unified.data.formats.files import (
     VOID,
+    by_id,
+    by_stem,
     image_files,
+    listed_file,
     read_json,
     read_lines,
     require,
@@ -31,7 +34,7 @@ def read_clip(
     Raises:
         InputError: a folder is missing or empty, or a label map has no frame.
     """
-    frames = image_files(images, "the frames of a clip")
+    frames = list(by_stem(image_files(images, "the frames of a clip")).values())
     record: ClipRecord = {
         "clip_id": clip_id,
         "file_names": [str(path) for path in frames],
@@ -39,12 +42,13 @@ def read_clip(
     }
     record["height"], record["width"] = image_size(frames[0])
     if masks is not None:
-        by_name = {path.stem: str(path) for path in image_files(masks, "label maps of a clip")}
-        stray = sorted(set(by_name) - set(record["frame_names"]))
+        found = by_stem(image_files(masks, "label maps of a clip"))
+        stray = [name for name in found if name not in record["frame_names"]]
         if stray:
             frame = images / f"{stray[0]}{frames[0].suffix}"
-            raise InputError(f"{frame} is missing: expected the frame of {by_name[stray[0]]}")
-        record["mask_files"] = [by_name.get(name) for name in record["frame_names"]]
+            raise InputError(f"{frame} is missing: expected the frame of {found[stray[0]]}")
+        files = {name: str(path) for name, path in found.items()}
+        record["mask_files"] = [files.get(name) for name in record["frame_names"]]
         record["binary_masks"] = binary_masks
     return record
 
@@ -192,10 +196,10 @@ def read_youtube_vis(path: Path, images: Path) -> list[ClipRecord]:
     """
     content = read_json(path, "YouTube-VIS style JSON", ("videos", "annotations"))
     tracks: dict[int, dict[int, list[Any] | str]] = {}
-    for entry in content["annotations"]:
+    for entry in by_id(content["annotations"], "annotations", path).values():
         tracks.setdefault(entry["video_id"], {})[entry["id"]] = entry["segmentations"]
     records: list[ClipRecord] = []
-    for video in content["videos"]:
+    for video in by_id(content["videos"], "videos", path).values():
         if video["id"] not in tracks:
             continue
         for number, codes in tracks[video["id"]].items():
@@ -207,7 +211,7 @@ def read_youtube_vis(path: Path, images: Path) -> list[ClipRecord]:
         records.append(
             {
                 "clip_id": str(Path(video["file_names"][0]).parent),
-                "file_names": [str(images / name) for name in video["file_names"]],
+                "file_names": [str(listed_file(images, name)) for name in video["file_names"]],
                 "frame_names": [Path(name).stem for name in video["file_names"]],
                 "height": video["height"],
                 "width": video["width"],

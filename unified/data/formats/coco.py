@@ -7,7 +7,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from unified.data.formats.files import read_json
+from unified.data.formats.files import by_id, listed_file, read_json
 from unified.data.formats.records import XYWH_ABS, Annotation, ImageRecord
 from unified.data.formats.refer import ReferData, read_refer
 from unified.errors import InputError
@@ -24,31 +24,45 @@ def read_instances(path: Path, folders: Sequence[Path]) -> list[ImageRecord]:
     Args:
         folders: where ``file_name`` is looked for; the first that has the first image is used.
     """
-    content = read_json(path, "COCO instances", INSTANCE_KEYS)
-    names = category_names(content)
+    return _instances(read_json(path, "COCO instances", INSTANCE_KEYS), path, folders)
+
+
+def _instances(
+    content: Mapping[str, Any], path: Path, folders: Sequence[Path]
+) -> list[ImageRecord]:
+    names = category_names(content, path)
     classes = {number: index for index, number in enumerate(names)}
-    objects: dict[int, list[Annotation]] = {image["id"]: [] for image in content["images"]}
-    for entry in content["annotations"]:
+    images = by_id(content["images"], "images", path)
+    objects: dict[int, list[Annotation]] = {image: [] for image in images}
+    for number, entry in by_id(content["annotations"], "annotations", path).items():
         if entry["image_id"] not in objects:
             raise InputError(
-                f"{path}: annotation {entry['id']} is on image {entry['image_id']}, which is not "
+                f"{path}: annotation {number} is on image {entry['image_id']}, which is not "
                 "in the file"
+            )
+        if entry["category_id"] not in names:
+            raise InputError(
+                f"{path}: annotation {number} is of category {entry['category_id']}, which is not "
+                f"among the categories of the file ({', '.join(map(str, names))})"
             )
         annotation = _annotation(entry, classes)
         annotation["category_name"] = names[entry["category_id"]]
         objects[entry["image_id"]].append(annotation)
     folder = _image_folder(content["images"], folders)
-    return [_image(image, folder, objects[image["id"]]) for image in content["images"]]
+    return [_image(image, folder, objects[number]) for number, image in images.items()]
 
 
-def read_described_objects(path: Path, folder: Path) -> list[ImageRecord]:
+def read_described_objects(path: Path, folders: Sequence[Path]) -> list[ImageRecord]:
     """One record per object of a COCO-style file that has sentences.
 
     Sentences are a list ``expressions`` of an annotation, or of an image entry with the objects
     they refer to.
+
+    Args:
+        folders: as for ``read_instances``.
     """
-    records = read_instances(path, [folder])
     content = read_json(path, "COCO instances", INSTANCE_KEYS)
+    records = _instances(content, path, folders)
     texts = {
         entry["id"]: entry["expressions"]
         for entry in content["annotations"]
@@ -59,15 +73,31 @@ def read_described_objects(path: Path, folder: Path) -> list[ImageRecord]:
         for annotation in record["annotations"]:
             if sentences := texts.get(annotation["id"]):
                 only: ImageRecord = {**record, "annotations": [annotation]}
-                result.append({**only, "expressions": list(sentences)})
+                result.append(meant({**only, "expressions": list(sentences)}))
     if not result:
         raise InputError(f"{path} has no sentences: expected a list 'expressions' per annotation")
+    given = {entry["id"]: entry.get("segmentation", 0) for entry in content["annotations"]}
+    for annotation in (a for record in result for a in record["annotations"]):
+        if given[annotation["id"]] in ([], None):
+            raise InputError(
+                f"{path}: the segmentation of annotation {annotation['id']} is empty, and a "
+                "sentence means it: give its polygons or its run-length code"
+            )
     return result
 
 
-def category_names(content: Mapping[str, Any]) -> dict[int, str]:
-    """category id -> name, in rising order of the ids; content of a COCO-style file."""
-    return {entry["id"]: entry["name"] for entry in sorted(content["categories"], key=_by_id)}
+def meant(record: ImageRecord) -> ImageRecord:
+    """The record of a sentence: what it means counts, also where a labelling tool calls it a crowd.
+
+    CVAT writes every mask that was painted, not outlined, with ``iscrowd`` 1.
+    """
+    return {**record, "annotations": [{**entry, "iscrowd": 0} for entry in record["annotations"]]}
+
+
+def category_names(content: Mapping[str, Any], path: Path) -> dict[int, str]:
+    """category id -> name, in rising order of the ids; content of the COCO-style file ``path``."""
+    categories = by_id(content["categories"], "categories", path)
+    return {number: categories[number]["name"] for number in sorted(categories, key=int)}
 
 
 def read_referred(folder: Path, split_by: str, split: str, image_folder: Path) -> list[ImageRecord]:
@@ -112,16 +142,12 @@ def _image_key(record: ImageRecord) -> str:
     return record["file_name"]
 
 
-def _by_id(entry: Mapping[str, Any]) -> int:
-    return int(entry["id"])
-
-
 def _referred(data: ReferData, ref: Any, image_folder: Path) -> ImageRecord:
     image = data.images[ref.image_id]
     annotations = [_annotation(entry, None) for entry in data.parts(ref)]
     record = _image(image, image_folder, annotations)
     record["expressions"] = list(ref.sentences)
-    return record
+    return meant(record)
 
 
 def _annotation(entry: Mapping[str, Any], classes: Mapping[int, int] | None) -> Annotation:
@@ -139,19 +165,19 @@ def _annotation(entry: Mapping[str, Any], classes: Mapping[int, int] | None) -> 
 
 def _image(image: Mapping[str, Any], folder: Path, annotations: list[Annotation]) -> ImageRecord:
     record: ImageRecord = {
-        "file_name": str(folder / image["file_name"]),
+        "file_name": str(listed_file(folder, image["file_name"])),
         "image_id": image.get("original_id", image["id"]),
         "height": image["height"],
         "width": image["width"],
         "annotations": annotations,
     }
     if "expressions" in image:
-        record["expressions"] = list(image["expressions"])
+        return meant({**record, "expressions": list(image["expressions"])})
     return record
 
 
 def _image_folder(images: Sequence[Mapping[str, Any]], folders: Sequence[Path]) -> Path:
     for folder in folders:
-        if images and (folder / images[0]["file_name"]).exists():
+        if images and listed_file(folder, images[0]["file_name"]).exists():
             return folder
     return folders[0]

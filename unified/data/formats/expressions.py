@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from unified.data.formats.coco import read_instances
-from unified.data.formats.files import read_json
+from unified.data.formats.coco import meant, read_instances
+from unified.data.formats.files import listed_file, read_json
 from unified.data.formats.labelled import read_labelled_images
 from unified.data.formats.records import Annotation, ImageRecord
 from unified.errors import InputError
@@ -35,7 +35,9 @@ def read_expressions(path: Path, objects: Path, folder: Path) -> list[ImageRecor
     check_sentences(entries, path)
     is_folder = objects.is_dir()
     found = (
-        read_labelled_images(folder, objects) if is_folder else read_instances(objects, [folder])
+        read_labelled_images(folder, objects)
+        if is_folder
+        else read_instances(objects, [folder, folder.parent])
     )
     images = {record["image_id"]: record for record in found}
     records: dict[tuple[int | str, frozenset[int]], ImageRecord] = {}
@@ -44,14 +46,15 @@ def read_expressions(path: Path, objects: Path, folder: Path) -> list[ImageRecor
         image = images.get(entry["image_id"])
         if image is None:
             raise InputError(f"{where} is about image {entry['image_id']}: not in {objects}")
-        if entry["file_name"] != Path(image["file_name"]).relative_to(folder).as_posix():
+        named = {listed_file(place, entry["file_name"]) for place in (folder, folder.parent)}
+        if Path(image["file_name"]) not in named:
             raise InputError(
                 f"{where} is about {entry['file_name']}: image {entry['image_id']} of {objects} "
                 f"is {image['file_name']}"
             )
         told = _find(entry["annotation_ids"], image["annotations"], where)
         key = (entry["image_id"], frozenset(entry["annotation_ids"]))
-        record = records.setdefault(key, {**image, "annotations": told, "expressions": []})
+        record = records.setdefault(key, meant({**image, "annotations": told, "expressions": []}))
         record["expressions"].append(entry["sentence"])
     return list(records.values())
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from unified.data.formats.files import image_files, read_lines, require
+from unified.data.formats.files import by_stem, image_files, read_lines, require
 from unified.data.formats.records import Annotation, ImageRecord
 from unified.data.formats.refer import read_pickle
 from unified.errors import InputError
@@ -50,14 +50,14 @@ def read_class_folders(root: Path) -> list[ImageRecord]:
 def read_class_folder(folder: Path, class_id: int) -> list[ImageRecord]:
     """Images ``<number>.jpg`` with masks ``<number>.png`` of one class, in order of the numbers."""
     found = image_files(folder, "images of one class")
-    pictures = [path for path in found if not _is_mask(path)]
-    masks = {path.stem: path for path in found if _is_mask(path)}
-    stray = [path for name, path in masks.items() if name not in {p.stem for p in pictures}]
+    pictures = by_stem(path for path in found if not _is_mask(path))
+    masks = by_stem(path for path in found if _is_mask(path))
+    stray = [path for name, path in masks.items() if name not in pictures]
     if stray:
         raise InputError(f"{stray[0].with_suffix('.jpg')} is missing: expected the image of a mask")
     members: list[ImageRecord] = []
-    for picture in pictures:
-        mask = masks.get(picture.stem, picture.with_suffix(".png"))
+    for name, picture in pictures.items():
+        mask = masks.get(name, picture.with_suffix(".png"))
         require(mask, f"the mask of {picture.name}")
         members.append(_record(picture, {"mask_file": str(mask)}, class_id, folder.name))
     return _with_supports({class_id: members})

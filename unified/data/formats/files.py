@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,28 +73,78 @@ def image_files(folder: Path, what: str) -> list[Path]:
     return found
 
 
-def polygon_parts(segmentation: Any, height: int, width: int) -> np.ndarray:
+def by_stem(paths: Iterable[Path]) -> dict[str, Path]:
+    """Name without suffix -> path.
+
+    Raises:
+        InputError: two files have the same.
+    """
+    result: dict[str, Path] = {}
+    for path in paths:
+        if path.stem in result:
+            raise InputError(
+                f"{result[path.stem]} and {path} have the same name but for the suffix: keep one"
+            )
+        result[path.stem] = path
+    return result
+
+
+def polygon_parts(
+    segmentation: Any, height: int, width: int, owner: str = "the annotation"
+) -> np.ndarray:
     """(H, W, P) uint8: every polygon, or the one run-length code, as a 0/1 map of its own.
+
+    Args:
+        owner: what to call the object in errors.
 
     Raises:
         InputError: it is neither, or a code is not of H * W pixels.
     """
-    if segmentation == []:  # no polygon at all
-        return np.zeros((height, width, 0), dtype=np.uint8)
     if not isinstance(segmentation, list):
-        return _call(coco_mask.decode, [run_length_code(segmentation, height, width)])
-    return _call(coco_mask.decode, _call(coco_mask.frPyObjects, segmentation, height, width))
+        return np.asarray(coco_mask.decode([run_length_code(segmentation, height, width, owner)]))
+    polygons = _polygons(segmentation, owner)
+    if not polygons:
+        return np.zeros((height, width, 0), dtype=np.uint8)
+    return np.asarray(coco_mask.decode(coco_mask.frPyObjects(polygons, height, width)))
 
 
-def _call(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What a function of pycocotools returns, of which nothing says what it may raise."""
-    try:
-        return function(*arguments)
-    except Exception as error:
-        raise InputError(f"no polygons and no run-length code: {error}") from error
+def segmentation_code(segmentation: Any, height: int, width: int, owner: str) -> Any:
+    """One compressed run-length code of what ``polygon_parts`` reads."""
+    if not isinstance(segmentation, list):
+        return run_length_code(segmentation, height, width, owner)
+    return coco_mask.merge(coco_mask.frPyObjects(_polygons(segmentation, owner), height, width))
 
 
-def run_length_code(segmentation: Any, height: int, width: int) -> Any:
+def _polygons(segmentation: list[Any], owner: str) -> list[list[float]]:
+    """Polygons as pycocotools takes them: it reads one of 2 points as a box, if it is the first.
+
+    Raises:
+        InputError: names the first that is no polygon.
+    """
+    result = []
+    for number, polygon in enumerate(segmentation, start=1):
+        name = f"polygon {number} of {owner}"
+        if isinstance(polygon, dict):
+            raise InputError(f"{name} is a run-length code: write it without a list around it")
+        try:
+            values = np.asarray(polygon, dtype=float)
+        except (TypeError, ValueError):
+            values = np.zeros(())
+        if values.ndim != 1 or not np.isfinite(values).all():
+            raise InputError(f"{name} is {polygon!r:.60}: expected a list of x, y, x, y, ...")
+        if len(values) % 2:
+            raise InputError(f"{name} has {len(values)} numbers: expected pairs x, y")
+        if len(values) < 6:
+            raise InputError(
+                f"{name} has {len(values) // 2} points: expected 3 or more, or leave it out"
+            )
+        result.append(values.tolist())
+    return result
+
+
+def run_length_code(
+    segmentation: Any, height: int, width: int, owner: str = "the annotation"
+) -> Any:
     """A run-length code, compressed or a list of runs, as pycocotools takes it: compressed.
 
     Raises:
@@ -106,13 +156,19 @@ def run_length_code(segmentation: Any, height: int, width: int) -> Any:
         runs = np.array(counts) if isinstance(counts, list) else _runs(counts)
         fits = bool((runs >= 0).all() and (runs % 1 == 0).all() and runs.sum() == height * width)
         whole = [int(run) for run in runs] if fits and isinstance(counts, list) else None
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"no polygons and no run-length code: {error}") from error
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        detail = f" ({error})" if isinstance(error, ValueError) else ""
+        raise InputError(
+            f"the segmentation of {owner} is no polygons and no run-length code{detail}: expected "
+            "lists of x, y, x, y, ... or an object with size and counts"
+        ) from error
     if not fits or size != [height, width]:
-        raise InputError(f"a run-length code is not of {height} x {width} pixels (h x w)")
+        raise InputError(
+            f"the run-length code of {owner} is not of {height} x {width} pixels (h x w)"
+        )
     if whole is None:
         return segmentation
-    return _call(coco_mask.frPyObjects, {"size": size, "counts": whole}, height, width)
+    return coco_mask.frPyObjects({"size": size, "counts": whole}, height, width)
 
 
 def _runs(counts: str | bytes) -> np.ndarray:
@@ -143,6 +199,30 @@ def _runs(counts: str | bytes) -> np.ndarray:
     return runs
 
 
-def segmentation_mask(segmentation: Any, height: int, width: int) -> np.ndarray:
+def segmentation_mask(
+    segmentation: Any, height: int, width: int, owner: str = "the annotation"
+) -> np.ndarray:
     """(H, W) bool mask of COCO polygons, of an uncompressed or of a compressed run-length code."""
-    return np.any(polygon_parts(segmentation, height, width), axis=2)
+    return np.any(polygon_parts(segmentation, height, width, owner), axis=2)
+
+
+def by_id(entries: Iterable[Mapping[str, Any]], kind: str, path: Path) -> dict[Any, Any]:
+    """id -> entry of a list in an annotation file.
+
+    Raises:
+        InputError: two entries have the same id.
+    """
+    result: dict[Any, Any] = {}
+    for entry in entries:
+        if entry["id"] in result:
+            raise InputError(
+                f"{path} has two {kind} with the id {entry['id']}: give each an id of its own"
+            )
+        result[entry["id"]] = entry
+    return result
+
+
+def listed_file(folder: Path, name: str) -> Path:
+    """The file that an annotation file names, with / or, as on Windows, with backslashes."""
+    path = folder / name
+    return folder / name.replace("\\", "/") if "\\" in name and not path.exists() else path

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from unified.data.formats.files import VOID, image_files, require
+from unified.data.formats.files import VOID, by_stem, image_files, require
 from unified.data.formats.records import Annotation, ImageRecord
 from unified.inference.image_io import image_size
 from unified.label_maps import read_ids
@@ -23,7 +23,8 @@ def read_labelled_images(images: Path, masks: Path) -> list[ImageRecord]:
     Raises:
         InputError: a folder or label map is missing or damaged.
     """
-    return [_record(image, masks) for image in image_files(images, "images with label maps")]
+    found = image_files(images, "images with label maps")
+    return [_record(image, masks) for image in by_stem(found).values()]
 
 
 def _record(image: Path, masks: Path) -> ImageRecord:

@@ -6,6 +6,7 @@ them as they are. Paths are strings; boxes are (x, y, w, h) in pixels of the fil
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypedDict
@@ -123,7 +124,29 @@ def annotation_mask(annotation: Annotation, height: int, width: int) -> np.ndarr
         return _mask_file(annotation, height, width) == 1
     if "segmentation" not in annotation:
         return None
-    return segmentation_mask(annotation["segmentation"], height, width)
+    owner = f"annotation {annotation['id']}" if "id" in annotation else "an annotation"
+    return segmentation_mask(annotation["segmentation"], height, width, owner)
+
+
+def object_masks(
+    annotations: Sequence[Annotation], height: int, width: int
+) -> list[np.ndarray] | None:
+    """(H, W) bool per object of an image; None when only their boxes are known.
+
+    Raises:
+        InputError: one cannot be read, or only some have a mask.
+    """
+    masks = [annotation_mask(entry, height, width) for entry in annotations]
+    known = [mask for mask in masks if mask is not None]
+    if annotations and not known:
+        return None
+    for entry, mask in zip(annotations, masks, strict=True):
+        if mask is None:
+            raise InputError(
+                f"annotation {entry.get('id')} has only a box, but others of its image have a "
+                "segmentation: give it to all or to none"
+            )
+    return known
 
 
 def annotation_void(annotation: Annotation, height: int, width: int) -> np.ndarray:

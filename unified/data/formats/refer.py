@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from unified.data.formats.files import polygon_parts, read_json, require
+from unified.data.formats.files import by_id, polygon_parts, read_json, require
 from unified.errors import InputError
 from unified.unpickle import load_restricted
 
@@ -67,7 +67,9 @@ class ReferData:
         image = self.images[ref.image_id]
         merged = np.zeros((image["height"], image["width"]), dtype=np.uint8)
         for annotation in self.parts(ref):
-            layers = polygon_parts(annotation["segmentation"], *merged.shape)
+            owner = f"annotation {annotation['id']}"
+            height, width = merged.shape
+            layers = polygon_parts(annotation["segmentation"], height, width, owner)
             pixels = layers.any(axis=2) if parts == "union" else layers.sum(axis=2)
             merged = np.maximum(merged, pixels.astype(np.uint8))
         return merged
@@ -106,14 +108,20 @@ def read_refer(folder: Path | str, split_by: str) -> ReferData:
         entries = read_json(path, "the gRefCOCO list of references")
     else:
         entries = read_pickle(require(path, "the pickled list of references of REFER"))
-    instances = read_json(
-        folder / "instances.json", "COCO instances", keys=("images", "annotations", "categories")
-    )
+    objects = folder / "instances.json"
+    instances = read_json(objects, "COCO instances", keys=("images", "annotations", "categories"))
+    refs: dict[int, Ref] = {}
+    for ref in _refs(path, entries):
+        if refs.setdefault(ref.ref_id, ref) is not ref:
+            raise InputError(f"{path} has two references with the ref_id {ref.ref_id}")
     data = ReferData(
-        refs={ref.ref_id: ref for ref in _refs(path, entries)},
-        images={image["id"]: image for image in instances["images"]},
-        annotations={annotation["id"]: annotation for annotation in instances["annotations"]},
-        categories={category["id"]: category["name"] for category in instances["categories"]},
+        refs=refs,
+        images=by_id(instances["images"], "images", objects),
+        annotations=by_id(instances["annotations"], "annotations", objects),
+        categories={
+            number: category["name"]
+            for number, category in by_id(instances["categories"], "categories", objects).items()
+        },
     )
     _check_ids(path, data)
     return data

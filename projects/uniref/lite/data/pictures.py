@@ -207,7 +207,7 @@ def read_coco(
         InputError: the file or an image is missing or damaged, or only boxes are known.
     """
     content = read_json(annotations, "COCO instances", ("images", "annotations", "categories"))
-    names = list(category_names(content).values())
+    names = list(category_names(content, annotations).values())
     for record in read_instances(annotations, [images]):
         found = [
             (names[entry["category_id"]], _instance_mask(annotations, record, index))
