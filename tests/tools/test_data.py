@@ -127,7 +127,7 @@ FAULTS: list[tuple[str, str, Callable[[Path], None], str]] = [
     ),
     ("mevis-val", "mevis/valid/meta_expressions.json", _rename_a_key("exp"), "lacks 'exp'"),
     ("refytvos-train", "ref*/meta*/train/*.json", _rename_a_key("obj_id"), "without obj_id"),
-    ("coco_2017_val", "coco/annotations/*val2017.json", _lengthen_a_code, "is not of 64 x 96"),
+    ("coco_2017_val", "coco/annotations/*val2017.json", _lengthen_a_code, "is not of 128 x 96"),
 ]
 
 
