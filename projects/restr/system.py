@@ -33,7 +33,7 @@ def add_config(cfg: CfgNode) -> None:
     from unified.engine.words import add_words
 
     node = type(cfg)()
-    node.BACKBONE = VIT  # or one of our backbones, whose stride-16 map gives the patches
+    node.BACKBONE = VIT  # or one of our backbones: its map of stride PATCH_SIZE gives the patches
     node.BACKBONE_WEIGHTS = ""  # name in the weights registry or a file, a ViT's in timm's layout
     node.BACKBONE_LR_MULTIPLIER = 0.1
     node.FREEZE_AT = 0  # of one of our backbones
@@ -90,6 +90,7 @@ def build(cfg: CfgNode) -> Restr:
             num_heads=node.NUM_HEADS,
             num_blocks=node.FUSION_BLOCKS,
             shared=node.FUSION_SHARED,
+            num_steps=node.PATCH_SIZE.bit_length() - 1,  # back to pixels
             drop_path=node.DROP_PATH,
         ),
         image_size=node.IMAGE_SIZE,
@@ -107,7 +108,9 @@ def _build_backbone(node: CfgNode) -> VisualEncoder | ConvolutionalEncoder:
 
     if node.BACKBONE != VIT:
         backbone = build_backbone(node.BACKBONE, freeze_at=node.FREEZE_AT)
-        return ConvolutionalEncoder(backbone, dim=node.DIM, image_size=node.IMAGE_SIZE)
+        return ConvolutionalEncoder(
+            backbone, dim=node.DIM, image_size=node.IMAGE_SIZE, patch_size=node.PATCH_SIZE
+        )
     return VisualEncoder(
         image_size=node.IMAGE_SIZE,
         patch_size=node.PATCH_SIZE,

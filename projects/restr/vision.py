@@ -11,10 +11,10 @@ from torch.nn import functional as F
 
 from unified.checkpoint import load_weights, read_weights
 from unified.dependencies import require
+from unified.errors import ConfigError
 from unified.modeling.backbones import load_pretrained
 from unified.modeling.backbones.base import STRIDES, Backbone
 
-STAGE = "res4"
 EPSILON = 1e-5  # of the released code; timm has 1e-6
 
 
@@ -65,23 +65,36 @@ class VisualEncoder(nn.Module):
 
 
 class ConvolutionalEncoder(nn.Module):
-    """A small backbone in the ViT's place: its map at stride 16, projected, and a learned place.
+    """A small backbone in the ViT's place: its map at the patches' stride, projected, and a learned
+    place.
 
     Not part of ReSTR: it learns on a laptop what a ViT needs a large training set for.
     """
 
-    def __init__(self, backbone: Backbone, *, dim: int, image_size: int) -> None:
+    def __init__(
+        self, backbone: Backbone, *, dim: int, image_size: int, patch_size: int = 16
+    ) -> None:
+        """
+        Raises:
+            ConfigError: the backbone has no map of this stride.
+        """
         super().__init__()
-        side = image_size // STRIDES[STAGE]
+        stages = {stride: stage for stage, stride in STRIDES.items()}
+        if patch_size not in stages:
+            raise ConfigError(
+                f"a backbone has no map with one cell for {patch_size} x {patch_size} pixels: "
+                f"choose a patch size of {sorted(stages)}"
+            )
+        side, self.stage = image_size // patch_size, stages[patch_size]
         self.net = backbone
-        self.project = nn.Linear(backbone.channels[STAGE], dim)
+        self.project = nn.Linear(backbone.channels[self.stage], dim)
         self.places = nn.Parameter(torch.empty(side**2, dim))
         nn.init.trunc_normal_(self.places, std=0.02)
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, image_size, image_size) -> (B, P, dim)."""
-        features = self.net(images)[STAGE].flatten(2).transpose(1, 2)
+        features = self.net(images)[self.stage].flatten(2).transpose(1, 2)
         return self.norm(self.project(features) + self.places)
 
     def load(self, source: str | Path) -> None:

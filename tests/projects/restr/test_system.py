@@ -122,6 +122,16 @@ def test_the_visual_encoder_learns_slower() -> None:
     assert {group.weight_decay for group in rates.values()} == {5e-4}
 
 
+@pytest.mark.parametrize("backbone", ["vit", "efficientnet_lite0"])
+def test_smaller_patches_come_back_to_pixels(sets: Path, backbone: str) -> None:
+    options = ["MODEL.RESTR.BACKBONE", backbone, "MODEL.RESTR.NUM_BLOCKS", "1"]
+    model = SYSTEM.build(load_config(TINY, [*SMALL, *options, "MODEL.RESTR.PATCH_SIZE", "8"]))
+    features = model.encode_image(model.preprocess([torch.zeros(3, 64, 64)]))
+    assert features.levels[0].shape[-2:] == (8, 8)
+    answer = model.answer(features, [model.encode_text(["the red circle"])])
+    assert answer.pixel_logits.shape[-2:] == (64, 64)
+
+
 def test_bad_values_get_one_clear_error(trained: Path, tmp_path: Path) -> None:
     def error(*options: str) -> str:
         with pytest.raises((ConfigError, CheckpointError)) as caught:
@@ -131,6 +141,7 @@ def test_bad_values_get_one_clear_error(trained: Path, tmp_path: Path) -> None:
     assert "choose one of ['logit', 'sigmoid_scaled']" in error("MODEL.RESTR.GATE", "soft")
     assert "choose one of ['any', 'mean']" in error("MODEL.RESTR.PATCH_LABEL", "all")
     assert "expected a multiple of PATCH_SIZE, which is 16" in error("MODEL.RESTR.IMAGE_SIZE", "70")
+    assert "no map with one cell for 2 x 2 pixels" in error("MODEL.RESTR.PATCH_SIZE", "2")
     assert "cannot be read" in error("MODEL.RESTR.VOCABULARY", str(tmp_path / "none.txt"))
     assert "words, expected 12112" in error("MODEL.RESTR.VOCABULARY_SIZE", "12112")
     other = tmp_path / "other.txt"
