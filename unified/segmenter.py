@@ -23,7 +23,10 @@ from unified.structures import (
 
 @runtime_checkable
 class Segmenter(Protocol):
-    """A model that segments what references refer to."""
+    """A model that segments what references refer to.
+
+    A system leaves out the verbs of references that its ``reference_kinds`` do not name.
+    """
 
     @property
     def reference_kinds(self) -> frozenset[str]:

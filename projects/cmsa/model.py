@@ -13,10 +13,9 @@ from torch.nn import functional as F
 
 from projects.cmsa.attention import CrossModalSelfAttention
 from projects.cmsa.gates import GATES
-from unified.errors import InputError
 from unified.modeling.backbones.base import Backbone
 from unified.modeling.layers import masked_mean, xavier_init
-from unified.modeling.pixel_masks import joined_masks, pixel_segmentation
+from unified.modeling.pixel_masks import joined_masks, only_sentence, pixel_segmentation
 from unified.modeling.vocabulary import PADDING, WordTable
 from unified.structures import (
     FeaturePyramid,
@@ -38,6 +37,7 @@ class Cmsa(nn.Module):
     Source: CMSA (arXiv:1904.04745), section 3; released code lwye/CMSA-Net.
     """
 
+    reference_kinds = frozenset({"text"})
     pixel_mean: Tensor
     pixel_std: Tensor
 
@@ -88,11 +88,6 @@ class Cmsa(nn.Module):
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std), persistent=False)
 
-    @property
-    def reference_kinds(self) -> frozenset[str]:
-        """Sentences alone."""
-        return frozenset({"text"})
-
     def preprocess(self, images: Sequence[Tensor]) -> ImageBatch:
         """B x (3, h, w) RGB in 0..255 -> a normalised batch, padded to the published square."""
         return ImageBatch.from_images(
@@ -130,15 +125,6 @@ class Cmsa(nn.Module):
         summary = masked_mean(words, padding_mask)
         return (Reference(words, words, padding_mask, summary),) * len(self.attentions)
 
-    def encode_mask(
-        self, images: ImageBatch, features: FeaturePyramid, masks: Tensor
-    ) -> tuple[Reference, ...]:
-        """
-        Raises:
-            InputError: always.
-        """
-        raise InputError("CMSA follows a sentence, not a mask: give a text prompt")
-
     def segment(
         self,
         features: FeaturePyramid,
@@ -157,12 +143,9 @@ class Cmsa(nn.Module):
         Raises:
             InputError: there is not exactly one sentence per image.
         """
-        if len(references) != 1:
-            raise InputError(
-                f"CMSA needs one sentence about the picture, got {len(references)} references"
-            )
+        sentence = only_sentence(references)
         return resize_from_corner(
-            self.score(self.fusion(self.attended(features, references[0]))), features.padded_size
+            self.score(self.fusion(self.attended(features, sentence))), features.padded_size
         )
 
     def attended(self, features: FeaturePyramid, reference: References) -> list[Tensor]:

@@ -27,6 +27,7 @@ from projects.groupvit.zero_shot import (
     winning_groups,
 )
 from unified.errors import ConfigError, InputError
+from unified.modeling.pixel_masks import only_sentence
 from unified.modeling.vocabulary import WordTable
 from unified.structures import (
     FeaturePyramid,
@@ -223,12 +224,6 @@ class GroupViT(nn.Module):
             ),
         )
 
-    def encode_mask(
-        self, images: ImageBatch, features: FeaturePyramid, masks: Tensor
-    ) -> tuple[Reference, ...]:
-        """Raises ConfigError: GroupViT follows texts only."""
-        raise ConfigError("GroupViT cannot follow a mask: name the object by a text")
-
     def segment(
         self,
         features: FeaturePyramid,
@@ -243,9 +238,7 @@ class GroupViT(nn.Module):
         other classes. Logits are scaled similarities, less their mean over the pixels.
         """
         assert isinstance(features, GroupFeatures) and features.groups is not None
-        if len(references) != 1:
-            raise InputError("GroupViT needs exactly one text for each image")
-        text = references[0][0].summary
+        text = only_sentence(references)[0].summary
         fit = self.scale * (features.groups @ text[..., None])[..., 0]  # (B, G)
         height, width = (side // mask_stride for side in features.padded_size)
         winners = winning_groups(features.levels[0], (height, width))

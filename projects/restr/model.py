@@ -17,7 +17,7 @@ from projects.restr.language import LanguageEncoder
 from projects.restr.vision import ConvolutionalEncoder, VisualEncoder
 from unified.errors import InputError
 from unified.modeling.layers import masked_mean
-from unified.modeling.pixel_masks import joined_masks, pixel_segmentation
+from unified.modeling.pixel_masks import joined_masks, only_sentence, pixel_segmentation
 from unified.modeling.vocabulary import PADDING
 from unified.structures import (
     FeaturePyramid,
@@ -47,6 +47,7 @@ class Restr(nn.Module):
     """
 
     backbone: VisualEncoder | ConvolutionalEncoder
+    reference_kinds = frozenset({"text"})
     pixel_mean: Tensor
     pixel_std: Tensor
 
@@ -69,11 +70,6 @@ class Restr(nn.Module):
         self.patch_label, self.patch_weight = patch_label, patch_weight
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std), persistent=False)
-
-    @property
-    def reference_kinds(self) -> frozenset[str]:
-        """Sentences alone."""
-        return frozenset({"text"})
 
     def preprocess(self, images: Sequence[Tensor]) -> ImageBatch:
         """B x (3, h, w) RGB in 0..255 -> a normalised batch, padded to the size of the model.
@@ -116,15 +112,6 @@ class Restr(nn.Module):
         words = self.fusion.prepare_words(self.text_encoder(ids), padding_mask)
         return (Reference(words, words, padding_mask, masked_mean(words, padding_mask)),)
 
-    def encode_mask(
-        self, images: ImageBatch, features: FeaturePyramid, masks: Tensor
-    ) -> tuple[Reference, ...]:
-        """
-        Raises:
-            InputError: always.
-        """
-        raise InputError("ReSTR follows a sentence, not a mask: give a text prompt")
-
     def segment(
         self,
         features: FeaturePyramid,
@@ -144,13 +131,10 @@ class Restr(nn.Module):
         Raises:
             InputError: there is not exactly one sentence per image.
         """
-        if len(references) != 1:
-            raise InputError(
-                f"ReSTR needs one sentence about the picture, got {len(references)} references"
-            )
+        (words,) = only_sentence(references)
         patches = features.levels[0]
         size = (patches.shape[2], patches.shape[3])
-        return self.fusion(patches.flatten(2).transpose(1, 2), references[0][0].keys, size)
+        return self.fusion(patches.flatten(2).transpose(1, 2), words.keys, size)
 
     def losses(
         self,

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from projects.slvit.backbone import LanguageMSCAN, Stage, Words
 from projects.slvit.decoder import LightHamDecoder
 from projects.slvit.enhance import SCORES, UncertainRegionEnhancement
-from unified.errors import ConfigError, InputError
-from unified.modeling.pixel_masks import joined_masks
+from unified.errors import ConfigError
+from unified.modeling.pixel_masks import joined_masks, only_sentence
 from unified.modeling.text_encoder import TextEncoder
 from unified.structures import (
     FeaturePyramid,
@@ -117,12 +117,6 @@ class SLViT(nn.Module):
         words, padding_mask = text.words, text.padding_mask
         return (Reference(words, words, padding_mask, text.sentence),)
 
-    def encode_mask(
-        self, images: ImageBatch, features: FeaturePyramid, masks: Tensor
-    ) -> tuple[Reference, ...]:
-        """Raises ConfigError: SLViT follows sentences only."""
-        raise ConfigError("SLViT cannot follow a mask: describe the object by a sentence")
-
     def trace(self, stem: Tensor, words: Words, regions: Tensor | None = None) -> Trace:
         """One pass from the stem's features; ``regions`` (B, K) replaces the chosen ones."""
         stages = self.backbone(stem, words)
@@ -146,9 +140,8 @@ class SLViT(nn.Module):
 
     def class_logits(self, features: FeaturePyramid, references: Sequence[References]) -> Tensor:
         """Logits of background and object, (B, 2, H / 4, W / 4)."""
-        if len(references) != 1:
-            raise InputError("SLViT needs exactly one sentence for each image")
-        words = Words(references[0][0].keys, references[0][0].padding_mask)
+        (text,) = only_sentence(references)
+        words = Words(text.keys, text.padding_mask)
         return self.trace(features.levels[0], words).logits
 
     def segment(

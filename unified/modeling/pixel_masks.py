@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unified.structures import FeaturePyramid, Segmentation, Target
+from unified.errors import InputError
+from unified.structures import FeaturePyramid, References, Segmentation, Target
 
 
 def joined_masks(targets: Sequence[Target]) -> Tensor:
@@ -16,6 +17,19 @@ def joined_masks(targets: Sequence[Target]) -> Tensor:
     masks = [target.masks for target in targets if target.masks is not None]
     assert len(masks) == len(targets)
     return torch.stack([mask.any(dim=0) for mask in masks])[:, None].float()
+
+
+def only_sentence(references: Sequence[References]) -> References:
+    """The sentence by which a system of sentences alone segments.
+
+    Raises:
+        InputError: there is none, or something beside it.
+    """
+    if len(references) != 1:
+        raise InputError(
+            f"expected one sentence about each picture, got {len(references)} references"
+        )
+    return references[0]
 
 
 def pixel_segmentation(
