@@ -316,7 +316,7 @@ def test_a_bug_of_a_reader_is_not_blamed_on_the_file(
     ],
 )
 def test_what_is_no_mask_is_an_error(code: Any) -> None:
-    with pytest.raises(InputError, match="run-length code|polygon 1 of .* is 1: expected a list"):
+    with pytest.raises(InputError, match=r"run-length code|polygon 1 of .* is 1: expected a list"):
         segmentation_mask(code, 4, 6)
 
 
