@@ -11,16 +11,13 @@ import torch
 from projects.cmsa.checkpoint import CMSA_KEYS
 from projects.cmsa.deeplab import build_deeplab
 from projects.cmsa.system import SYSTEM
-from unified import ImagePredictor, VideoPredictor
+from tests.projects.sentences import check_evaluation, check_images_and_clips, check_same_weights
 from unified.checkpoint import read_weights
-from unified.data.synthetic.releases import RELEASES
-from unified.data.vocabulary import write_vocabulary
 from unified.engine.config import load_config
 from unified.engine.models import load
-from unified.engine.run import evaluate_weights, train
+from unified.engine.run import train
 from unified.engine.system import Recording, system
 from unified.errors import CheckpointError, ConfigError
-from unified.structures import Prompt
 
 ROOT = Path(__file__).parents[3]
 TINY = ROOT / "configs/lite/cmsa_tiny.yaml"
@@ -33,53 +30,18 @@ SMALL = [
     *("SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "2", "DATALOADER.NUM_WORKERS", "0"),
 ]
 NO_FILE = ["MODEL.CMSA.VOCABULARY", ""]
-
-
-@pytest.fixture(scope="module")
-def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of datasets with sentences and their vocabulary."""
-    root = tmp_path_factory.mktemp("sets")
-    RELEASES["refcoco"](root, 3, 0)
-    return root
-
-
-@pytest.fixture(scope="module")
-def trained(sets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run of two steps."""
-    folder = tmp_path_factory.mktemp("run")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DETECTRON2_DATASETS", str(sets))
-        write_vocabulary(["refcoco-unc-train"], sets / "refcoco.txt")
-        train(load_config(TINY, [*SMALL, "OUTPUT_DIR", str(folder)]), resume=False)
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def environment(sets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(sets))
+RUN = SMALL
+pytestmark = pytest.mark.usefixtures("sets")
 
 
 def test_it_trains_and_is_evaluated(trained: Path) -> None:
-    options = [*SMALL, "OUTPUT_DIR", str(trained / "again")]
-    numbers = evaluate_weights(
-        load_config(TINY, [*options, "MODEL.WEIGHTS", str(trained / "model_final.pth")])
-    )
-    assert any(key.startswith("refcoco-unc-val/") for key in numbers)
-    assert all(0 <= value <= 100 for value in numbers.values())
+    check_evaluation(TINY, SMALL, trained)
 
 
 def test_weights_bring_their_words_to_images_and_clips(trained: Path) -> None:
     model = load(TINY, trained / "model_final.pth", "cpu", [*SMALL, *NO_FILE])
     assert "arrow" in model.text_encoder.vocabulary.words
-    image = np.random.default_rng(0).integers(0, 256, (50, 70, 3)).astype(np.uint8)
-    predictor = ImagePredictor(model)
-    predictor.set_image(image)
-    mask, score = predictor.predict(Prompt(text="the red circle"))
-    assert mask.shape == (50, 70) and 0 <= score <= 1
-    results = VideoPredictor(model).run(
-        [image, image], {0: {1: Prompt(text="the red circle"), 2: Prompt(text="a blue star")}}
-    )
-    assert [sorted(result.scores) for result in results] == [[1, 2], [1, 2]]
+    check_images_and_clips(model)
 
 
 def test_released_variables_answer_the_same(trained: Path, tmp_path: Path) -> None:
@@ -89,8 +51,7 @@ def test_released_variables_answer_the_same(trained: Path, tmp_path: Path) -> No
     released = CMSA_KEYS.to_foreign(native.state_dict())
     np.savez(tmp_path / "cmsa.npz", **{key: value.numpy() for key, value in released.items()})
     loaded = load(TINY, tmp_path / "cmsa.npz", "cpu", options)
-    for key, value in native.state_dict().items():
-        assert torch.equal(value, loaded.state_dict()[key]), key
+    check_same_weights(native, loaded)
     with pytest.raises(CheckpointError, match=r"do not hold it, the model has none"):
         load(TINY, tmp_path / "cmsa.npz", "cpu", [*options, *NO_FILE])
 

@@ -13,14 +13,12 @@ from PIL import Image
 
 from projects.groupvit.checkpoint import OFFICIAL_KEYS, TRANSFORMERS_KEYS
 from projects.groupvit.system import SYSTEM
+from tests.projects.sentences import check_evaluation
 from unified import VideoPredictor
 from unified.checkpoint import write_weights
-from unified.data.synthetic.releases import RELEASES
 from unified.data.synthetic.world import KINDS
-from unified.data.vocabulary import write_vocabulary
 from unified.engine.config import load_config
 from unified.engine.models import load
-from unified.engine.run import evaluate_weights, train
 from unified.engine.system import Recording, system
 from unified.errors import CheckpointError, ConfigError, InputError
 from unified.inference.classes import ClassPredictor
@@ -36,31 +34,8 @@ SMALL = [
     *("SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "2", "DATALOADER.NUM_WORKERS", "0"),
 ]
 NO_FILE = ["MODEL.GROUPVIT.VOCABULARY", ""]
-
-
-@pytest.fixture(scope="module")
-def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of datasets with sentences."""
-    root = tmp_path_factory.mktemp("sets")
-    RELEASES["refcoco"](root, 3, 0)
-    return root
-
-
-@pytest.fixture(autouse=True)
-def environment(sets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(sets))
-
-
-@pytest.fixture(scope="module")
-def trained(sets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run of two steps with both losses."""
-    folder = tmp_path_factory.mktemp("run")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DETECTRON2_DATASETS", str(sets))
-        write_vocabulary(["refcoco-unc-train"], sets / "refcoco.txt")
-        options = [*SMALL, "MODEL.GROUPVIT.NUM_LABELS", "2", "OUTPUT_DIR", str(folder)]
-        train(load_config(TINY, options), resume=False)
-    return folder
+RUN = [*SMALL, "MODEL.GROUPVIT.NUM_LABELS", "2"]  # both losses
+pytestmark = pytest.mark.usefixtures("sets")
 
 
 def infer_image(arguments: list[str]) -> int:
@@ -76,12 +51,7 @@ def picture() -> np.ndarray:
 
 
 def test_it_trains_and_is_evaluated(trained: Path) -> None:
-    options = [*SMALL, "OUTPUT_DIR", str(trained / "again")]
-    numbers = evaluate_weights(
-        load_config(TINY, [*options, "MODEL.WEIGHTS", str(trained / "model_final.pth")])
-    )
-    assert any(key.startswith("refcoco-unc-val/") for key in numbers)
-    assert all(0 <= value <= 100 for value in numbers.values())
+    check_evaluation(TINY, SMALL, trained)
 
 
 def test_clips_and_class_names(trained: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -10,15 +10,12 @@ import torch
 
 from projects.slvit.checkpoint import OFFICIAL_KEYS
 from projects.slvit.system import SYSTEM
-from unified import ImagePredictor, VideoPredictor
+from tests.projects.sentences import check_evaluation, check_images_and_clips, check_same_weights
 from unified.checkpoint import write_weights
-from unified.data.synthetic.releases import RELEASES
 from unified.engine.config import load_config
 from unified.engine.models import load
-from unified.engine.run import evaluate_weights, train
 from unified.engine.system import Recording, system
 from unified.errors import CheckpointError, ConfigError
-from unified.structures import Prompt
 
 ROOT = Path(__file__).parents[3]
 TINY = ROOT / "configs/lite/slvit_tiny.yaml"
@@ -28,52 +25,18 @@ SMALL = [
     *("DATALOADER.NUM_WORKERS", "0", "SOLVER.EMA_DECAY", "0.0"),
 ]
 STRETCHED = ["MODEL.SLVIT.INPUT_SIZE", "(64, 96)"]
-
-
-@pytest.fixture(scope="module")
-def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of datasets with sentences."""
-    root = tmp_path_factory.mktemp("sets")
-    RELEASES["refcoco"](root, 3, 0)
-    return root
-
-
-@pytest.fixture(autouse=True)
-def environment(sets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(sets))
-
-
-@pytest.fixture(scope="module")
-def trained(sets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run of two steps in stretched images."""
-    folder = tmp_path_factory.mktemp("run")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DETECTRON2_DATASETS", str(sets))
-        train(load_config(TINY, [*SMALL, *STRETCHED, "OUTPUT_DIR", str(folder)]), resume=False)
-    return folder
+RUN = [*SMALL, *STRETCHED]
+pytestmark = pytest.mark.usefixtures("sets")
 
 
 def test_it_trains_and_is_evaluated(trained: Path) -> None:
-    options = [*SMALL, *STRETCHED, "OUTPUT_DIR", str(trained / "again")]
-    numbers = evaluate_weights(
-        load_config(TINY, [*options, "MODEL.WEIGHTS", str(trained / "model_final.pth")])
-    )
-    assert any(key.startswith("refcoco-unc-val/") for key in numbers)
-    assert all(0 <= value <= 100 for value in numbers.values())
+    check_evaluation(TINY, RUN, trained)
 
 
 @pytest.mark.parametrize("size", [[], STRETCHED], ids=["padded", "stretched"])
 def test_images_and_clips(trained: Path, size: list[str]) -> None:
     model = load(TINY, trained / "model_final.pth", "cpu", [*SMALL, *size])
-    image = np.random.default_rng(0).integers(0, 256, (50, 70, 3)).astype(np.uint8)
-    predictor = ImagePredictor(model)
-    predictor.set_image(image)
-    mask, score = predictor.predict(Prompt(text="the red circle"))
-    assert mask.shape == (50, 70) and 0 <= score <= 1
-    results = VideoPredictor(model).run(
-        [image, image], {0: {1: Prompt(text="the red circle"), 2: Prompt(text="a blue star")}}
-    )
-    assert [sorted(result.scores) for result in results] == [[1, 2], [1, 2]]
+    check_images_and_clips(model)
 
 
 def test_official_weights_answer_the_same(trained: Path, tmp_path: Path) -> None:
@@ -82,8 +45,7 @@ def test_official_weights_answer_the_same(trained: Path, tmp_path: Path) -> None
     dead = "backbone.block1.0.attn.spatial_gating_unit.fusion.project_v.0.weight"
     write_weights(tmp_path / "official.pth", {**official, dead: torch.ones(8, 8, 1)})
     loaded = load(TINY, tmp_path / "official.pth", "cpu", SMALL)
-    for key, value in native.state_dict().items():
-        assert torch.equal(value, loaded.state_dict()[key]), key
+    check_same_weights(native, loaded)
 
 
 def test_public_backbone_weights_are_loaded_by_their_names(tmp_path: Path) -> None:
