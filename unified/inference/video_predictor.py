@@ -18,7 +18,7 @@ from unified.inference.settings import VideoSettings, inference_settings
 from unified.label_maps import MAX_OBJECT_ID, mask_box
 from unified.masks import MASK_THRESHOLD, mask_probabilities, merge
 from unified.segmenter import Segmenter
-from unified.structures import FrameResult, Prompt, Size
+from unified.structures import FrameResult, Prompt, Size, upload
 from unified.tasks import TASKS, Task
 
 
@@ -161,7 +161,7 @@ class VideoPredictor:
     ) -> tuple[dict[int, float], Tensor]:
         """Score and probability map (O, H, W) of every known object, ascending by id."""
         ids = self.memory.object_ids
-        scores = dict.fromkeys(ids, 1.0)
+        found: dict[int, Tensor] = {}  # scores
         maps: dict[int, Tensor] = {}
         for object_id, mask in given.items():
             source = torch.from_numpy(np.ascontiguousarray(mask)).float()[None, None]
@@ -186,14 +186,18 @@ class VideoPredictor:
                     image_size=image_size,
                     original_size=size,
                 )
-            for row, object_id in enumerate(chunk):
-                scores[object_id] = float(result.scores[row, 0])
-                present = scores[object_id] >= self.settings.score_threshold
-                maps[object_id] = probabilities[row] * present
+                # In float64, as Python compares.
+                present = result.scores[:, 0].double() >= self.settings.score_threshold
+                maps |= zip(chunk, probabilities * present[:, None, None], strict=True)
+            found |= zip(chunk, result.scores[:, 0], strict=True)
         device = frame.images.tensor.device
+        scores = {object_id: float(object_id in given) for object_id in ids}
         for object_id in set(ids) - set(maps):  # shown once, not found there
-            scores[object_id], maps[object_id] = 0.0, torch.zeros(size)
-        return scores, torch.stack([maps[object_id].to(device) for object_id in ids])
+            maps[object_id] = torch.zeros(size)
+        probabilities = torch.stack([upload(maps[object_id], device) for object_id in ids])
+        if found:  # the only wait for them, whatever the number of objects
+            scores |= zip(found, torch.stack([*found.values()]).tolist(), strict=True)
+        return scores, probabilities
 
     def _finish(
         self,

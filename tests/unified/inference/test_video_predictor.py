@@ -53,6 +53,20 @@ def test_frames_before_the_first_object_cost_nothing(segmenter: Toy) -> None:
         assert not result.label_map.any() and result.scores == {} and result.absent == ()
 
 
+def test_waits_for_the_device_do_not_grow_with_the_objects(segmenter: Toy) -> None:
+    """Reading a number from a tensor waits for all the work that is queued."""
+    waits = []
+    for num in (1, 3):
+        predictor = video(segmenter, use_memory=False)
+        start, *rest = frames(3)
+        predictor.step(start, {i + 1: Prompt(mask=box_mask(10 * i, 10 * i)) for i in range(num)})
+        predictor.step(rest[0])
+        with torch.profiler.profile() as profile:
+            predictor.step(rest[1])
+        waits.append(sum(event.name == "aten::item" for event in profile.events()))
+    assert waits[0] == waits[1]
+
+
 def test_objects_share_passes_of_the_head(segmenter: Toy) -> None:
     prompts = {index: Prompt(text=TEXTS[index % 4]) for index in range(1, 8)}
     predictor = video(segmenter, objects_per_pass=3)
