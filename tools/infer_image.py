@@ -13,7 +13,8 @@ With --classes, and a model that compares pixels with texts, every pixel gets th
 best, or 0 where none does.
 An object whose score is below INFERENCE.IMAGE_SCORE_THRESHOLD is absent: its mask is empty.
 With --detect the model says what there is, up to 100 objects, the highest score first;
-detections.json lists them as COCO results.
+detections.json lists them as COCO results. In the other files, without --separate, those are left
+out of which better ones cover more than half.
 Files of an earlier run in OUTPUT are replaced.
 """
 
@@ -43,6 +44,7 @@ from unified.inference.output import (
     check_writable,
     coco_results,
     prepare_folder,
+    uncovered,
     write_detections,
     write_image_result,
 )
@@ -106,8 +108,8 @@ def run(options: argparse.Namespace) -> None:
         "merge_rule": "separate" if options.separate else "score",
         **cli.describe_run(model, predictor.settings),
     }
-    shown = "like the examples" if options.support else "the place shown"
-    captions = {entry["id"]: entry["text"] or shown for entry in objects}
+    other = "like the examples" if options.support else "the place shown"
+    captions = {entry["id"]: entry["text"] or other for entry in objects}
     with ExitStack() as stack, tqdm(paths, unit="image") as progress:
         results: ResultsFile | None = None
         detections: list[dict[str, Any]] = []
@@ -117,9 +119,10 @@ def run(options: argparse.Namespace) -> None:
             answers = [predictor.predict(prompt) for prompt in prompts]
             if isinstance(predictor, ImagePredictor) and options.detect:
                 found = predictor.detect()
-                answers = [(x.mask, x.score) for x in found]
-                captions = {i: f"category {x.category + 1}" for i, x in enumerate(found, start=1)}
                 detections += coco_results(path.stem, found)
+                shown = found if options.separate else uncovered(found)
+                answers = [(x.mask, x.score) for x in shown]
+                captions = {i: f"category {x.category + 1}" for i, x in enumerate(shown, start=1)}
             if results is None:
                 # Only now, so that a prompt which the model cannot follow leaves no file.
                 prepare_folder(options.output, options.input)

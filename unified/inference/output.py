@@ -236,6 +236,24 @@ def write_image_result(
     ]
 
 
+def uncovered(found: Sequence[Instance]) -> list[Instance]:
+    """Those of which at least half of the mask lies outside the masks of the better ones kept.
+
+    Source: Panoptic Segmentation (arXiv:1801.00868), how overlaps of instances are resolved.
+
+    Args:
+        found: of one image, the highest score first.
+    """
+    kept: list[Instance] = []
+    covered = np.zeros(found[0].mask.shape if found else (0, 0), bool)
+    for instance in found:
+        area = int(instance.mask.sum())
+        if area and 2 * int((instance.mask & ~covered).sum()) >= area:
+            kept.append(instance)
+            covered |= instance.mask
+    return kept
+
+
 def coco_results(stem: str, found: Sequence[Instance]) -> list[dict[str, Any]]:
     """Objects of one image in the format of COCO's results, categories counted from 1.
 

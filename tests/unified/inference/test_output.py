@@ -21,11 +21,12 @@ from unified.inference.output import (
     check_writable,
     describe_object,
     prepare_folder,
+    uncovered,
     write_image_result,
 )
 from unified.inference.video_io import Frame, FrameReader
 from unified.label_maps import mask_box, read_label_map
-from unified.structures import FrameResult
+from unified.structures import FrameResult, Instance
 
 SIZE = (32, 48)
 
@@ -126,7 +127,7 @@ from pathlib import Path
 import numpy as np
 from unified.inference.output import ClipWriter
 from unified.inference.video_io import Frame
-from unified.structures import FrameResult
+from unified.structures import FrameResult, Instance
 with ClipWriter(Path(sys.argv[1]), header={}, fps=5, size=(32, 48), captions={1: ""}) as writer:
     for number in range(6):
         label_map = np.full((32, 48), 1, np.uint8)
@@ -249,3 +250,20 @@ def test_a_folder_without_permission_is_refused_at_once(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(PermissionError):
         check_writable(tmp_path / "new")
+
+
+def test_objects_that_better_ones_cover_are_left_out() -> None:
+    def instance(left: int, right: int, score: float) -> Instance:
+        mask = np.zeros((4, 20), bool)
+        mask[:, left:right] = True
+        return Instance(mask, score, (left, 0, right, 4), category=0)
+
+    first, part, beside, half = (
+        instance(0, 10, 0.9),
+        instance(3, 13, 0.8),  # 3 of 10 columns are left
+        instance(10, 14, 0.7),
+        instance(12, 16, 0.6),  # 2 of 4
+    )
+    empty = instance(5, 5, 0.5)
+    assert uncovered([first, part, beside, half, empty]) == [first, beside, half]
+    assert uncovered([]) == []

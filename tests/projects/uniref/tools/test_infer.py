@@ -209,7 +209,7 @@ def test_all_objects_of_images_as_coco_results(photos: Path, tmp_path: Path) -> 
     found = json.loads((out / "detections.json").read_text())
     assert content["inference"]["mirror"] is False  # though the configuration asks for it
     assert content["objects"] == [] and {entry["image_id"] for entry in found} == {7, "b"}
-    assert len(found) == sum(len(image["objects"]) for image in content["images"]) > 2
+    assert len(found) > sum(len(image["objects"]) for image in content["images"]) >= 2
     for image in content["images"]:
         stem = Path(image["image"]).stem
         mine = [e for e in found if e["image_id"] in (stem, int(stem) if stem.isdecimal() else "")]
