@@ -12,9 +12,8 @@ masks/<stem>.png (indexed, pixel = id, the highest score wins), overlay/<stem>.j
 With --classes, and a model that compares pixels with texts, every pixel gets the class that fits it
 best, or 0 where none does.
 An object whose score is below INFERENCE.IMAGE_SCORE_THRESHOLD is absent: its mask is empty.
-With --detect the model says what there is, up to 100 objects, the highest score first;
-detections.json lists them as COCO results. In the other files, without --separate, those are left
-out of which better ones cover more than half.
+With --detect the model says what there is, up to 100 objects: all as COCO results in detections.json,
+elsewhere without those that better ones cover by more than half (--separate keeps them).
 Files of an earlier run in OUTPUT are replaced.
 """
 
@@ -89,11 +88,9 @@ def run(options: argparse.Namespace) -> None:
     cli.check_stems(paths)
     names = None if options.classes is None else class_names(options.classes)
     place = places.place_prompt(options.point, options.box)
-    prompts, objects = (
-        ([], [])
-        if options.detect
-        else cli.image_prompts(names or options.text, options.support, place)
-    )
+    prompts, objects = [], []
+    if not options.detect:
+        prompts, objects = cli.image_prompts(names or options.text, options.support, place)
     read_image(paths[0])  # before the model is loaded, which takes longer
     cli.check_places(prompts, paths)
     model = cli.load_model(options, prompts)
