@@ -12,7 +12,7 @@ masks/<stem>.png (indexed, pixel = id, the highest score wins), overlay/<stem>.j
 With --classes, and a model that compares pixels with texts, every pixel gets the class that fits it
 best, or 0 where none does.
 An object whose score is below INFERENCE.IMAGE_SCORE_THRESHOLD is absent: its mask is empty.
-With --detect the model says what there is, up to 100 objects: all in detections.json (COCO results),
+With --detect the model says what there is, up to 100 objects: all of them in detections.json,
 elsewhere without those that better ones cover by more than half (--separate keeps them).
 Files of an earlier run in OUTPUT are replaced.
 """
