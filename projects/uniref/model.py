@@ -36,6 +36,8 @@ from unified.structures import (
     upload,
 )
 
+PROPOSED_NMS = 0.9
+
 
 class UniRef(nn.Module):
     """Encode the image, encode its references, fuse, segment.
@@ -187,10 +189,27 @@ class UniRef(nn.Module):
             K is the largest number of queries that survive in an image; where fewer do, the rest
             has score 0 and an empty box.
         """
+        return self._segment(features, references, top_k, mask_stride, self.nms_threshold)
+
+    @in_stored_precision
+    def propose(
+        self, features: FeaturePyramid, references: Sequence[References], *, top_k: int
+    ) -> Segmentation:
+        """As ``segment`` for a chooser, which compares masks: boxes are suppressed less."""
+        return self._segment(features, references, top_k, MASK_STRIDE, PROPOSED_NMS)
+
+    def _segment(
+        self,
+        features: FeaturePyramid,
+        references: Sequence[References],
+        top_k: int,
+        mask_stride: int,
+        nms_threshold: float,
+    ) -> Segmentation:
         queries = self.head(self.fuse(features, references), features.padding_masks)
         last, boxes = self.head.num_layers - 1, queries.references[-1]
         shared = self.mask_head.features(queries.memory, features.high_res)
-        index, scores, classes = self._best(queries, top_k)
+        index, scores, classes = self._best(queries, top_k, nms_threshold)
         return Segmentation(
             mask_logits=self.decode_masks(
                 queries, shared, features.image_sizes, last, index, mask_stride=mask_stride
@@ -200,12 +219,14 @@ class UniRef(nn.Module):
             classes=classes,
         )
 
-    def _best(self, queries: Queries, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _best(
+        self, queries: Queries, top_k: int, nms_threshold: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, scores in float32 (of those in half little is left) and classes, each (B, K)."""
         logits = self.head.logits(queries, self.head.num_layers - 1).float()
         boxes = queries.references[-1]
         picked = [
-            select_queries(*image, top_k, self.nms_threshold)
+            select_queries(*image, top_k, nms_threshold)
             for image in zip(logits, boxes, strict=True)
         ]
         num = max(len(index) for index, _, _ in picked)

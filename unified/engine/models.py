@@ -5,7 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from detectron2.config import CfgNode
 from torch import nn
@@ -23,6 +26,7 @@ from unified.weights import WEIGHTS, resolve
 logger = logging.getLogger(__name__)
 
 CONFIGS = ROOT / "configs"
+CHOOSER = "unified.inference.chooser"
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,27 @@ def load(
         sha256=None if path is None else file_sha256(path),
     )
     model.inference = settings_of(cfg)
-    return model.to(target).eval()
+    model.to(target).eval()
+    attach_chooser(model, cfg, model.info.sha256)
+    return model
+
+
+def attach_chooser(model: Any, cfg: CfgNode, sha256: str | None) -> None:
+    """Gives a model what chooses among its masks, if the configuration names one.
+
+    Without the folder ``unified/inference/chooser`` sentences are answered without.
+
+    Args:
+        model: in eval mode, on its device.
+        sha256: of its weights file.
+
+    Raises:
+        CheckpointError: the weights of the chooser are missing or damaged.
+        ConfigError: it does not fit the model.
+    """
+    if cfg.INFERENCE.CHOOSER and find_spec(CHOOSER) is not None:
+        build = import_module(f"{CHOOSER}.building").build_chooser
+        model.chooser = build(model, _weights_file(cfg.INFERENCE.CHOOSER), sha256)
 
 
 def _check_kinds(name: str, known: Collection[str], kinds: Collection[str]) -> None:

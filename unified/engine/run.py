@@ -16,14 +16,14 @@ from unified.devices import pick_device
 from unified.engine.checkpointing import POINTER, find_weights
 from unified.engine.hooks import default_hooks
 from unified.engine.missing import check_all_there
-from unified.engine.models import load_checkpoint
+from unified.engine.models import attach_chooser, load_checkpoint
 from unified.engine.system import system
 from unified.engine.testing import check_test_sets, evaluate
 from unified.engine.train_loader import build_train_loader
 from unified.engine.trainer import Trainer
 from unified.errors import ConfigError
 from unified.evaluation.report import counted
-from unified.files import atomic_path
+from unified.files import atomic_path, file_sha256
 
 logger = logging.getLogger(__name__)
 
@@ -117,4 +117,6 @@ def evaluate_weights(cfg: CfgNode) -> dict[str, float]:
     check_test_sets(cfg)
     model = system(cfg.MODEL.META_ARCHITECTURE).build(cfg)
     load_checkpoint(model, cfg, path)
-    return evaluate(cfg, model.to(pick_device(cfg.MODEL.DEVICE)), path)
+    model.to(pick_device(cfg.MODEL.DEVICE)).eval()
+    attach_chooser(model, cfg, file_sha256(path))
+    return evaluate(cfg, model, path)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from unified.errors import InputError
 from unified.expressions import swap_left_right
@@ -38,11 +39,14 @@ class ImagePredictor:
         self._frame: EncodedFrame | None = None
         self._flipped: np.ndarray | None = None
         self._mirrored: EncodedFrame | None = None
+        self._image: np.ndarray | None = None
+        self._scene: Any = None  # of the chooser, if the model has one
         self._size: Size = (0, 0)
 
     def set_image(self, image: np.ndarray) -> None:
         """Encodes (H, W, 3) uint8 RGB for the following prompts."""
         self._frame, self._mirrored = self.encoder.image(image), None
+        self._image, self._scene = image, None
         self._size = (image.shape[0], image.shape[1])
         self._flipped = image[:, ::-1].copy() if self.settings.mirror else None
 
@@ -67,6 +71,10 @@ class ImagePredictor:
             InputError: as for ``predict``.
         """
         frame = self._check(prompt)
+        if self._is_chosen(prompt):
+            probability, score = self._choice(frame, prompt)
+            mask = (probability > MASK_THRESHOLD) & (score >= self.settings.score_threshold)
+            return Instance(mask.cpu().numpy(), score, _box_around(mask), category=0)
         if not self.settings.mirror:
             found = self._segment(frame, prompt)
             return self._instance(found, 0, self._binary(found.mask_logits[0])[0])
@@ -76,14 +84,16 @@ class ImagePredictor:
     def predict_prob(self, prompt: Prompt) -> tuple[np.ndarray, float]:
         """As ``predict``, with the probability (H, W) float32 of every pixel."""
         frame = self._check(prompt)
-        if self.settings.mirror:
+        if self._is_chosen(prompt):
+            probability, score = self._choice(frame, prompt)
+        elif self.settings.mirror:
             joint, _ = self._joint(frame, prompt)
-            probability, score = joint.probability, joint.score
+            probability, score = joint.probability, float(joint.score)
         else:
             found = self._segment(frame, prompt)
-            probability, score = self._probability(found), found.scores[0, 0]
+            probability, score = self._probability(found), float(found.scores[0, 0])
         present = score >= self.settings.score_threshold
-        return (probability * present).cpu().numpy(), float(score)
+        return (probability * present).cpu().numpy(), score
 
     def detect(self, top_k: int = 100) -> list[Instance]:
         """All objects of the image that reach the threshold, the highest score first.
@@ -137,12 +147,9 @@ class ImagePredictor:
 
     def _joint(self, frame: EncodedFrame, prompt: Prompt) -> tuple[Joint, Segmentation]:
         """The answers about the image and its mirror image joined; box and class of both."""
-        if self._mirrored is None:
-            assert self._flipped is not None, "kept by set_image where mirror images are asked"
-            self._mirrored = self.encoder.image(self._flipped)
         views = (
             self._segment(frame, prompt),
-            self._segment(self._mirrored, _mirrored(prompt, self._size[1])),
+            self._segment(self._mirror_image(), _mirrored(prompt, self._size[1])),
         )
         joint = join_mirrored(
             torch.stack([self._probability(view) for view in views]),
@@ -153,6 +160,36 @@ class ImagePredictor:
         boxes = (joint.weights[0] * first + joint.weights[1] * flipped)[None, None]
         better = views[int(joint.weights.argmax())]
         return joint, replace(better, boxes=boxes, scores=joint.score[None, None])
+
+    def _mirror_image(self) -> EncodedFrame:
+        if self._mirrored is None:
+            assert self._flipped is not None, "kept by set_image where mirror images are asked"
+            self._mirrored = self.encoder.image(self._flipped)
+        return self._mirrored
+
+    def _is_chosen(self, prompt: Prompt) -> bool:
+        """Whether the model has a chooser, and the prompt is a sentence and nothing else."""
+        alone = prompt.mask is None and not prompt.supports and not prompt.points_at
+        chooser = getattr(self.encoder.model, "chooser", None)
+        return chooser is not None and prompt.text is not None and alone
+
+    def _choice(self, frame: EncodedFrame, prompt: Prompt) -> tuple[Tensor, float]:
+        """What a sentence means as the chooser says: (H, W) and a score.
+
+        Source of candidates: the image, and its mirror image if that is asked too.
+        """
+        chooser: Any = getattr(self.encoder.model, "chooser", None)
+        if not chooser.understands(prompt.text):
+            return torch.zeros(self._size), 0.0
+        with torch.inference_mode(), self.encoder.autocast():
+            if self._scene is None:
+                frames = [frame, self._mirror_image()] if self.settings.mirror else [frame]
+                self._scene = chooser.look(frames, self._image)
+            answer = chooser.answer(self._scene, prompt.text, self.encoder.text(prompt.text))
+        whole = F.interpolate(
+            answer.probability.float()[None, None], self._size, mode="bilinear", align_corners=False
+        )
+        return whole[0, 0], answer.score
 
     def _probability(self, found: Segmentation) -> Tensor:
         """(H, W) at the image's size, of the best query."""
@@ -189,6 +226,15 @@ def _mirrored(prompt: Prompt, width: int) -> Prompt:
         points=tuple(replace(point, x=width - 1 - point.x) for point in prompt.points),
         box=box and (width - box[2], box[1], width - box[0], box[3]),
     )
+
+
+def _box_around(mask: Tensor) -> tuple[float, float, float, float] | None:
+    """x0, y0, x1, y1 around a mask (H, W) bool; None if it is empty."""
+    rows, columns = mask.any(dim=1).nonzero()[:, 0], mask.any(dim=0).nonzero()[:, 0]
+    if not len(rows):
+        return None
+    x0, x1, y0, y1 = (float(side) for side in (columns[0], columns[-1], rows[0], rows[-1]))
+    return x0, y0, x1 + 1, y1 + 1
 
 
 def _float32(found: Segmentation) -> Segmentation:

@@ -13,6 +13,7 @@ from torch import Tensor
 from projects.uniref.lite.name_head import NameHead
 from projects.uniref.lite.phrases import opening_phrase
 from projects.uniref.model import UniRef
+from unified.modeling.backbones import Backbone
 from unified.modeling.layers import masked_mean
 from unified.structures import FeaturePyramid, ImageBatch, Reference, References, Segmentation
 
@@ -78,6 +79,11 @@ class NamedUniRef(UniRef):
     def __init__(self, *, name_head: NameHead, num_candidates: int, **parts: Any) -> None:
         super().__init__(**parts)
         self.name_head, self.num_candidates = name_head, num_candidates
+
+    @property
+    def frozen_backbone(self) -> Backbone:
+        """The backbone that was never fine-tuned, for others who want to see with it."""
+        return self.name_head.backbone
 
     def encode_image(self, images: ImageBatch) -> FeaturePyramid:
         """As UniRef does, with the frozen backbone's features when they are asked for."""

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+
+from tests.toy.model import Toy, make_toy
+from tests.unified.inference.chooser.test_candidates import SETTINGS, photo
+from unified import ImagePredictor
+from unified.inference.chooser.choosing import Chooser, Rules, heard_logits, pick
+from unified.inference.chooser.fitting import Recipe, fit
+from unified.inference.chooser.network import Choices, ChooserNetwork
+from unified.inference.chooser.rules import Trial, fit_rules, margin
+from unified.inference.chooser.student import Student, Told
+from unified.inference.settings import InferenceSettings
+from unified.structures import Prompt
+
+
+@pytest.fixture
+def chosen() -> Toy:
+    """A segmenter of its own with a chooser of random weights."""
+    segmenter = make_toy()
+    torch.manual_seed(0)
+    channels = segmenter.backbone.channels
+    seen = sum(channels[stage] for stage in ("res3", "res4", "res5")) + 3 * 64
+    segmenter.chooser = Chooser(
+        network=ChooserNetwork(seen_dim=seen, text_dim=16, dim=32),
+        rules=Rules(0.3, 5.0, 0.0, 0.0),
+        model=segmenter,
+        text=segmenter.text_encoder,
+        backbone=segmenter.backbone,
+        mean=torch.full((3,), 128.0),
+        std=torch.full((3,), 128.0),
+    )
+    return segmenter
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_a_sentence_gets_what_the_chooser_says(chosen: Toy, mirror: bool) -> None:
+    predictor = ImagePredictor(chosen, SETTINGS, mirror=mirror)
+    predictor.set_image(photo())
+    found = predictor.instance(Prompt(text="the red dog"))
+    assert found.mask.any() and 0 < found.score < 1 and found.box is not None
+    rows, columns = np.nonzero(found.mask)
+    edges = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
+    assert found.box == tuple(float(edge) for edge in edges)
+    probability, score = predictor.predict_prob(Prompt(text="the red dog"))
+    assert score == found.score and np.array_equal(probability > 0.5, found.mask)
+    again = ImagePredictor(chosen, SETTINGS, mirror=mirror, score_threshold=0.999999)
+    again.set_image(photo())
+    assert not again.predict(Prompt(text="the red dog"))[0].any()
+
+
+def test_other_prompts_are_answered_as_without_it(chosen: Toy) -> None:
+    mask = np.zeros((60, 80), bool)
+    mask[10:30, 10:40] = True
+    answers = []
+    for chooser in (chosen.chooser, None):
+        chosen.chooser = chooser
+        predictor = ImagePredictor(chosen, SETTINGS)
+        predictor.set_image(photo())
+        answers.append([predictor.predict(Prompt(mask=mask, text=text)) for text in (None, "dog")])
+    for (mask_a, score_a), (mask_b, score_b) in zip(*answers, strict=True):
+        assert score_a == score_b and np.array_equal(mask_a, mask_b)
+
+
+def test_nonsense_is_not_asked_and_said_so(chosen: Toy, caplog: pytest.LogCaptureFixture) -> None:
+    predictor = ImagePredictor(chosen, SETTINGS)
+    predictor.set_image(photo())
+    with caplog.at_level(logging.WARNING):
+        mask, score = predictor.predict(Prompt(text="кошка"))
+    assert not mask.any() and score == 0
+    assert "'кошка' is not looked for: it is not written in Latin letters" in caplog.text
+
+
+def test_several_things_are_joined_where_several_are_meant() -> None:
+    logits = torch.tensor([[2.0, 1.0, -3.0]])
+    rules = Rules(heard=0.0, shift=0.0, several=0.5, accepted=0.0)
+    for many, wanted in ((1.0, [True, True, False]), (0.0, [True, False, False])):
+        choices = Choices(logits, torch.zeros(1), torch.tensor([many]))
+        assert pick(choices, heard_logits(choices, torch.ones(3), rules), rules).tolist() == wanted
+
+
+def test_rules_follow_what_is_right() -> None:
+    """The segmenter is right where the network knows nothing."""
+    masks = torch.eye(4, dtype=torch.bool)[:, None]  # (4, 1, 4)
+    nothing = Choices(torch.zeros(1, 4), torch.zeros(1), torch.full((1,), -9.0))
+    trials = [
+        Trial(nothing, torch.eye(4)[k] * 0.9, masks, masks[k] if k < 3 else None)
+        for k in (0, 1, 2, 3)
+    ]
+    rules = fit_rules(trials, threshold=0.3, keep=0.99)
+    assert rules.heard > 0
+    lowest = min(margin(trial, rules) for trial in trials[:3])
+    assert lowest == pytest.approx(float(np.log(0.3 / 0.7)), abs=0.05)
+
+
+def test_a_student_describes_pictures_with_sentences(chosen: Toy) -> None:
+    chosen.inference = InferenceSettings(image=SETTINGS)
+    chosen.frozen_backbone = chosen.backbone
+    student = Student(chosen)
+    mask = np.zeros((2, 60, 80), bool)
+    mask[0, 5:30, 10:40] = mask[1, 40:55, 50:70] = True
+    told = [
+        Told(mask[:1], ["dog"], ["the red dog", "dog on the left"]),
+        Told(mask, ["dog", "cat"], ["a dog a cat"]),
+        Told(mask[:0], [], ["a tree"]),
+    ]
+    lessons, naming = student.lessons([(photo(), told)], seed=0)
+    said = lessons[0].sentences
+    assert [(s.absent, s.many) for s in said] == [(False, False)] * 2 + [
+        (False, True),
+        (True, False),
+    ]
+    assert not said[3].fits.any() and said[0].fits.any()
+    assert torch.equal(said[0].mirrored, said[0].words)
+    assert not torch.equal(said[1].mirrored, said[1].words)
+    assert naming is not None and naming.labels.tolist() == [1, 1, 0]
+    curve = fit(chosen.chooser.network, lessons, naming, Recipe(epochs=1), seed=0)
+    assert np.isfinite(curve).all()
+    trials = student.trials(chosen.chooser.network, [(photo(), told)])
+    assert [trial.truth is None for trial in trials] == [False, False, False, True]

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from tests.unified.inference.chooser.scenes import TEXT, make_network, random_described
+from unified.inference.chooser.choosing import Rules, made_for, network_of, weights_of
+from unified.inference.chooser.fitting import Lesson, Naming, Recipe, Sentence, fit, padded
+from unified.inference.chooser.network import Candidates
+
+IMAGES = (random_described(5, 1), random_described(3, 2))
+
+
+def words(*lengths: int) -> list[torch.Tensor]:
+    torch.manual_seed(0)
+    return [torch.randn(length, TEXT) for length in lengths]
+
+
+def test_sentences_of_a_batch_are_answered_as_alone() -> None:
+    network, said = make_network(), words(4, 7, 2)
+    image = torch.tensor([0, 1, 0])
+    together = network(Candidates.stack(IMAGES), image, *padded(said))
+    for row, index in enumerate(image.tolist()):
+        only = Candidates.stack([IMAGES[index]])
+        alone = network(only, torch.zeros(1, dtype=torch.int64), *padded([said[row]]))
+        num = len(IMAGES[index])
+        torch.testing.assert_close(together.logits[row, :num], alone.logits[0])
+        torch.testing.assert_close(together.none[row], alone.none[0])
+        torch.testing.assert_close(together.many[row], alone.many[0])
+        assert (together.logits[row, num:] < -1000).all()
+
+
+def test_the_order_of_candidates_is_irrelevant() -> None:
+    network, one = make_network(), IMAGES[0]
+    order = torch.tensor([3, 0, 4, 2, 1])
+    turned = {name: value[order] for name, value in vars(one).items()}
+    turned |= {name: turned[name][:, order] for name in ("iou", "within")}
+    first = torch.zeros(1, dtype=torch.int64)
+    a = network(Candidates.stack([one]), first, *padded(words(4)))
+    b = network(Candidates.stack([replace(one, **turned)]), first, *padded(words(4)))
+    torch.testing.assert_close(a.logits[0, order], b.logits[0])
+
+
+def test_gradients_reach_every_parameter() -> None:
+    network = make_network().train()
+    choices = network(Candidates.stack(IMAGES), torch.tensor([0, 1]), *padded(words(4, 3)))
+    names = network.names(IMAGES[0].seen)
+    known = choices.logits[choices.logits > -1000].square().sum()
+    (known + choices.none.sum() + choices.many.sum() + names[:, 0].sum()).backward()
+    unused = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()]
+    assert unused == []
+
+
+def test_learns_which_candidate_a_word_means() -> None:
+    torch.manual_seed(0)
+    vectors = torch.randn(4, TEXT)
+    lessons = []
+    for number in range(24):
+        described = random_described(4, number)
+        kinds = torch.randperm(4)
+        seen = torch.zeros_like(described.seen)
+        seen[torch.arange(4), kinds] = 3.0
+        sentences = [
+            Sentence(vectors[kind][None], vectors[kind][None], (kinds == kind).float())
+            for kind in range(4)
+        ]
+        lessons.append(Lesson(replace(described, seen=seen), sentences))
+    naming = Naming(lessons[0].described.seen, torch.arange(4), vectors)
+    network = make_network()
+    curve = fit(network, lessons, naming, Recipe(epochs=25, images=6, sentences=4, rate=3e-3), 0)
+    assert curve[-1] < 0.6 * curve[0]
+    right = 0
+    for lesson in lessons:
+        said = padded([sentence.words for sentence in lesson.sentences])
+        choices = network(
+            Candidates.stack([lesson.described]), torch.zeros(4, dtype=torch.int64), *said
+        )
+        best = [int(sentence.fits.argmax()) for sentence in lesson.sentences]
+        right += int((choices.logits.argmax(dim=1) == torch.tensor(best)).sum())
+    assert right > 0.9 * 4 * len(lessons)
+
+
+def test_weights_come_back() -> None:
+    network, rules, digest = make_network(), Rules(0.3, -1.0, 0.0, 0.5), "ab" * 32
+    file = weights_of(network, rules, digest)
+    again, own = network_of(file)
+    assert own == Rules(*torch.tensor([0.3, -1.0, 0.0, 0.5]).tolist())
+    assert made_for(file, digest) and not made_for(file, "cd" * 32)
+    for name, value in network.state_dict().items():
+        torch.testing.assert_close(again.state_dict()[name], value.half().float())

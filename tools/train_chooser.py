@@ -1,0 +1,131 @@
+"""Train what chooses among the masks of a model for a sentence.
+
+    python tools/train_chooser.py --sets my_written \\
+        --choose my_choose --output chooser.safetensors
+
+The candidates of every image are described once; then a small network is trained on them, in
+minutes on a CPU. How much the model's own scores count, and which score is refused, is chosen on
+--choose. Sets are own data with sentences, see docs/own_data.md; those of --sets are for training.
+The result belongs to the weights of the model: with others it is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from tqdm import tqdm
+
+import unified
+from unified.checkpoint import write_weights
+from unified.commands import run_command
+from unified.data.catalog import load_records
+from unified.data.samples import view_of
+from unified.errors import InputError
+from unified.inference.chooser.choosing import weights_of
+from unified.inference.chooser.fitting import Recipe, fit
+from unified.inference.chooser.network import ChooserNetwork
+from unified.inference.chooser.rules import fit_rules, margin, right
+from unified.inference.chooser.student import Picture, Student, Told
+from unified.inference.image_io import read_image
+
+
+def pictures(names: list[str]) -> Iterator[Picture]:
+    """Every picture of some sets once, with what is said of it.
+
+    Raises:
+        InputError: a set has no sentences.
+    """
+    groups: dict[str, list[Any]] = defaultdict(list)
+    for name in names:
+        for record in load_records(name):
+            if "expressions" not in record:
+                raise InputError(f"{name} has no sentences: give a set for referring segmentation")
+            groups[record["file_name"]].append(record)
+    for file, records in tqdm(groups.items(), desc=" ".join(names), disable=None):
+        image = read_image(file)
+        told = []
+        for record in records:
+            kept = [entry for entry in record["annotations"] if not entry.get("iscrowd")]
+            called = [entry.get("category_name", "") for entry in kept]
+            told.append(Told(view_of(record, image)[0].masks, called, record["expressions"]))
+        yield image, told
+
+
+def train(options: argparse.Namespace) -> None:
+    """Describes, trains, chooses the rules, writes and prints."""
+    start = time.monotonic()
+    model: Any = unified.load(
+        options.model, options.weights, options.device, ["INFERENCE.CHOOSER", ""]
+    )
+    if model.info.sha256 is None:
+        raise InputError("the model has no weights: give --weights, or a model that has some")
+    student = Student(model)
+    lessons, naming = student.lessons(pictures(options.sets), options.seed)
+    if not lessons:
+        raise InputError(f"no candidate was found in {' '.join(options.sets)}")
+    first = lessons[0]
+    torch.manual_seed(options.seed)
+    network = ChooserNetwork(
+        seen_dim=first.described.seen.shape[1], text_dim=first.sentences[0].words.shape[1]
+    ).to(student.device)
+    described = time.monotonic()
+    curve = fit(network, lessons, naming, Recipe(epochs=options.epochs), options.seed)
+    trained = time.monotonic()
+    trials = student.trials(network, pictures([options.choose]))
+    threshold = model.inference.image.score_threshold
+    rules = fit_rules(trials, threshold=threshold, keep=options.keep)
+    write_weights(options.output, weights_of(network, rules, model.info.sha256))
+    present = [trial for trial in trials if trial.truth is not None]
+    absent = [trial for trial in trials if trial.truth is None]
+    limit = -float(torch.tensor(1 / threshold - 1).log())
+    refused = sum(margin(trial, rules) < limit for trial in absent)
+    print(
+        f"{sum(len(lesson.sentences) for lesson in lessons)} sentences about {len(lessons)} "
+        f"pictures: described in {described - start:.0f} s, trained in {trained - described:.0f} "
+        f"s, loss {curve[0]:.2f} to {curve[-1]:.2f}; of {len(present)} sentences of "
+        f"{options.choose} "
+        f"{right(present, rules):.1%} right before refusal, {refused} of {len(absent)} about "
+        f"nothing refused; {rules}; {options.output}"
+    )
+
+
+def share(text: str) -> float:
+    """A number between 0 and 1, both excluded."""
+    if not 0 < (value := float(text)) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number between 0 and 1, got {text}")
+    return value
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns 0, or 2 after bad input."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", metavar="NAME|YAML", help="default: the small one")
+    parser.add_argument("--weights", metavar="FILE", help="of the model, instead of its own")
+    parser.add_argument("--sets", required=True, nargs="+", metavar="SET", help="to train on")
+    parser.add_argument("--choose", required=True, metavar="SET", help="to choose the rules on")
+    parser.add_argument(
+        "--keep", type=share, default=0.8, help="share of true sentences that are not refused"
+    )
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", required=True, type=Path, metavar="FILE")
+    parser.add_argument("--device", default="auto")
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    options = parser.parse_args(arguments)
+    return run_command(lambda: train(options))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

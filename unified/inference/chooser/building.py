@@ -1,0 +1,81 @@
+"""A chooser for a loaded model."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from unified.checkpoint import read_weights
+from unified.errors import ConfigError
+from unified.inference.chooser.choosing import Chooser, made_for, network_of
+from unified.modeling.backbones import Backbone, build_backbone, load_pretrained
+from unified.modeling.text_encoder import TextEncoder
+from unified.weights import resolve
+
+logger = logging.getLogger(__name__)
+
+BACKBONE = "efficientnet_lite0"
+MEAN, STD = (127.0, 127.0, 127.0), (128.0, 128.0, 128.0)
+
+
+def build_chooser(model: Any, file: Path, sha256: str | None) -> Chooser | None:
+    """The chooser of a weights file, on the device of ``model``; None if it is of other weights.
+
+    Args:
+        model: in eval mode; a segmenter with a language model as ``text_encoder``.
+        sha256: of the weights file of ``model``.
+
+    Raises:
+        ConfigError: the model has no language model, or one of another width.
+        CheckpointError: the file holds no chooser, or weights of the backbone are missing.
+    """
+    weights = read_weights(file)
+    if sha256 is None or not made_for(weights, sha256):
+        logger.warning(
+            "%s was trained for other weights: sentences are answered without a chooser. Train one "
+            "with tools/train_chooser.py, or set INFERENCE.CHOOSER ''",
+            file.name,
+        )
+        return None
+    network, rules = network_of(weights)
+    device = next(iter(model.parameters())).device
+    text, backbone, mean, std = parts_of(model)
+    config: Any = text.bert.config
+    if config.hidden_size != network.read.in_features:
+        raise ConfigError(
+            f"{file.name} reads words of width {network.read.in_features}, those of the model have "
+            f"{config.hidden_size}: set INFERENCE.CHOOSER '' or train another"
+        )
+    return Chooser(
+        network=network.to(device),
+        rules=rules,
+        model=model,
+        text=text,
+        backbone=backbone,
+        mean=mean,
+        std=std,
+    )
+
+
+def parts_of(model: Any) -> tuple[TextEncoder, Backbone, Tensor, Tensor]:
+    """Language model, frozen backbone and its pixel mean and deviation.
+
+    The backbone is the model's own, if it keeps one that was never fine-tuned.
+
+    Raises:
+        ConfigError: the model has no language model.
+        CheckpointError: weights of the backbone are missing.
+    """
+    text = getattr(model, "text_encoder", None)
+    if not isinstance(text, TextEncoder):
+        raise ConfigError("a chooser needs a model with a text encoder: set INFERENCE.CHOOSER ''")
+    some = next(iter(model.parameters()))
+    backbone = getattr(model, "frozen_backbone", None)
+    if backbone is None:
+        backbone = build_backbone(BACKBONE, freeze_at=5)
+        load_pretrained(backbone, resolve(BACKBONE))
+        backbone.to(some.device).eval()
+    return text, backbone, some.new_tensor(MEAN).float(), some.new_tensor(STD).float()

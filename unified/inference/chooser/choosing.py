@@ -1,0 +1,164 @@
+"""The chooser: what a sentence means among the candidates of an image, or why it means nothing."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unified.errors import CheckpointError
+from unified.inference.chooser.network import Candidates, Choices, ChooserNetwork
+from unified.inference.chooser.scene import Scene, heard
+from unified.inference.chooser.sense import nonsense
+from unified.inference.frames import EncodedFrame
+from unified.modeling.backbones import Backbone
+from unified.modeling.text_encoder import TextEncoder
+from unified.segmenter import Segmenter
+from unified.structures import References
+
+logger = logging.getLogger(__name__)
+
+NETWORK, RULES, SEGMENTER = "network.", "rules", "segmenter"
+UNHEARD = 1e-3  # least share that counts as heard
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What turns scores into an answer; chosen on sentences that nothing is trained on.
+
+    Attributes:
+        heard: weight of the segmenter's own logit of a candidate.
+        shift: added to the logit of the answer: where its score meets the threshold.
+        several: logit from which a sentence means several things.
+        accepted: logit from which each further candidate belongs to them.
+    """
+
+    heard: float
+    shift: float
+    several: float
+    accepted: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a sentence means.
+
+    Attributes:
+        probability: (h, w) on the grid of the scene.
+        score: in [0, 1].
+    """
+
+    probability: Tensor
+    score: float
+
+
+class Chooser:
+    """Answers sentences about images around a segmenter.
+
+    Args:
+        network: trained on candidates of ``model``, on the device of ``model``.
+        rules: that go with it.
+        model: finds the candidates.
+        text: the language model that ``network`` was trained with.
+        backbone, mean, std: as of ``Describer``.
+    """
+
+    def __init__(
+        self,
+        *,
+        network: ChooserNetwork,
+        rules: Rules,
+        model: Segmenter,
+        text: TextEncoder,
+        backbone: Backbone,
+        mean: Tensor,
+        std: Tensor,
+    ) -> None:
+        self.network, self.rules, self.model, self.text = network.eval(), rules, model, text
+        self.backbone, self.mean, self.std = backbone, mean, std
+        vocabulary = {} if text.tokenizer is None else text.tokenizer.get_vocab()
+        self.vocabulary = frozenset(vocabulary)
+
+    def understands(self, text: str) -> bool:
+        """Whether a sentence is asked at all; logs why not."""
+        reason = nonsense(text, self.vocabulary)
+        if reason is not None:
+            logger.warning("%r is not looked for: %s; write in English what is meant", text, reason)
+        return reason is None
+
+    def look(self, frames: Sequence[EncodedFrame], image: np.ndarray) -> Scene:
+        """The candidates of an image (H, W, 3) uint8 RGB; frames as of ``Scene``."""
+        return Scene(self.model, frames, image, self.backbone, self.mean, self.std)
+
+    def answer(self, scene: Scene, text: str, references: References) -> Answer:
+        """What a sentence means in a scene.
+
+        Args:
+            references: of the sentence.
+        """
+        asked = scene.asked(references)
+        found, described = scene.candidates(asked)
+        if not len(found):
+            return Answer(asked.probabilities.new_zeros(scene.size), 0.0)
+        words = self.text([text])
+        choices = self.network(
+            Candidates.stack([described]),
+            torch.zeros(1, dtype=torch.int64, device=words.words.device),
+            words.last_hidden.float(),
+            words.padding_mask,
+        )
+        logits = heard_logits(choices, heard(found, asked), self.rules)
+        chosen = pick(choices, logits, self.rules)
+        score = float((logits.logsumexp(dim=0) - choices.none[0] + self.rules.shift).sigmoid())
+        return Answer(found.probabilities[chosen].amax(dim=0), score)
+
+
+def heard_logits(choices: Choices, heard: Tensor, rules: Rules) -> Tensor:
+    """Logits (K,) of one sentence with the segmenter's own scores (K,) in them."""
+    return choices.logits[0] + rules.heard * heard.clamp(UNHEARD, 1 - UNHEARD).logit()
+
+
+def pick(choices: Choices, logits: Tensor, rules: Rules) -> Tensor:
+    """Which candidates (K,) bool are the answer: the best one, or all accepted ones."""
+    best = torch.arange(len(logits), device=logits.device) == logits.argmax()
+    if float(choices.many[0]) <= rules.several:
+        return best
+    return best | (logits - choices.none[0] > rules.accepted)
+
+
+def network_of(weights: Mapping[str, Tensor]) -> tuple[ChooserNetwork, Rules]:
+    """The network and the rules of a weights file.
+
+    Raises:
+        CheckpointError: it is none of a chooser, or of another one.
+    """
+    own = {key.removeprefix(NETWORK): w for key, w in weights.items() if key.startswith(NETWORK)}
+    if RULES not in weights or "mean" not in own or "read.weight" not in own:
+        raise CheckpointError("the file holds no chooser: expected network.* and rules")
+    dim, text_dim = own["read.weight"].shape
+    network = ChooserNetwork(seen_dim=len(own["mean"]), text_dim=text_dim, dim=dim)
+    try:
+        network.load_state_dict({key: value.float() for key, value in own.items()})
+    except RuntimeError as error:
+        raise CheckpointError("the file holds another chooser than this one") from error
+    return network, Rules(*weights[RULES].tolist())
+
+
+def weights_of(network: ChooserNetwork, rules: Rules, sha256: str) -> dict[str, Tensor]:
+    """What ``network_of`` and ``made_for`` read; numbers of the network in half precision.
+
+    Args:
+        sha256: of the weights file of the segmenter, hexadecimal.
+    """
+    content = {f"{NETWORK}{key}": value.half().cpu() for key, value in network.state_dict().items()}
+    digest = torch.tensor(list(bytes.fromhex(sha256)), dtype=torch.uint8)
+    return content | {RULES: torch.tensor(list(vars(rules).values())), SEGMENTER: digest}
+
+
+def made_for(weights: Mapping[str, Tensor], sha256: str) -> bool:
+    """Whether a chooser was trained on candidates of the segmenter with this weights file."""
+    return SEGMENTER in weights and bytes(weights[SEGMENTER].tolist()).hex() == sha256

@@ -1,0 +1,147 @@
+"""What the chooser learns from and is tried on: images with sentences, described by a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from unified.expressions import swap_left_right
+from unified.inference.chooser.building import parts_of
+from unified.inference.chooser.candidates import Found, joined, overlaps
+from unified.inference.chooser.fitting import Lesson, Naming, Sentence, padded
+from unified.inference.chooser.network import Candidates, ChooserNetwork
+from unified.inference.chooser.rules import Trial
+from unified.inference.chooser.scene import LIMIT, Scene, heard
+from unified.inference.chooser.sense import nonsense
+from unified.inference.frames import FrameEncoder
+
+# Masks for sentences belong to the candidates of a training image: of so many sentences so many
+# masks, after the ones that are found without.
+ASKED, BEST, SHARE = 2, 5, 0.3
+
+
+@dataclass(frozen=True)
+class Told:
+    """Sentences about some objects of an image, or about none.
+
+    Attributes:
+        masks: (M, H, W) bool; M = 0 if nothing is meant.
+        names: M names of the objects.
+        sentences: what is said of all of them together.
+    """
+
+    masks: np.ndarray
+    names: Sequence[str]
+    sentences: Sequence[str]
+
+
+Picture = tuple[np.ndarray, Sequence[Told]]
+"""An image (H, W, 3) uint8 RGB and what is said of it."""
+
+
+class Student:
+    """A segmenter in eval mode, and what is seen and read with it."""
+
+    def __init__(self, model: Any) -> None:
+        self.model, self.encoder = model, FrameEncoder(model, model.inference.image)
+        self.text, self.backbone, self.mean, self.std = parts_of(model)
+        self.device = next(iter(model.parameters())).device
+
+    @torch.no_grad()
+    def lessons(self, pictures: Iterable[Picture], seed: int) -> tuple[list[Lesson], Naming | None]:
+        """What pictures teach, and their objects if they have names."""
+        rng = np.random.default_rng(seed)
+        lessons: list[Lesson] = []
+        seen: list[Tensor] = []
+        names: list[str] = []
+        for image, told in pictures:
+            scene = self._look(image)
+            present = [text for one in told if len(one.masks) for text in one.sentences]
+            parts = [] if scene.detected is None else [scene.detected]
+            for text in rng.permutation(present)[:ASKED].tolist():
+                asked = scene.asked(self.encoder.text(text))
+                parts.append(Found(asked.probabilities[:BEST], asked.scores[:BEST] * SHARE))
+            pool = joined(parts, LIMIT) if parts else None
+            if pool is None or not len(pool):
+                continue
+            sentences: list[Sentence] = []
+            for one in told:
+                masks = self._on_grid(one.masks, scene)
+                seen += [self._seen(mask, scene) for mask in masks if mask.any()]
+                names += [n for n, mask in zip(one.names, masks, strict=True) if mask.any()]
+                fits = _fits(pool, masks)
+                for text in one.sentences:
+                    words, mirrored = (self._words(said) for said in (text, swap_left_right(text)))
+                    sentences.append(
+                        Sentence(words, mirrored, fits, not len(masks), len(masks) > 1)
+                    )
+            lessons.append(Lesson(scene.describer.describe(pool), sentences))
+        return lessons, self._naming(seen, names)
+
+    @torch.inference_mode()
+    def trials(self, network: ChooserNetwork, pictures: Iterable[Picture]) -> list[Trial]:
+        """Every sentence of pictures that makes sense, with what the network says."""
+        vocabulary = {} if self.text.tokenizer is None else self.text.tokenizer.get_vocab()
+        found = []
+        for image, told in pictures:
+            scene = self._look(image)
+            for one in told:
+                masks = self._on_grid(one.masks, scene)
+                truth = masks.any(dim=0) if len(masks) else None
+                for text in one.sentences:
+                    if nonsense(text, vocabulary) is None:
+                        found.append(self._trial(network, scene, text, truth))
+        return found
+
+    def _trial(
+        self, network: ChooserNetwork, scene: Scene, text: str, truth: Tensor | None
+    ) -> Trial:
+        asked = scene.asked(self.encoder.text(text))
+        candidates, described = scene.candidates(asked)
+        only = torch.zeros(1, dtype=torch.int64, device=self.device)
+        words = padded([self._words(text)])
+        choices = network(Candidates.stack([described]), only, *words)
+        return Trial(choices, heard(candidates, asked), candidates.masks, truth)
+
+    def _look(self, image: np.ndarray) -> Scene:
+        frames = [self.encoder.image(image)]
+        if self.model.inference.image.mirror:
+            frames.append(self.encoder.image(image[:, ::-1].copy()))
+        return Scene(self.model, frames, image, self.backbone, self.mean, self.std)
+
+    def _seen(self, mask: Tensor, scene: Scene) -> Tensor:
+        """Features (1, F) within the true mask (h, w) of an object."""
+        whole = torch.ones(1, device=self.device)
+        return scene.describer.describe(Found(mask[None].float(), whole)).seen
+
+    def _words(self, text: str) -> Tensor:
+        return self.text([text]).last_hidden[0].float()
+
+    def _on_grid(self, masks: np.ndarray, scene: Scene) -> Tensor:
+        """(M, H, W) bool -> (M, h, w) bool: cells of which more than half is covered."""
+        if not len(masks):
+            return torch.zeros(0, *scene.size, dtype=torch.bool, device=self.device)
+        shares = F.interpolate(torch.from_numpy(masks)[:, None].float(), scene.size, mode="area")
+        return (shares[:, 0] > 0.5).to(self.device)
+
+    def _naming(self, seen: Sequence[Tensor], names: Sequence[str]) -> Naming | None:
+        known = sorted(set(names))
+        if not known or not all(known):
+            return None
+        vectors = [F.normalize(self._words(name).mean(dim=0), dim=-1) for name in known]
+        labels = torch.tensor([known.index(name) for name in names], device=self.device)
+        return Naming(torch.cat(list(seen)), labels, torch.stack(vectors))
+
+
+def _fits(pool: Found, masks: Tensor) -> Tensor:
+    """The best IoU (K,) of each candidate with all masks (M, h, w) together, or with one."""
+    if not len(masks):
+        return torch.zeros(len(pool), device=masks.device)
+    together = overlaps(pool.masks, masks.any(dim=0)[None])[0][:, 0]
+    return torch.maximum(together, overlaps(pool.masks, masks)[0].amax(dim=1))
