@@ -2,10 +2,13 @@
 
     python tools/benchmark.py video --config-file configs/video_joint_r50.yaml --baseline
     python tools/benchmark.py video --frames 1000 --size 240x432 --json growth.json
+    python tools/benchmark.py systems
 
 Reports the median ms per frame and stage after two frames of warm-up, and the peak memory; with
 more than 100 frames also the growth since frame 100. --baseline runs the reference's algorithm too,
 in turn on every frame, and compares. A model without weights gets some that keep every part busy.
+"systems" is a table of all (or of --model): one sentence about a picture of the published size, the
+time as a multiple of the default model's, which runs in turn.
 """
 
 from __future__ import annotations
@@ -13,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -27,6 +29,7 @@ import torch
 
 from unified import ImagePredictor, VideoPredictor
 from unified.commands import run_command
+from unified.engine import profiles
 from unified.engine.system import system
 from unified.errors import InputError
 from unified.files import atomic_path
@@ -40,10 +43,10 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Reads the command line."""
     about = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=about)
-    parser.add_argument("mode", choices=("video", "image"))
+    parser.add_argument("mode", choices=("video", "image", "systems"))
     parser.add_argument("--frames", type=int, default=5, help="timed frames (default 5)")
     parser.add_argument("--objects", type=int, default=1, help="per frame (default 1)")
-    parser.add_argument("--size", type=_size, default=(480, 864), metavar="HxW")
+    parser.add_argument("--size", type=benchmark.picture_size, default=(480, 864), metavar="HxW")
     parser.add_argument("--threads", type=int, default=2, help="of the CPU (default 2)")
     parser.add_argument("--baseline", action="store_true", help="also the reference's algorithm")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the report there")
@@ -52,13 +55,6 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     if min(options.frames, options.objects, options.threads) < 1:
         parser.error("--frames, --objects and --threads are at least 1")
     return options
-
-
-def _size(text: str) -> tuple[int, int]:
-    if not re.fullmatch(r"\d+x\d+", text) or min(map(int, text.split("x"))) < cli.MIN_SIDE:
-        raise argparse.ArgumentTypeError(f"expected HxW of at least {cli.MIN_SIDE}, got {text}")
-    height, width = map(int, text.split("x"))
-    return height, width
 
 
 def run(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
@@ -72,8 +68,7 @@ def run(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         found.benchmark_weights(model)
     alone = options.mode == "image" and not options.baseline  # the reference has no mirror image
     options.mirror = alone and model.inference.image.mirror
-    kept = ("mode", "size", "objects", "mirror")
-    report: dict[str, Any] = {key: getattr(options, key) for key in kept}
+    report: dict[str, Any] = {k: getattr(options, k) for k in ("mode", "size", "objects", "mirror")}
     report |= {"model": model.info.name, "options": options.opts}
     report["environment"] = profiling.environment(next(model.parameters()).device)
     start = partial(outcomes, options, scratch)
@@ -132,11 +127,23 @@ def main(arguments: list[str] | None = None) -> int:
 def write_report(options: argparse.Namespace) -> None:
     """Prints the report, and writes it to the file that was asked for."""
     with tempfile.TemporaryDirectory() as scratch:
-        report = json.dumps(run(options, Path(scratch)), indent=1)
+        report = print_table(options) if options.mode == "systems" else run(options, Path(scratch))
+    text = json.dumps(report, indent=1)
     if options.json:
         with atomic_path(options.json) as temporary:
-            temporary.write_text(report + "\n")
-    print(report)
+            temporary.write_text(text + "\n")
+    if options.mode != "systems":
+        print(text)
+
+
+def print_table(options: argparse.Namespace) -> dict[str, Any]:
+    """Prints a row of every system as soon as it is measured; returns them all."""
+    print(profiles.HEADER)
+    rows = {}
+    for name, *found in profiles.measure_all(options.model, options.threads, options.frames):
+        print(profiles.row(name, *found), flush=True)
+        rows[name] = profiles.as_json(*found)
+    return rows
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from unified.engine.system import (
     Layout,
     ModelEntry,
     ParameterGroup,
+    Profile,
     Recording,
     Replay,
     System,
@@ -151,7 +152,12 @@ SYSTEM = System(
     load_parts=load_parts,
     parameter_group=parameter_group,
     layouts=(Layout("official", official_keys),),
-    models={"cmsa": ModelEntry("cmsa.yaml")},
+    models={
+        "cmsa": ModelEntry(
+            "cmsa.yaml",
+            profile=Profile((320, 320), published="RefCOCO val oIoU 58.3"),
+        )
+    },
     extensions=(f"{__package__}.fusion_layer",),
     replays={"graph": Replay(is_recording, check)},
 )

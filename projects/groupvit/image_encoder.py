@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -190,7 +191,7 @@ class ImageEncoder(nn.Module):
 
     def _positions(self, grid: Size) -> Tensor:
         """The table of positions, resized to another grid: (1, h * w, C)."""
-        side = round(self.pos_embed.shape[1] ** 0.5)
+        side = math.isqrt(self.pos_embed.shape[1])
         if grid == (side, side):
             return self.pos_embed
         table = self.pos_embed.transpose(1, 2).unflatten(2, (side, side))

@@ -11,6 +11,7 @@ from unified.engine.system import (
     Layout,
     ModelEntry,
     ParameterGroup,
+    Profile,
     Recording,
     Replay,
     System,
@@ -172,7 +173,12 @@ SYSTEM = System(
     load_parts=load_parts,
     parameter_group=parameter_group,
     layouts=(Layout("official", official_keys),),
-    models={"restr": ModelEntry("restr.yaml")},
+    models={
+        "restr": ModelEntry(
+            "restr.yaml",
+            profile=Profile((480, 480), published="RefCOCO val oIoU 67.2"),
+        )
+    },
     extensions=(f"{__package__}.fusion_layer",),
     replays={kind: _replay(kind) for kind in ("full", "fusion")},
 )

@@ -10,6 +10,7 @@ from unified.engine.system import (
     Layout,
     ModelEntry,
     ParameterGroup,
+    Profile,
     Recording,
     Replay,
     System,
@@ -57,9 +58,13 @@ WEIGHTS = {
     },
 }
 MODELS = {
-    "sam-unifusion": ModelEntry("sam_video.yaml", "uniref_sam_video", points=True),
+    "sam-unifusion": ModelEntry(
+        "sam_video.yaml", "uniref_sam_video", points=True, profile=Profile((1024, 1024))
+    ),
     "sam-unifusion-image": ModelEntry("sam_image.yaml", "uniref_sam_image", points=True),
-    "sam-unifusion-mobile": ModelEntry("lite/sam_mobile.yaml", points=True),
+    "sam-unifusion-mobile": ModelEntry(
+        "lite/sam_mobile.yaml", points=True, profile=Profile((1024, 1024))
+    ),
 }
 
 

@@ -11,6 +11,7 @@ from unified.engine.system import (
     Layout,
     ModelEntry,
     ParameterGroup,
+    Profile,
     Recording,
     Replay,
     System,
@@ -179,7 +180,10 @@ SYSTEM = System(
     layouts=(Layout("official", official_keys),),
     extensions=("projects.slvit.fusion_layer",),
     models={
-        "slvit": ModelEntry("slvit.yaml"),
+        "slvit": ModelEntry(
+            "slvit.yaml",
+            profile=Profile((480, 480), published="RefCOCO val oIoU 74.0"),
+        ),
         "slvit-tiny": ModelEntry("lite/slvit_tiny.yaml"),
     },
     weights={

@@ -40,6 +40,21 @@ FILE = "system.py"
 
 
 @dataclass(frozen=True)
+class Profile:
+    """What ``tools/benchmark.py systems`` needs to know of a model beside what it measures.
+
+    Attributes:
+        size: (h, w) of the pictures that its publication speaks of.
+        published: its results, as others report them.
+        made: results of the system's tiny recipe on made sentences; "" if it was not run.
+    """
+
+    size: tuple[int, int]
+    published: str = ""
+    made: str = ""
+
+
+@dataclass(frozen=True)
 class ModelEntry:
     """A model that users can name.
 
@@ -48,12 +63,14 @@ class ModelEntry:
         weights: name in the weights registry; None for a model to be trained first.
         default: used where no model is named; at most one of all systems.
         points: it follows points, so others name it to who asks for them.
+        profile: makes it a row of the table of all systems.
     """
 
     config: str | Path
     weights: str | None = None
     default: bool = False
     points: bool = False
+    profile: Profile | None = None
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from unified.inference.cli import MIN_SIDE
 from unified.inference.image_io import read_image, write_image
 from unified.inference.image_predictor import ImagePredictor
 from unified.inference.output import ClipWriter, prepare_folder, write_image_result
@@ -37,6 +40,14 @@ class Outcome:
     probabilities: np.ndarray
     scores: np.ndarray
     lap: Lap
+
+
+def picture_size(text: str) -> Size:
+    """ "HxW" of a command line as (h, w)."""
+    if not re.fullmatch(r"\d+x\d+", text) or min(map(int, text.split("x"))) < MIN_SIDE:
+        raise argparse.ArgumentTypeError(f"expected HxW of at least {MIN_SIDE}, got {text}")
+    height, width = map(int, text.split("x"))
+    return height, width
 
 
 def moving_rectangles(number: int, size: Size, num_objects: int) -> tuple[np.ndarray, np.ndarray]:
