@@ -87,12 +87,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def make_demo(folder: Path) -> None:
     """Runs the tools and puts what they drew side by side."""
-    told = segment_clip(folder / "sentence", "--text", PERSON)
+    said = segment_clip(folder / "sentence", "--text", PERSON)
     mask = folder / "sentence/masks/00000.png"
     shown = segment_clip(folder / "mask", "--mask", str(mask))
     both = segment_clip(folder / "both", "--mask", str(mask), "--text", f"1={PERSON}")
     photos = [segment_photo(folder / name, name, texts) for name, texts in PHOTOS.items()]
-    clips, stills = clip_rows([told, shown, both]), [read_image(path) for path in photos]
+    clips, stills = clip_rows([said, shown, both]), [read_image(path) for path in photos]
     write_image(folder / "clips.png", sheet(clips))
     write_image(folder / "photos.png", sheet([stills]))
     write_image(folder / "demo.jpg", sheet([[*clips[0][::2], *stills]]))

@@ -112,7 +112,7 @@ class CrossModalSelfAttention(nn.Module):
         xavier_init(*layers, *([] if self.reduce is None else [self.reduce]))
 
     def forward(self, visual: Tensor, words: Tensor, padding_mask: Tensor) -> Tensor:
-        """The level told what the sentence says.
+        """The level after attending to the sentence.
 
         Args:
             visual: (B, V, H, W), normalised over channels.

@@ -149,14 +149,14 @@ class Cmsa(nn.Module):
         )
 
     def attended(self, features: FeaturePyramid, reference: References) -> list[Tensor]:
-        """Levels 3 x (B, C, h, w) told what the sentence says, the coarsest first."""
-        told = [
+        """Levels 3 x (B, C, h, w) that have attended to the sentence, the coarsest first."""
+        paired = [
             attention(level, one.keys, one.padding_mask)
             for attention, level, one in zip(
                 self.attentions, features.levels, reference, strict=True
             )
         ]
-        return told[::-1]
+        return paired[::-1]
 
     def losses(
         self,

@@ -101,9 +101,9 @@ class Fusion(nn.Module):
             size: (h, w).
         """
         joint = self._repeat(self.joint, torch.cat((patches, words), dim=1))
-        fused, told = joint.split((patches.shape[1], words.shape[1]), dim=1)
-        seed = self.seed.expand(len(told), -1, -1)
-        classifier = self.norm(self._repeat(self.classifier, torch.cat((told, seed), dim=1)))
+        fused, seen = joint.split((patches.shape[1], words.shape[1]), dim=1)
+        seed = self.seed.expand(len(seen), -1, -1)
+        classifier = self.norm(self._repeat(self.classifier, torch.cat((seen, seed), dim=1)))
         logits, gated = self.gate(fused, classifier[:, -1:])
         both = torch.cat((patches, gated), dim=2).transpose(1, 2).unflatten(2, size)
         return Answer(

@@ -92,7 +92,7 @@ def _read_yaml(path: Path) -> Mapping[str, Any]:
 def _read_sentences(
     images: Path, annotations: Path, expressions: Path | None = None
 ) -> list[ImageRecord]:
-    """Told objects; their sentences stand with them, or in a file of their own."""
+    """Objects that are described; their sentences stand with them, or in a file of their own."""
     if expressions is None:
         return coco.read_described_objects(annotations, [images, images.parent])
     return read_expressions(expressions, annotations, images)
