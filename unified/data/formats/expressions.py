@@ -52,9 +52,9 @@ def read_expressions(path: Path, objects: Path, folder: Path) -> list[ImageRecor
                 f"{where} is about {entry['file_name']}: image {entry['image_id']} of {objects} "
                 f"is {image['file_name']}"
             )
-        objects = _find(entry["annotation_ids"], image["annotations"], where)
+        chosen = _find(entry["annotation_ids"], image["annotations"], where)
         key = (entry["image_id"], frozenset(entry["annotation_ids"]))
-        record = records.setdefault(key, meant({**image, "annotations": objects, "expressions": []}))
+        record = records.setdefault(key, meant({**image, "annotations": chosen, "expressions": []}))
         record["expressions"].append(entry["sentence"])
     return list(records.values())
 
