@@ -8,20 +8,17 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from unified.errors import ConfigError, InputError
+from unified.errors import ConfigError
 from unified.files import atomic_path
 
 if TYPE_CHECKING:
     from PIL import Image, ImageFont
-
-    from unified.structures import Size
 
 MAX_OBJECT_ID = 255
 
@@ -111,117 +108,6 @@ def write_mask(path: str | os.PathLike[str], mask: np.ndarray) -> None:
 def _write_png(path: str | os.PathLike[str], image: Image.Image) -> None:
     with atomic_path(path) as temporary:
         image.save(temporary, format="PNG")
-
-
-@contextmanager
-def _opened(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
-    """A mask file that was read.
-
-    Raises:
-        InputError: the file is missing or damaged.
-    """
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            image.load()
-            yield image
-    except InputError:  # what the caller says of the pixels
-        raise
-    except FileNotFoundError:
-        raise InputError(f"mask {path} does not exist: check the path") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"mask {path} cannot be read as an image: {error}") from error
-
-
-def read_ids(path: str | os.PathLike[str]) -> np.ndarray:
-    """The (H, W) uint8 pixel values of a PNG with one 8-bit channel, void (255) among them.
-
-    Raises:
-        InputError: the file is missing, damaged, lossy or coloured.
-    """
-    with _opened(path) as image:
-        if image.format != "PNG":
-            raise InputError(f"{path} is a {image.format} file: save masks as PNG, lossless")
-        if image.mode not in ("1", "P", "L"):
-            raise InputError(
-                f"{path} has mode {image.mode}, expected one 8-bit channel of object ids: save it "
-                "as an indexed PNG, not in colours"
-            )
-        return np.array(image, dtype=np.uint8)
-
-
-@lru_cache(maxsize=64)
-def is_black_and_white(paths: tuple[str, ...]) -> bool:
-    """Whether 255 is the only object of a clip's masks, as in DAVIS 2016 and much own data.
-
-    Beside other ids, in any frame, it is void. The first mask that has one decides.
-    """
-    white = False
-    for path in paths:
-        found = set(np.unique(read_ids(path)).tolist())
-        if found - {0, MAX_OBJECT_ID}:
-            return False
-        white |= MAX_OBJECT_ID in found
-    return white
-
-
-def read_bright_mask(path: str | os.PathLike[str]) -> np.ndarray:
-    """(H, W) bool: where a picture of a mask, grey or in colours, is 128 or brighter.
-
-    Raises:
-        InputError: the file is missing or damaged.
-    """
-    with _opened(path) as image:
-        return np.array(image.convert("L")) >= 128
-
-
-def read_label_map(path: str | os.PathLike[str], *, size: Size | None = None) -> np.ndarray:
-    """The label map (H, W) uint8 of a PNG file whose pixels are object ids.
-
-    A grey file that holds nothing but 0 and 255 is a black and white mask: its object gets id 1.
-
-    Args:
-        path: an indexed, grey or 1-bit image in a lossless format.
-        size: (H, W) that the mask must have, when known.
-
-    Raises:
-        InputError: the file is missing, unreadable, coloured, lossy, soft, empty, of another size,
-            or holds ids above 255.
-    """
-    with _opened(path) as image:
-        kind, mode, values = image.format, image.mode, np.asarray(image)
-    if mode not in ("1", "L", "P") and not mode.startswith("I"):
-        raise InputError(
-            f"mask {path} has colours (mode {mode}), expected one object id per pixel: save it as "
-            "an indexed or grey PNG with 0 for background and 1, 2, ... for the objects"
-        )
-    if kind == "JPEG":
-        raise InputError(f"mask {path} is a JPEG, which blurs object ids: save it as PNG")
-    if size is not None and values.shape != size:
-        raise InputError(
-            f"mask {path} is {values.shape[1]}x{values.shape[0]} pixels, its image is "
-            f"{size[1]}x{size[0]}: give a mask of the image's own size"
-        )
-    return _object_ids(path, values, grey=mode == "L")
-
-
-def _object_ids(path: str | os.PathLike[str], values: np.ndarray, *, grey: bool) -> np.ndarray:
-    """Checks pixel values (H, W) of any integer type or bool; returns them as ids, uint8."""
-    ids = np.unique(values)
-    if ids[0] < 0 or ids[-1] > MAX_OBJECT_ID:
-        wrong = ids[0] if ids[0] < 0 else ids[-1]
-        raise InputError(f"mask {path} holds the object id {wrong}: ids go from 1 to 255")
-    if ids[-1] == 0:
-        raise InputError(f"mask {path} is empty: mark the object with a pixel value above 0")
-    if grey and ids[-1] == MAX_OBJECT_ID:
-        if len(ids) > 1 and ids[-2] > 0:
-            raise InputError(
-                f"mask {path} mixes 255 (white) with other grey values such as {ids[-2]}: use only "
-                "0 and 255 for one object, or an indexed PNG with one id per object"
-            )
-        return (values == MAX_OBJECT_ID).astype(np.uint8)
-    return values.astype(np.uint8)
 
 
 def encode_mask(mask: np.ndarray) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from types import ModuleType
 
 import numpy as np
 
-from unified.label_maps import read_label_map
+from unified.mask_files import read_label_map
 
 ROOT = Path(__file__).parents[2]
 

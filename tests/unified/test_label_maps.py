@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unified.errors import ConfigError, InputError
+from unified.errors import ConfigError
 from unified.label_maps import (
     check_margin,
     contour,
@@ -18,11 +18,10 @@ from unified.label_maps import (
     mask_box,
     merge_by_score,
     object_window,
-    read_label_map,
     split_label_map,
     write_label_map,
-    write_mask,
 )
+from unified.mask_files import read_label_map
 
 
 def test_the_highest_score_wins_a_shared_pixel() -> None:
@@ -83,73 +82,14 @@ def test_palette_is_that_of_davis() -> None:
 
 
 def test_label_map_file_round_trip(tmp_path: Path) -> None:
-    label_map = np.arange(256, dtype=np.uint8).reshape(8, 32)
+    label_map = np.arange(255, dtype=np.uint8).repeat(9).reshape(255, 9)
     path = tmp_path / "new" / "00000.png"
     write_label_map(path, label_map)
     with Image.open(path) as image:
         assert image.mode == "P"
         assert image.getpalette() == davis_palette().ravel().tolist()
-    assert np.array_equal(read_label_map(path, size=(8, 32)), label_map)
+    assert np.array_equal(read_label_map(path, size=(255, 9)), label_map)
     assert [entry.name for entry in path.parent.iterdir()] == ["00000.png"]
-
-
-@pytest.mark.parametrize("only", [1, 5, 255])
-def test_indexed_files_keep_a_lonely_id(tmp_path: Path, only: int) -> None:
-    path = tmp_path / "m.png"
-    write_label_map(path, np.array([[0, only]], np.uint8))
-    assert read_label_map(path).tolist() == [[0, only]]
-
-
-def test_black_and_white_masks_are_object_1(tmp_path: Path) -> None:
-    mask = np.array([[True, False]])
-    write_mask(tmp_path / "grey.png", mask)
-    with Image.open(tmp_path / "grey.png") as image:
-        assert image.mode == "L" and np.asarray(image).tolist() == [[255, 0]]
-    Image.fromarray(mask).save(tmp_path / "bits.png")
-    assert read_label_map(tmp_path / "grey.png").tolist() == [[1, 0]]
-    assert read_label_map(tmp_path / "bits.png").tolist() == [[1, 0]]
-
-
-def test_grey_and_16_bit_files_hold_ids_as_they_are(tmp_path: Path) -> None:
-    ids = np.array([[0, 1, 3]])
-    Image.fromarray(ids.astype(np.uint8)).save(tmp_path / "8.png")
-    Image.fromarray(ids.astype(np.uint16)).save(tmp_path / "16.png")
-    for name in ("8.png", "16.png"):
-        assert read_label_map(tmp_path / name).tolist() == ids.tolist()
-
-
-BAD_MASKS = {
-    "colour": (np.zeros((4, 4, 3), np.uint8), "png", "has colours (mode RGB)"),
-    "alpha": (np.zeros((4, 4, 4), np.uint8), "png", "has colours (mode RGBA)"),
-    "empty": (np.zeros((4, 4), np.uint8), "png", "is empty"),
-    "size": (np.ones((4, 5), np.uint8), "png", "is 5x4 pixels, its image is 4x4"),
-    "ids": (np.full((4, 4), 256, np.uint16), "png", "holds the object id 256"),
-    "soft": (np.arange(240, 256, dtype=np.uint8).reshape(4, 4), "png", "mixes 255"),
-    "lossy": (np.ones((4, 4), np.uint8), "jpg", "is a JPEG"),
-}
-
-
-@pytest.mark.parametrize("name", BAD_MASKS)
-def test_unusable_masks_are_named_with_the_reason(tmp_path: Path, name: str) -> None:
-    values, suffix, reason = BAD_MASKS[name]
-    path = tmp_path / f"{name}.{suffix}"
-    Image.fromarray(values).save(path)
-    with pytest.raises(InputError) as caught:
-        read_label_map(path, size=(4, 4))
-    assert str(path) in str(caught.value) and reason in str(caught.value)
-
-
-def test_missing_and_damaged_mask_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"nowhere\.png does not exist"):
-        read_label_map(tmp_path / "nowhere.png")
-    (tmp_path / "text.png").write_text("not a picture")
-    with pytest.raises(InputError, match=r"text\.png cannot be read"):
-        read_label_map(tmp_path / "text.png")
-    write_label_map(tmp_path / "whole.png", np.random.default_rng(0).integers(
-        1, 9, (64, 64), dtype=np.uint8))  # fmt: skip
-    (tmp_path / "half.png").write_bytes((tmp_path / "whole.png").read_bytes()[:600])
-    with pytest.raises(InputError, match=r"half\.png cannot be read"):
-        read_label_map(tmp_path / "half.png")
 
 
 def test_splitting_gives_the_ids_that_have_pixels() -> None:

@@ -21,10 +21,10 @@ from unified.data.catalog import (
     find_dataset,
     load_records,
 )
-from unified.data.formats.files import VOID
 from unified.data.formats.records import Record, frame_labels, frame_masks, object_masks
 from unified.errors import InputError
 from unified.inference.image_io import check_size, read_image
+from unified.mask_files import VOID, check_edges
 from unified.tasks import TASKS, Task
 
 SECONDS = 45.0  # after which no more files are opened; that all exist is checked in any case
@@ -249,7 +249,9 @@ class _Look:
         if files is not None and files[frame] is not None:
             self.opened[files[frame]] = size
             labels = frame_labels(record, frame)  # type: ignore[arg-type]
-            if labels is not None and (labels == VOID).any():
+            assert labels is not None, "this frame has a file"
+            check_edges(files[frame], labels)
+            if (labels == VOID).any():
                 self.void[files[frame]] = None
 
     def _size(self, path: str, record: Record) -> tuple[int, int]:

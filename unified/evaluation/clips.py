@@ -21,7 +21,7 @@ from unified.evaluation.reading import (
 )
 from unified.evaluation.report import MISSING_SET, Problems, Request
 from unified.files import subfolders
-from unified.label_maps import is_black_and_white, read_ids
+from unified.mask_files import check_edges, is_black_and_white, read_ids
 from unified.metrics.davis import MAX_PROPOSALS, VOID
 from unified.metrics.video import Span
 
@@ -43,7 +43,9 @@ class LabelMaps:
     ids: tuple[int, ...] | None = None
 
     def __call__(self, frame: str) -> NDArray[np.uint8]:
-        label_map = read_ids(self.folder / f"{frame}.png")
+        path = self.folder / f"{frame}.png"
+        label_map = read_ids(path)
+        check_edges(path, label_map)
         return label_map if self.ids is None else np.isin(label_map, self.ids).astype(np.uint8)
 
 

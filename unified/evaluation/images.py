@@ -27,7 +27,7 @@ from unified.evaluation.report import (
     percent,
 )
 from unified.files import entries, files_below
-from unified.label_maps import read_ids
+from unified.mask_files import read_ids
 from unified.metrics import few_shot, generalized, iou, semantic
 from unified.metrics.davis import VOID, present_ids
 from unified.metrics.iou import ReferringRule
@@ -337,7 +337,7 @@ def score_semantic(request: Request, *, reduce_zero_label: bool) -> Scores:
 
     def measure(pair: MaskPair) -> tuple[semantic.ClassAreas, Problems]:
         found = Problems(request.allow_missing)
-        truth = read_ids(pair.truth)
+        truth = read_ids(pair.truth, classes=True)
         prediction = read_prediction(pair, truth.shape, found, partial(_read_labels, num_classes))
         try:
             areas = semantic.class_areas(
@@ -380,7 +380,7 @@ def semantic_scores(
 
 
 def _read_labels(num_classes: int, path: Path) -> NDArray[np.uint8]:
-    labels = read_ids(path)
+    labels = read_ids(path, classes=True)
     stray = [value for value in present_ids(labels) if value >= num_classes]
     if stray:
         raise InputError(

@@ -17,7 +17,7 @@ from unified.evaluation.report import (
     Split,
 )
 from unified.files import entries, subfolders
-from unified.label_maps import read_ids
+from unified.mask_files import read_ids
 from unified.metrics.davis import present_ids
 
 ANNOTATION_ROOTS = (

@@ -24,7 +24,7 @@ from unified.evaluation.report import run_parallel
 from unified.evaluation.submission import RESULTS, Files, Server, in_litter
 from unified.files import subfolders
 from unified.inference.image_io import image_size
-from unified.label_maps import read_ids
+from unified.mask_files import read_ids
 from unified.metrics.davis import VOID, present_ids
 
 EXPRESSIONS = "meta_expressions.json"

@@ -25,7 +25,7 @@ from unified.evaluation.report import (
     Scores,
     percent,
 )
-from unified.label_maps import read_ids
+from unified.mask_files import read_ids
 from unified.metrics import davis, video
 from unified.metrics.davis import VOID, Track
 from unified.metrics.video import FramePair, LvosTask

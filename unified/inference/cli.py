@@ -20,7 +20,8 @@ from unified.inference.image_io import image_size, read_image
 from unified.inference.places import Prompts, add_places, describe_place, not_read
 from unified.inference.settings import PRECISIONS, ModelInput, as_json
 from unified.inference.video_io import FrameReader
-from unified.label_maps import MAX_OBJECT_ID, read_label_map, split_label_map
+from unified.label_maps import MAX_OBJECT_ID, split_label_map
+from unified.mask_files import read_label_map
 from unified.masks import MASK_THRESHOLD
 from unified.structures import Point, Prompt, Support
 

@@ -72,8 +72,11 @@ def is_image(path: Path) -> bool:
 
 
 @contextmanager
-def open_image(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
+def open_image(path: str | os.PathLike[str], kind: str = "image") -> Iterator[Image.Image]:
     """An image file whose header was read; its pixels are read on first use.
+
+    Args:
+        kind: what to call it in errors.
 
     Raises:
         InputError: the file is missing, damaged, no image or has more than ``max_pixels`` pixels.
@@ -87,15 +90,15 @@ def open_image(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
     except InputError:
         raise
     except FileNotFoundError:
-        raise InputError(f"image {path} does not exist: check the path") from None
+        raise InputError(f"{kind} {path} does not exist: check the path") from None
     except UnidentifiedImageError as error:
         raise InputError(
             foreign_content(path, "an image")
-            or f"image {path} cannot be read: it is damaged or of a kind that is not known. "
+            or f"{kind} {path} cannot be read as an image: it is damaged or of an unknown kind. "
             "Save it as JPEG or PNG"
         ) from error
     except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise InputError(f"image {path} cannot be read: {first_line(error)}") from error
+        raise InputError(f"{kind} {path} cannot be read: {first_line(error)}") from error
 
 
 def _without_limit(path: str | os.PathLike[str]) -> Image.Image:
@@ -142,9 +145,16 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
         InputError: the file is missing, damaged or of a kind that has no 8-bit equivalent.
     """
     with open_image(path) as image:
-        if (number := num_frames(image)) > 1:
-            _say_first(os.fspath(path), number)
-        return _pixels(path, image)
+        return _pixels(path, first_frame(path, image))
+
+
+def first_frame(path: str | os.PathLike[str], image: Image.Image) -> Image.Image:
+    """The first frame or page of an open image, upright by its EXIF tag; says so if it has more."""
+    from PIL import ImageOps
+
+    if (number := num_frames(image)) > 1:
+        _say_first(os.fspath(path), number)
+    return ImageOps.exif_transpose(image)
 
 
 def read_frames(path: str | os.PathLike[str]) -> Iterator[np.ndarray]:
@@ -153,12 +163,14 @@ def read_frames(path: str | os.PathLike[str]) -> Iterator[np.ndarray]:
     Raises:
         InputError: as ``read_image``, when the damaged frame is reached.
     """
+    from PIL import ImageOps
+
     with open_image(path) as image:
         first = 1 if image.info.get("default_image") else 0  # shown where nothing moves
         for index in range(first, first + num_frames(image)):
             image.seek(index)
             _check_pixels(path, image)
-            yield _pixels(path, image)
+            yield _pixels(path, ImageOps.exif_transpose(image))
 
 
 def num_frames(image: Image.Image) -> int:
@@ -173,11 +185,10 @@ def _say_first(path: str, number: int) -> None:
     logger.warning("%s has %d frames: the first is read (as the clip it has all)", path, number)
 
 
-def _pixels(path: str | os.PathLike[str], image: Image.Image) -> np.ndarray:
-    """(H, W, 3) uint8 RGB of the frame that an image is at."""
-    from PIL import Image, ImageOps
+def _pixels(path: str | os.PathLike[str], upright: Image.Image) -> np.ndarray:
+    """(H, W, 3) uint8 RGB of an image."""
+    from PIL import Image
 
-    upright = ImageOps.exif_transpose(image)
     if upright.mode == "F":
         raise InputError(f"image {path} holds floating-point pixels: save it with 8 bits")
     if upright.mode.startswith("I"):

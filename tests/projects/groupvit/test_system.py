@@ -22,7 +22,7 @@ from unified.engine.models import load
 from unified.engine.system import Recording, system
 from unified.errors import CheckpointError, ConfigError, InputError
 from unified.inference.classes import ClassPredictor
-from unified.label_maps import read_label_map
+from unified.mask_files import read_label_map
 from unified.structures import Prompt
 
 ROOT = Path(__file__).parents[3]

@@ -21,7 +21,7 @@ from unified.data.formats.files import segmentation_mask
 from unified.data.formats.records import annotation_mask, frame_masks, target_mask
 from unified.errors import ConfigError, InputError
 from unified.inference.image_io import image_size
-from unified.label_maps import read_ids
+from unified.mask_files import read_ids
 from unified.tasks import TASKS, Task
 
 

@@ -15,7 +15,7 @@ from unified.data.samples import read_view
 from unified.errors import InputError
 from unified.evaluation.reading import frame_names
 from unified.inference.image_io import image_size, read_image
-from unified.label_maps import read_ids
+from unified.mask_files import read_ids
 
 SIZE = (20, 30)
 

@@ -17,7 +17,7 @@ from scipy.ndimage import binary_dilation
 
 from unified.evaluation.protocols import evaluate
 from unified.evaluation.report import Request
-from unified.label_maps import read_ids
+from unified.mask_files import read_ids
 from unified.metrics.davis import boundary_radius, frame_scores, mask_boundary
 
 SIZE = (480, 854)

@@ -23,7 +23,7 @@ from unified.evaluation.protocols import PROTOCOLS, evaluate
 from unified.evaluation.reading import read_split
 from unified.evaluation.records import coco_truth
 from unified.evaluation.report import Origin, Request, Split
-from unified.label_maps import read_ids
+from unified.mask_files import read_ids
 from unified.structures import FrameResult
 
 NAMES = (

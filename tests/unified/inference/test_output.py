@@ -25,7 +25,8 @@ from unified.inference.output import (
     write_image_result,
 )
 from unified.inference.video_io import Frame, FrameReader
-from unified.label_maps import mask_box, read_label_map
+from unified.label_maps import mask_box
+from unified.mask_files import read_label_map
 from unified.structures import FrameResult, Instance
 
 SIZE = (32, 48)

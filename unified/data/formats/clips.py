@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from unified.data.formats.files import (
-    VOID,
     by_id,
     by_stem,
     image_files,
@@ -22,6 +21,7 @@ from unified.data.formats.records import ClipRecord, frame_labels
 from unified.errors import InputError
 from unified.files import subfolders
 from unified.inference.image_io import image_size
+from unified.mask_files import VOID
 
 
 def read_clip(

@@ -98,7 +98,7 @@ def _pascal_pair(path: Path, line: str) -> tuple[str, int]:
 
 
 def _pascal_pairs(root: Path, split: str, fold: int) -> list[tuple[str, int]]:
-    from unified.label_maps import read_ids
+    from unified.mask_files import read_ids
 
     lists = root / "ImageSets/Segmentation"
     choices = ("trainaug.txt", "train.txt") if split == "train" else ("val.txt",)

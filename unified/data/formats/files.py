@@ -14,8 +14,6 @@ from unified.errors import InputError
 from unified.files import atomic_path, entries, foreign_content, read_text
 from unified.inference.image_io import is_image
 
-VOID = 255  # label of pixels that belong to no object and are not scored
-
 
 def require(path: Path, what: str) -> Path:
     """``path`` if it exists.

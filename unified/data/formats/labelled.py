@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from unified.data.formats.files import VOID, by_stem, image_files, require
+from unified.data.formats.files import by_stem, image_files, require
 from unified.data.formats.records import Annotation, ImageRecord
 from unified.inference.image_io import image_size
-from unified.label_maps import read_ids
+from unified.mask_files import VOID, read_ids
 
 
 def read_labelled_images(images: Path, masks: Path) -> list[ImageRecord]:

@@ -13,13 +13,9 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from unified.data.formats.files import (
-    VOID,
-    read_json,
-    segmentation_mask,
-)
+from unified.data.formats.files import read_json, segmentation_mask
 from unified.errors import InputError
-from unified.label_maps import is_black_and_white, read_bright_mask, read_ids
+from unified.mask_files import VOID, is_black_and_white, read_ids, read_object_mask
 
 XYWH_ABS = 1  # the value of detectron2.structures.BoxMode.XYWH_ABS
 
@@ -160,7 +156,7 @@ def _mask_file(annotation: Annotation, height: int, width: int) -> np.ndarray:
     """(H, W) uint8: 1 on the object, 255 on void, 0 elsewhere."""
     path, value = annotation["mask_file"], annotation.get("mask_value")
     if value is None:
-        result = read_bright_mask(path).astype(np.uint8)
+        result = read_object_mask(path).astype(np.uint8)
     else:
         labels = read_ids(path)
         result = np.where(labels == VOID, VOID, labels == value).astype(np.uint8)

@@ -23,7 +23,8 @@ from unified.data.formats.records import ImageRecord, annotation_mask
 from unified.data.synthetic.writing import save_jpeg
 from unified.errors import InputError
 from unified.inference.image_io import read_image
-from unified.label_maps import encode_mask, read_ids
+from unified.label_maps import encode_mask
+from unified.mask_files import read_ids
 
 QUALITY = 90
 MIN_CLASS_SHARE = 0.01  # of a picture, for a few-shot sample

@@ -31,7 +31,8 @@ from unified.data.synthetic.world import Scene as World
 from unified.data.synthetic.world import make_scene
 from unified.data.synthetic.writing import random_streams, save_jpeg
 from unified.errors import InputError
-from unified.label_maps import read_ids, write_label_map
+from unified.label_maps import write_label_map
+from unified.mask_files import read_ids
 
 ROOT = Path(__file__).parents[5]
 TOOL = ROOT / "datasets/prepare_lite.py"
