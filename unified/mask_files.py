@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from unified.errors import InputError
-from unified.inference.image_io import first_frame, open_image
+from unified.image_files import first_frame, open_image
 from unified.label_maps import MAX_OBJECT_ID
 
 if TYPE_CHECKING:
