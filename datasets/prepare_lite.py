@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from projects.uniref.lite.data.pictures import ObjectFolder
 from projects.uniref.lite.data.sets import Options, build_sets
-from unified.commands import run_command
+from unified.commands import add_max_pixels, run_command
 from unified.errors import InputError
 
 
@@ -47,6 +47,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--hold-out-classes", default="", help="left out of few-shot training")
     parser.add_argument("--hold-out-clips", default="", help="names, not trained on")
     parser.add_argument("--out", type=Path, required=True, help="a folder that does not exist yet")
+    add_max_pixels(parser)
     parser.add_argument("--seed", type=int, default=0, help="another seed, other sets")
     parser.add_argument("--size", type=int, default=1000, help="composites; 0.4 times it clips")
     parser.add_argument("--longest-side", type=int, default=384, help="of stored pictures, pixels")

@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import defaultdict
-from pathlib import Path
+from pathlib import Path, PureWindowsPath  # which splits at / and at backslashes
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from unified.commands import run_command
-from unified.data.formats.files import read_json, segmentation_mask
+from unified.data.formats.files import by_id, read_json, segmentation_mask
 from unified.errors import InputError
 from unified.label_maps import write_label_map
 
@@ -48,23 +48,32 @@ def class_map(image: dict[str, Any], annotations: list[dict], places: dict[int, 
     size = (image["height"], image["width"])
     labels = np.zeros(size, np.uint8)
     for annotation in sorted(annotations, key=lambda a: -a["area"]):
+        owner = f"annotation {annotation['id']}"
         value = IGNORE if annotation.get("iscrowd") else places[annotation["category_id"]]
-        labels[segmentation_mask(annotation["segmentation"], *size)] = value
+        labels[segmentation_mask(annotation["segmentation"], *size, owner)] = value
     return labels
 
 
 def run(options: argparse.Namespace) -> None:
     """Writes the maps of all images and the names of the classes."""
     content = read_json(options.instances, "instances", ("images", "annotations", "categories"))
-    categories = content["categories"]
+    categories = [*by_id(content["categories"], "categories", options.instances).values()]
+    images = by_id(content["images"], "images", options.instances)
     if len(categories) >= IGNORE:
         raise InputError(f"{len(categories)} categories are too many for a map of bytes")
     places = {category["id"]: place for place, category in enumerate(categories, start=1)}
     owned = defaultdict(list)
-    for annotation in content["annotations"]:
+    for number, annotation in by_id(
+        content["annotations"], "annotations", options.instances
+    ).items():
+        if annotation["category_id"] not in places:
+            raise InputError(
+                f"{options.instances}: annotation {number} is of category "
+                f"{annotation['category_id']}, which is not among the categories of the file"
+            )
         owned[annotation["image_id"]].append(annotation)
-    for image in tqdm(content["images"][: options.limit], unit="image"):
-        path = options.out / f"maps/{Path(image['file_name']).stem}.png"
+    for image in tqdm([*images.values()][: options.limit], unit="image"):
+        path = options.out / f"maps/{PureWindowsPath(image['file_name']).stem}.png"
         write_label_map(path, class_map(image, owned[image["id"]], places))
     names = ", ".join(category["name"] for category in categories)
     (options.out / "classes.txt").write_text(names + "\n")

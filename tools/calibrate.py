@@ -25,7 +25,7 @@ from tqdm import tqdm
 import unified
 from unified import ImagePredictor
 from unified.checkpoint import read_weights, write_weights
-from unified.commands import run_command
+from unified.commands import add_max_pixels, run_command
 from unified.data.catalog import load_records
 from unified.engine.system import system
 from unified.errors import InputError
@@ -98,6 +98,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--threshold", type=share, default=0.3, help="score that decides")
     parser.add_argument("--output", required=True, type=Path, metavar="FILE")
     parser.add_argument("--device", default="auto")
+    add_max_pixels(parser)
     options = parser.parse_args(arguments)
     return run_command(lambda: calibrate(options))
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from unified.commands import MISUSE, run_command
+from unified.commands import MISUSE, add_max_pixels, run_command
 from unified.data.catalog import CATALOG, data_root, find_dataset, own_names
 from unified.data.check import SECONDS, check_dataset, is_installed
 from unified.data.convert import convert_dataset
@@ -48,8 +48,7 @@ def check(names: Sequence[str]) -> int:
         )
         if result.gaps:
             print(f"  perhaps missing: {result.gaps[0]} ({len(result.gaps)} gaps in all)")
-        for remark in result.remarks:
-            print(f"  {remark}")
+        sys.stdout.writelines(f"  {remark}\n" for remark in result.remarks)
     if names == ["all"]:
         absent = len(CATALOG) - len(installed)
         print(f"{len(wanted) - wrong} sets ok, {wrong} wrong, {absent} absent")
@@ -125,6 +124,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         if is_make:
             sub.add_argument("--size", type=int, default=20, help="pictures or clips to train on")
             sub.add_argument("--seed", type=int, default=0, help="another seed, another world")
+        if command == "check":
+            add_max_pixels(sub)
         if command == "vocabulary":
             sub.add_argument("--output", type=Path, required=True, metavar="FILE")
     return parser.parse_args(arguments)

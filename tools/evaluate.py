@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from unified.commands import run_command
+from unified.commands import add_max_pixels, run_command
 from unified.errors import InputError
 from unified.evaluation.protocols import PROTOCOLS, TASKS, default_protocol, evaluate
 from unified.evaluation.reading import read_split
@@ -45,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
     add("--plots", type=Path, help="write bar chart, histogram and worst cases here")
     add("--images", type=Path, help="folder to draw the worst cases on, named like the masks")
     add("--workers", type=int, default=_cores(), help="clips scored at the same time")
+    add_max_pixels(parser)
     return parser
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from unified.commands import run_command
+from unified.commands import add_max_pixels, run_command
 from unified.errors import InputError
 from unified.evaluation.reading import read_split
 from unified.evaluation.report import counted
@@ -47,6 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--data", type=Path, help="data set folder with JPEGImages, or its instances JSON")
     add("--meta", type=Path, help="meta_expressions.json; default: that of --data")
     add("--split", type=Path, help="videos to submit: text, or JSON; default: those of the server")
+    add_max_pixels(parser)
     options = parser.parse_args(arguments)
     if options.pred is not None and options.out is None:
         parser.error("--pred needs --out file.zip")

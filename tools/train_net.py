@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from unified.commands import run_command
+from unified.commands import add_max_pixels, run_command
 from unified.dependencies import require
 from unified.devices import pick_device
 
@@ -29,6 +29,7 @@ def parse(arguments: Sequence[str] | None) -> Namespace:
 
     parser = default_argument_parser(epilog="")
     parser.description = __doc__
+    add_max_pixels(parser)
     return parser.parse_args(arguments)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from unified.commands import run_command
+from unified.commands import add_max_pixels, run_command
 from unified.dependencies import require
 
 
@@ -28,6 +28,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--stages", required=True, help="yaml file that lists the stages")
     for name in ("--num-gpus", "--num-machines", "--machine-rank", "--dist-url"):
         parser.add_argument(name, help="as in tools/train_net.py")
+    add_max_pixels(parser)
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs for all stages")
     return parser.parse_args(arguments)
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
+import os
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from unified.errors import UnifiedError
+from unified.image_files import LIMIT, MAX_PIXELS
 
 MISUSE = 2  # what argparse returns, too
 INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
@@ -34,3 +38,22 @@ def run_command(work: Callable[[], int | None], *, stopped: str = "") -> int:
         return INTERRUPTED
     sys.stderr.write(f"{message}\n")
     return MISUSE
+
+
+def add_max_pixels(parser: argparse.ArgumentParser) -> None:
+    """Adds the limit of the images that a command reads, in all of its processes."""
+    parser.add_argument(
+        "--max-pixels",
+        type=int,
+        action=_SetLimit,
+        metavar="NUM",
+        help=f"images with more pixels are an error (default {MAX_PIXELS})",
+    )
+
+
+class _SetLimit(argparse.Action):
+    def __call__(self, parser: Any, namespace: Any, value: Any, option: Any = None) -> None:
+        if value < 1:
+            parser.error(f"{option} is {value}: expected a number of pixels")
+        setattr(namespace, self.dest, value)
+        os.environ[LIMIT] = str(value)

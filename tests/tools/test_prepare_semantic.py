@@ -9,7 +9,7 @@ from types import ModuleType
 
 import numpy as np
 
-from unified.mask_files import read_label_map
+from unified.mask_files import read_ids
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,8 +30,15 @@ def test_small_instances_lie_over_large_ones_and_crowds_do_not_count(tmp_path: P
     crowd = {"size": [8, 10], "counts": [0, 8, 72]}  # the first column
     rows = [(7, box(6, 2, 8, 4), 4, 0), (3, box(2, 0, 10, 8), 64, 0), (3, crowd, 8, 1)]
     annotations = [
-        {"image_id": 1, "category_id": c, "segmentation": s, "area": area, "iscrowd": crowd}
-        for c, s, area, crowd in rows
+        {
+            "id": i,
+            "image_id": 1,
+            "category_id": c,
+            "segmentation": s,
+            "area": area,
+            "iscrowd": crowd,
+        }
+        for i, (c, s, area, crowd) in enumerate(rows)
     ]
     content = {
         "images": [{"id": 1, "file_name": "a.jpg", "height": 8, "width": 10}],
@@ -42,6 +49,6 @@ def test_small_instances_lie_over_large_ones_and_crowds_do_not_count(tmp_path: P
     assert script().main([str(tmp_path / "instances.json"), "--out", str(tmp_path / "truth")]) == 0
     expected = np.ones((8, 10), np.uint8)
     expected[:, :2], expected[:, 0], expected[2:4, 6:8] = 0, 255, 2
-    assert np.array_equal(read_label_map(tmp_path / "truth/maps/a.png"), expected)
+    assert np.array_equal(read_ids(tmp_path / "truth/maps/a.png", classes=True), expected)
     assert (tmp_path / "truth/classes.txt").read_text() == "sofa, cat\n"
     assert script().main([str(tmp_path / "none.json"), "--out", str(tmp_path / "truth")]) == 2

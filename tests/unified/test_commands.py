@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 from pathlib import Path
 
 import pytest
 
-from unified.commands import run_command
+from unified.commands import add_max_pixels, run_command
 from unified.errors import ConfigError
+from unified.image_files import max_pixels
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = sorted({*(ROOT / "tools").glob("*.py"), *(ROOT / "datasets").glob("*.py")})
@@ -55,3 +57,27 @@ def test_every_command_ends_through_it(path: Path) -> None:
     )
     called = {getattr(node.func, "id", "") for node in ast.walk(main) if isinstance(node, ast.Call)}
     assert "run_command" in called
+
+
+def test_the_limit_of_pixels_is_that_of_all_processes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("UNIFIED_MAX_PIXELS", "1")
+    parser = argparse.ArgumentParser()
+    add_max_pixels(parser)
+    parser.parse_args([])
+    assert max_pixels() == 1
+    parser.parse_args(["--max-pixels", "300000000"])
+    assert max_pixels() == 300_000_000
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--max-pixels", "0"])
+    assert "--max-pixels is 0: expected a number of pixels" in capsys.readouterr().err
+
+
+READERS = ("infer_image", "infer_video", "evaluate", "submit", "train_net", "calibrate")
+
+
+@pytest.mark.parametrize("tool", [*READERS, "train_stages", "benchmark", "data"])
+def test_every_tool_that_reads_images_has_the_limit(tool: str) -> None:
+    source = (ROOT / f"tools/{tool}.py").read_text()
+    assert "add_max_pixels(" in source or "cli.add_model_arguments(" in source

@@ -233,7 +233,9 @@ def _decode(content: bytes) -> NDArray[np.uint8]:
             if image.mode not in ("P", "L", "1"):
                 raise InputError(f"has mode {image.mode}, expected one 8-bit channel of ids")
             return np.array(image, dtype=np.uint8)
-    except (OSError, SyntaxError) as error:
+    except InputError:
+        raise
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"cannot be read as an image: {error}") from error
 
 

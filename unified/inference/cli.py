@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 import unified
+from unified.commands import add_max_pixels
 from unified.errors import InputError
 from unified.inference.frames import check_prompt
 from unified.inference.image_io import image_size, read_image
@@ -30,6 +31,7 @@ MIN_SIDE = 32
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds which model runs, where, and at what size."""
+    add_max_pixels(parser)
     group = parser.add_argument_group("model")
     which = group.add_mutually_exclusive_group()
     which.add_argument(

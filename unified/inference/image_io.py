@@ -83,11 +83,27 @@ def read_frames(path: str | os.PathLike[str]) -> Iterator[np.ndarray]:
     from PIL import ImageOps
 
     with open_image(path) as image:
-        first = 1 if image.info.get("default_image") else 0  # shown where nothing moves
+        first = _first_frame(image)
         for index in range(first, first + num_frames(image)):
             image.seek(index)
             check_pixels(path, image)
             yield _pixels(path, ImageOps.exif_transpose(image))
+
+
+def count_frames(path: str | os.PathLike[str]) -> tuple[int, float | None]:
+    """How many frames ``read_frames`` gives, and how many of them a second, if the file says so."""
+    with open_image(path) as image:
+        number = num_frames(image)
+        if number > 1:
+            image.seek(_first_frame(image))
+            image.load()  # some formats say the duration only then
+        duration = image.info.get("duration")  # ms
+    return number, 1000 / duration if duration else None
+
+
+def _first_frame(image: Image.Image) -> int:
+    """Of an animation; frame 0 may be one that is shown only where nothing moves."""
+    return 1 if image.info.get("default_image") else 0
 
 
 def _pixels(path: str | os.PathLike[str], upright: Image.Image) -> np.ndarray:

@@ -1,49 +1,29 @@
 """Frames in one at a time from any clip; an H.264 clip out that plays even when cut off.
 
-PyAV and OpenCV are imported where they are used.
+PyAV is imported where it is used.
 """
 
 from __future__ import annotations
 
-import glob
 import os
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
 
 import numpy as np
 
 from unified.dependencies import require
 from unified.errors import InputError
 from unified.files import atomic_path
-from unified.inference.image_io import IMAGE_SUFFIXES, find_images, read_image
+from unified.inference.clip_sources import Frame, open_source
 from unified.structures import Size
 
-DEFAULT_FPS = 24.0
+__all__ = ["Frame", "FrameReader", "VideoWriter"]
+
 KEYFRAME_SECONDS = 2
 BT709 = 1  # the number of this standard in ITU-T H.273, for matrix, primaries and transfer
-
-
-class Frame(NamedTuple):
-    """One frame of a clip.
-
-    Attributes:
-        number: in the source, counted from 0.
-        image: (H, W, 3) uint8 RGB.
-        name: of its files: that of the image, or the number with five digits.
-    """
-
-    number: int
-    image: np.ndarray
-    name: str
-
-
-def numbered(index: int) -> str:
-    """The name of a frame that has none of its own."""
-    return f"{index:05d}"
 
 
 class FrameReader:
@@ -53,7 +33,8 @@ class FrameReader:
     frames have the size of the first. Iterate once; close, or use as a context manager.
 
     Args:
-        sources: a video file or a camera number; or images, as files, folders and glob patterns.
+        sources: a video file, an animated or many-paged image, or a camera number; or images, as
+            files, folders and glob patterns.
         start: number of the first frame in the source.
         end: number of the frame after the last one; None for all.
         stride: every how many frames.
@@ -82,7 +63,7 @@ class FrameReader:
                 "0 <= start < end and a stride of at least 1"
             )
         self._source = sources[0]
-        opened = _open([os.fspath(source) for source in sources])
+        opened = open_source([os.fspath(source) for source in sources])
         self._exact_total = opened.total if opened.exact else None
         last = end if opened.total is None else min(opened.total, end or opened.total)
         self._wanted = range(start, np.iinfo(np.int64).max if end is None else end, stride)
@@ -123,139 +104,6 @@ class FrameReader:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-class _Images:
-    """Images as a clip; the frame number is the position in natural order.
-
-    Frames keep the names of the images; where two images share one, all are numbered.
-    """
-
-    fps = DEFAULT_FPS
-    exact = True
-
-    def __init__(self, sources: Sequence[str]) -> None:
-        self._paths = find_images(sources)
-        self.total: int | None = len(self._paths)
-        names = [path.stem for path in self._paths]
-        unique = len(set(names)) == len(names)
-        self._names = names if unique else [numbered(index) for index in range(len(names))]
-
-    def read(self, wanted: range) -> Generator[Frame, None, None]:
-        for index in wanted:
-            if index >= len(self._paths):
-                return
-            yield Frame(index, read_image(self._paths[index]), self._names[index])
-
-
-class _VideoFile:
-    """Anything that FFmpeg reads; variable frame rates are read frame by frame."""
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-        with self._container() as container:
-            stream = container.streams.video[0]
-            self.fps = float(stream.average_rate or stream.guessed_rate or DEFAULT_FPS)
-            self.exact = stream.frames > 0
-            self.total: int | None = stream.frames or None
-            if not self.exact and container.duration:
-                self.total = max(1, round(container.duration / 1e6 * self.fps))
-
-    def _container(self) -> Any:
-        av = require("av")
-        try:
-            container = av.open(self._path)
-        except (av.FFmpegError, OSError) as error:
-            raise InputError(
-                f"clip {self._path} cannot be read as a video: {_reason(error)}"
-            ) from error
-        if not container.streams.video:
-            container.close()
-            raise InputError(f"clip {self._path} holds no video: it is damaged or of another kind")
-        return container
-
-    def read(self, wanted: range) -> Generator[Frame, None, None]:
-        av = require("av")
-        index = 0
-        with self._container() as container:
-            stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
-            try:
-                # Decoding from the beginning keeps frame numbers exact, which seeking does not.
-                for index, picture in enumerate(container.decode(video=0)):
-                    if index >= wanted.stop:
-                        return
-                    if index in wanted:
-                        yield Frame(index, _upright(picture), numbered(index))
-            except av.FFmpegError as error:
-                raise InputError(
-                    f"clip {self._path} cannot be decoded after frame {index}: {_reason(error)}"
-                ) from error
-            size = os.path.getsize(self._path)
-            if any(entry.pos + entry.size > size for entry in stream.index_entries):
-                # FFmpeg takes the end of the file for the end of the clip.
-                raise InputError(
-                    f"clip {self._path} is cut off after frame {index}: the file is shorter than "
-                    "its index says. Copy it again, or end the part that is read there"
-                )
-
-
-class _Camera:
-    """A camera that the operating system knows by number; endless."""
-
-    total: int | None = None
-    exact = False
-
-    def __init__(self, number: int) -> None:
-        self._cv2 = cv2 = require("cv2")
-        # The error below says what OpenCV would say less clearly.
-        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
-        self._capture = cv2.VideoCapture(number)
-        if not self._capture.isOpened():
-            raise InputError(f"camera {number} cannot be opened: check that it is there and free")
-        self.fps = float(self._capture.get(cv2.CAP_PROP_FPS) or DEFAULT_FPS)
-
-    def read(self, wanted: range) -> Generator[Frame, None, None]:
-        try:
-            for index in range(wanted.stop):
-                ok, picture = self._capture.read()
-                if not ok:
-                    return
-                if index in wanted:
-                    image = self._cv2.cvtColor(picture, self._cv2.COLOR_BGR2RGB)
-                    yield Frame(index, image, numbered(index))
-        finally:
-            self._capture.release()
-
-
-def _open(sources: Sequence[str]) -> _Images | _VideoFile | _Camera:
-    source, path = sources[0], Path(sources[0])
-    if len(sources) == 1 and not path.exists() and not glob.has_magic(source):
-        if source.isdecimal():
-            return _Camera(int(source))
-        raise InputError(
-            f"input {source} does not exist: give a video, a folder or pattern of images, or a "
-            "camera number"
-        )
-    if len(sources) == 1 and _is_video(path):
-        return _VideoFile(source)
-    if videos := [name for name in sources if _is_video(Path(name))]:
-        raise InputError(
-            f"{len(sources)} inputs are given and {videos[0]} is no image: one video, or the "
-            "images of one, per run"
-        )
-    return _Images(sources)
-
-
-def _is_video(path: Path) -> bool:
-    return path.is_file() and path.suffix.lower() not in IMAGE_SUFFIXES
-
-
-def _upright(picture: Any) -> np.ndarray:
-    """A decoded frame as (H, W, 3) uint8 RGB, turned as a phone's rotation tag says."""
-    image = picture.to_ndarray(format="rgb24")
-    quarter_turns = round(picture.rotation / 90) % 4  # counterclockwise
-    return np.ascontiguousarray(np.rot90(image, quarter_turns)) if quarter_turns else image
 
 
 class VideoWriter:
@@ -359,7 +207,3 @@ def _put_index_first(path: Path) -> None:
                 if packet.dts is not None:
                     packet.stream = stream
                     target.mux(packet)
-
-
-def _reason(error: OSError) -> str:
-    return error.strerror or str(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import cv2
@@ -9,8 +10,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unified.errors import InputError
-from unified.inference.image_io import find_images, read_image, write_image
+from unified.errors import ConfigError, InputError
+from unified.inference.image_io import (
+    count_frames,
+    find_images,
+    image_size,
+    read_image,
+    write_image,
+)
+from unified.mask_files import read_ids, read_label_map
 
 RAMP = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
 RGB = np.stack([RAMP, RAMP[::-1], RAMP[:, ::-1]], axis=-1)
@@ -133,3 +141,61 @@ def test_writing_leaves_the_older_file_when_it_fails(tmp_path: Path) -> None:
         write_image(tmp_path / "a.png", np.zeros((3, 4, 7), np.uint8))
     assert np.array_equal(read_image(tmp_path / "a.png"), RGB)
     assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp", "tif", "gif"])
+def test_of_several_frames_the_first_is_the_photo_and_a_line_says_so(
+    tmp_path: Path, suffix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / f"a.{suffix}"
+    pages = [Image.new("RGB", (6, 4), (80 * number, 0, 0)) for number in range(3)]
+    options = {"lossless": True} if suffix == "webp" else {}
+    pages[2].save(path, save_all=True, append_images=pages, **options)
+    with caplog.at_level(logging.WARNING):
+        assert (read_image(path) == (160, 0, 0)).all()
+        read_image(path)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{path} has 4 frames: the first is read (as the clip it has all)"
+    ]
+
+
+def test_a_phone_photo_with_a_second_view_is_one_photo(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    views = [Image.new("RGB", (16, 16), (80 * number, 0, 0)) for number in range(2)]
+    views[0].save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=views[1:])
+    with caplog.at_level(logging.WARNING):
+        assert read_image(tmp_path / "a.jpg").max() < 5
+        assert count_frames(tmp_path / "a.jpg")[0] == 1
+    assert not caplog.records
+
+
+def test_numbers_of_32_bits_that_are_small_are_8_bits(tmp_path: Path) -> None:
+    Image.fromarray(RAMP.astype(np.int32)).save(tmp_path / "a.tif")
+    assert np.array_equal(read_image(tmp_path / "a.tif")[..., 0], RAMP)
+
+
+def test_the_limit_of_pixels_is_stated_and_can_be_raised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Above Pillow's own limit, which warns from 89 megapixels on, and below ours."""
+    Image.new("1", (10_000, 10_000)).save(tmp_path / "a.png")
+    assert image_size(tmp_path / "a.png") == (10_000, 10_000)
+    monkeypatch.setenv("UNIFIED_MAX_PIXELS", "99999999")
+    message = r"a\.png is 10000x10000, 100000000 pixels, and the limit is 99999999: .*--max-pixels"
+    for read in (read_image, image_size, read_label_map, read_ids, count_frames):
+        with pytest.raises(InputError, match=message):
+            read(tmp_path / "a.png")
+    monkeypatch.setenv("UNIFIED_MAX_PIXELS", "many")
+    with pytest.raises(ConfigError, match="UNIFIED_MAX_PIXELS is 'many': expected a number"):
+        read_image(tmp_path / "a.png")
+    assert Image.MAX_IMAGE_PIXELS is not None
+
+
+@pytest.mark.parametrize("content", [b"version https://git-lfs.github.com/spec/v1", b"<html>", b""])
+def test_files_that_are_no_images_are_called_by_what_they_are(
+    tmp_path: Path, content: bytes
+) -> None:
+    (tmp_path / "a.jpg").write_bytes(content)
+    with pytest.raises(InputError, match=r"a\.jpg is (a Git LFS|a web page|empty)"):
+        read_image(tmp_path / "a.jpg")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from unified.errors import InputError
 from unified.inference.image_io import write_image
@@ -109,6 +113,91 @@ def test_rotation_of_phone_clips_is_respected(tmp_path: Path, degrees: int) -> N
     expected = np.rot90(picture(2), degrees // 90)
     assert image.shape == expected.shape and reader.size == expected.shape[:2]
     assert np.abs(image.astype(int) - expected).mean() < 5
+
+
+ONE = 1 << 16
+# (a, b, c, d) of a display matrix -> how the stored picture is shown
+MATRICES: dict[str, tuple[tuple[int, int, int, int], Callable[[np.ndarray], np.ndarray]]] = {
+    "as it is": ((ONE, 0, 0, ONE), lambda image: image),
+    "mirrored": ((-ONE, 0, 0, ONE), lambda image: image[:, ::-1]),
+    "upside down": ((ONE, 0, 0, -ONE), lambda image: image[::-1]),
+    "half a turn": ((-ONE, 0, 0, -ONE), lambda image: image[::-1, ::-1]),
+    "clockwise": ((0, ONE, -ONE, 0), lambda image: np.rot90(image, -1)),
+    "counterclockwise": ((0, -ONE, ONE, 0), np.rot90),
+    "transposed": ((0, ONE, ONE, 0), lambda image: image.transpose(1, 0, 2)),
+    "clockwise, then mirrored": (
+        (0, -ONE, -ONE, 0),
+        lambda image: image.transpose(1, 0, 2)[::-1, ::-1],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", MATRICES)
+def test_the_whole_display_matrix_is_applied(clip: Path, kind: str) -> None:
+    """Selfies are stored mirrored, and turned: a rotation alone would show them wrong."""
+    (a, b, c, d), shown = MATRICES[kind]
+    content = bytearray(clip.read_bytes())
+    # The matrix of a track header of version 0 lies 40 bytes behind its name, with 3 more columns.
+    place = content.index(b"tkhd") + 4 + 40
+    content[place : place + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    clip.write_bytes(content)
+    with FrameReader(clip) as reader:
+        image = next(iter(reader)).image
+    expected = shown(picture(0))
+    assert image.shape == expected.shape and image.flags.c_contiguous
+    assert np.abs(image.astype(int) - expected).mean() < 3
+
+
+def test_metadata_in_another_encoding_does_not_matter(tmp_path: Path) -> None:
+    path = tmp_path / "clip.mkv"
+    with av.open(str(path), "w") as container:
+        container.metadata["title"] = "caffee"
+        stream = container.add_stream("libx264", rate=10)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(picture(2), format="rgb24")))
+        container.mux(stream.encode(None))
+    content = path.read_bytes()
+    assert b"caffee" in content
+    path.write_bytes(content.replace(b"caffee", b"caf\xe9\xe9e"))
+    with FrameReader(path) as reader:
+        assert numbers([frame.image for frame in reader]) == [2]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "options", "fps"),
+    [
+        ("png", {"duration": 100}, 10),
+        ("png", {"duration": 100, "default_image": True}, 10),
+        ("webp", {"duration": 50, "lossless": True}, 20),
+        ("tif", {}, 24),
+        ("gif", {"duration": 100}, 10),
+    ],
+)
+def test_animations_and_pages_are_clips_of_all_frames(
+    tmp_path: Path, suffix: str, options: dict[str, Any], fps: float
+) -> None:
+    path = tmp_path / f"clip.{suffix}"
+    first, *others = (Image.fromarray(picture(number)) for number in range(NUM_FRAMES))
+    if "default_image" in options:  # shown by what does not know animations
+        first, others = Image.fromarray(picture(0)[::-1].copy()), [first, *others]
+    first.save(path, save_all=True, append_images=others, **options)
+    with FrameReader(path, start=1, stride=2) as reader:
+        assert reader.fps == fps / 2 and reader.num_frames == 5 and 9 in reader and 11 not in reader
+        frames = list(reader)
+    assert numbers([frame.image for frame in frames]) == [1, 3, 5, 7, 9]
+    assert [(frame.number, frame.name) for frame in frames][:2] == [(1, "00001"), (3, "00003")]
+
+
+def test_an_animation_that_is_cut_off_is_an_error_after_its_frames(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    pages = [Image.fromarray(rng.integers(0, 255, (48, 64, 3), np.uint8)) for _ in range(4)]
+    pages[0].save(tmp_path / "whole.webp", save_all=True, append_images=pages[1:], lossless=True)
+    pages[0].save(tmp_path / "whole.png", save_all=True, append_images=pages[1:])
+    for suffix in ("webp", "png"):
+        content = (tmp_path / f"whole.{suffix}").read_bytes()
+        (tmp_path / f"half.{suffix}").write_bytes(content[: len(content) * 5 // 8])
+        with pytest.raises(InputError, match=rf"half\.{suffix} cannot be read"):
+            list(FrameReader(tmp_path / f"half.{suffix}"))
 
 
 def test_variable_frame_rate_gives_every_frame(tmp_path: Path) -> None:
