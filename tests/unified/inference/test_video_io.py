@@ -269,7 +269,7 @@ def test_unusable_sources_are_named_with_the_reason(tmp_path: Path, clip: Path) 
         container.mux(stream.encode(sound))
     reasons = {
         "text.mp4": "cannot be read as a video",
-        "zero.mp4": "cannot be read as a video",
+        "zero.mp4": "is empty: copy or download it again",
         "cut.mp4": "holds no video",
         "bare": "holds no image",
         "sound.wav": "holds no video",
