@@ -61,7 +61,7 @@ class Naming:
 class Recipe:
     """How to train."""
 
-    epochs: int = 30
+    epochs: int = 40
     images: int = 24  # of a batch
     sentences: int = 8  # of each of them
     rate: float = 1e-3

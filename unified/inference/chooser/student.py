@@ -76,11 +76,13 @@ class Student:
                 seen += [self._seen(mask, scene) for mask in masks if mask.any()]
                 names += [n for n, mask in zip(one.names, masks, strict=True) if mask.any()]
                 fits = _fits(pool, masks)
-                for text in one.sentences:
-                    words, mirrored = (self._words(said) for said in (text, swap_left_right(text)))
-                    sentences.append(
-                        Sentence(words, mirrored, fits, not len(masks), len(masks) > 1)
+                turned = [swap_left_right(text) for text in one.sentences]
+                sentences += [
+                    Sentence(words, mirrored, fits, not len(masks), len(masks) > 1)
+                    for words, mirrored in zip(
+                        self._words(one.sentences), self._words(turned), strict=True
                     )
+                ]
             lessons.append(Lesson(scene.describer.describe(pool), sentences))
         return lessons, self._naming(seen, names)
 
@@ -105,7 +107,7 @@ class Student:
         asked = scene.asked(self.encoder.text(text))
         candidates, described = scene.candidates(asked)
         only = torch.zeros(1, dtype=torch.int64, device=self.device)
-        words = padded([self._words(text)])
+        words = padded(self._words([text]))
         choices = network(Candidates.stack([described]), only, *words)
         return Trial(choices, heard(candidates, asked), candidates.masks, truth)
 
@@ -120,8 +122,12 @@ class Student:
         whole = torch.ones(1, device=self.device)
         return scene.describer.describe(Found(mask[None].float(), whole)).seen
 
-    def _words(self, text: str) -> Tensor:
-        return self.text([text]).last_hidden[0].float()
+    def _words(self, texts: Sequence[str]) -> list[Tensor]:
+        """Each sentence as (N, D)."""
+        read = self.text(texts)
+        lengths = (~read.padding_mask).sum(dim=1).tolist()
+        hidden = read.last_hidden.float()
+        return [rows[:length].clone() for rows, length in zip(hidden, lengths, strict=True)]
 
     def _on_grid(self, masks: np.ndarray, scene: Scene) -> Tensor:
         """(M, H, W) bool -> (M, h, w) bool: cells of which more than half is covered."""
@@ -134,7 +140,7 @@ class Student:
         known = sorted(set(names))
         if not known or not all(known):
             return None
-        vectors = [F.normalize(self._words(name).mean(dim=0), dim=-1) for name in known]
+        vectors = [F.normalize(words.mean(dim=0), dim=-1) for words in self._words(known)]
         labels = torch.tensor([known.index(name) for name in names], device=self.device)
         return Naming(torch.cat(list(seen)), labels, torch.stack(vectors))
 
