@@ -26,7 +26,13 @@ PAGES = sorted(
     }
 )
 OF_THE_READER = "datasets/own/"
-VARIABLES = {"DETECTRON2_DATASETS", "OMP_NUM_THREADS"}  # of the environment
+VARIABLES = {"DETECTRON2_DATASETS", "OMP_NUM_THREADS", "OMP_WAIT_POLICY"}  # of the environment
+SHARED = (  # module of unified/inference and its function that adds options
+    ("cli", "add_model_arguments"),
+    ("cli", "add_input_arguments"),
+    ("places", "add_place_arguments"),
+    ("clip_prompts", "add_prompt_arguments"),
+)
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
@@ -96,9 +102,10 @@ def options_of(path: Path) -> frozenset[str]:
     options = {"--help", *re.findall(r'"(--[a-z][\w-]*)"', text)}
     if "default_argument_parser" in text:
         options |= set(default_argument_parser()._option_string_actions)
-    for module, added in (("cli", "add_model_arguments"), ("places", "add_place_arguments")):
-        if f"{module}.{added}" in text:
-            options |= options_of(ROOT / f"unified/inference/{module}.py")
+    for module, added in SHARED:
+        file = ROOT / f"unified/inference/{module}.py"
+        if f"{added}(parser" in text and file != path:
+            options |= options_of(file)
     return frozenset(options)
 
 

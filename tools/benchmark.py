@@ -24,8 +24,10 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from unified.threads import set_thread_defaults
 
-import torch
+set_thread_defaults()
+
 
 from unified import ImagePredictor, VideoPredictor
 from unified.commands import run_command
@@ -47,19 +49,18 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--frames", type=int, default=5, help="timed frames (default 5)")
     parser.add_argument("--objects", type=int, default=1, help="per frame (default 1)")
     parser.add_argument("--size", type=benchmark.picture_size, default=(480, 864), metavar="HxW")
-    parser.add_argument("--threads", type=int, default=2, help="of the CPU (default 2)")
     parser.add_argument("--baseline", action="store_true", help="also the reference's algorithm")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the report there")
     cli.add_model_arguments(parser)
+    parser.set_defaults(threads=2)
     options = parser.parse_args(arguments)
-    if min(options.frames, options.objects, options.threads) < 1:
-        parser.error("--frames, --objects and --threads are at least 1")
+    if min(options.frames, options.objects) < 1:
+        parser.error("--frames and --objects are at least 1")
     return options
 
 
 def run(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     """Times the model, and the reference's algorithm if asked to."""
-    torch.set_num_threads(options.threads)
     if not options.weights:
         options.opts += ["MODEL.WEIGHTS", ""]
     model = cli.load_model(options)

@@ -18,6 +18,9 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from unified.threads import set_thread_defaults
+
+set_thread_defaults()
 
 import numpy as np
 from tqdm import tqdm

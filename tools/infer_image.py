@@ -14,7 +14,10 @@ best, or 0 where none does.
 An object whose score is below INFERENCE.IMAGE_SCORE_THRESHOLD is absent: its mask is empty.
 With --detect the model says what there is, up to 100 objects: all of them in detections.json,
 elsewhere without those that better ones cover by more than half (--separate keeps them).
-Files of an earlier run in OUTPUT are replaced.
+Files of an earlier run in OUTPUT are replaced; with --resume it goes on, and images that its
+results.json lists are skipped. Folders are read with their sub-folders, which OUTPUT then has too.
+An image that cannot be read does not end the run: it is listed at the end. Exit status: 0; 2 if
+nothing was done; 3 if some images failed; 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -22,11 +25,13 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from unified.threads import set_thread_defaults
+
+set_thread_defaults()
 
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -34,29 +39,20 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from unified import ImagePredictor
 from unified.commands import run_command
 from unified.inference import cli, places
+from unified.inference.batch import Batch
 from unified.inference.classes import ClassPredictor, class_names
-from unified.inference.image_io import find_images, read_image
-from unified.inference.output import (
-    DETECTIONS,
-    RESULTS,
-    ResultsFile,
-    check_writable,
-    coco_results,
-    prepare_folder,
-    uncovered,
-    write_detections,
-    write_image_result,
-)
+from unified.inference.image_io import read_image
+from unified.inference.image_run import ask_image, captions
+from unified.inference.inputs import find_pictures
+from unified.inference.output import ImageWriter, uncovered
+from unified.inference.results import check_writable, earlier_results
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Reads the command line."""
     about = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=about)
-    parser.add_argument(
-        "--input", required=True, nargs="+", help="images as files, folder or pattern"
-    )
-    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder to fill")
+    cli.add_input_arguments(parser, "images as files, folders, patterns or a list of them (.txt)")
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument(
         "--text", action="append", default=[], metavar="SENTENCE", help="an object; repeatable"
@@ -75,24 +71,24 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--separate",
         action="store_true",
-        help="objects do not compete: masks/<stem>/<k>.png, 0 or 255, k = 0, 1, ... as given",
+        help="objects do not compete: masks/<stem>/<id>.png, 0 or 255",
     )
     cli.add_model_arguments(parser)
     return parser.parse_args(arguments)
 
 
-def run(options: argparse.Namespace) -> None:
-    """Segments one image after the other into the output folder."""
+def run(options: argparse.Namespace) -> int:
+    """Segments one image after the other into the output folder; returns the exit status."""
     check_writable(options.output)
-    paths = find_images(options.input)
-    cli.check_stems(paths)
+    pictures, skipped = find_pictures(options.input)
     names = None if options.classes is None else class_names(options.classes)
     place = places.place_prompt(options.point, options.box)
     prompts, objects = [], []
     if not options.detect:
         prompts, objects = cli.image_prompts(names or options.text, options.support, place)
-    read_image(paths[0])  # before the model is loaded, which takes longer
-    cli.check_places(prompts, paths)
+    if len(pictures) == 1:  # before the model is loaded, which takes longer
+        read_image(pictures[0].path)
+    cli.check_places(prompts, [picture.path for picture in pictures])
     model = cli.load_model(options, prompts)
     settings = cli.chosen_settings(options) | ({"mirror": False} if options.detect or names else {})
     predictor = (
@@ -100,48 +96,42 @@ def run(options: argparse.Namespace) -> None:
     )
     header = {
         "tool": "infer_image",
-        "input": options.input,
         "objects": objects,
         "merge_rule": "separate" if options.separate else "score",
+        "input": options.input,
         **cli.describe_run(model, predictor.settings),
     }
-    other = "like the examples" if options.support else "the place shown"
-    captions = {entry["id"]: entry["text"] or other for entry in objects}
-    with ExitStack() as stack, tqdm(paths, unit="image") as progress:
-        results: ResultsFile | None = None
-        detections: list[dict[str, Any]] = []
-        for path in progress:
-            image = read_image(path)
-            predictor.set_image(image)
-            answers = [predictor.predict(prompt) for prompt in prompts]
-            if isinstance(predictor, ImagePredictor) and options.detect:
-                found = predictor.detect()
-                detections += coco_results(path.stem, found)
-                shown = found if options.separate else uncovered(found)
-                answers = [(x.mask, x.score) for x in shown]
-                captions = {i: f"category {x.category + 1}" for i, x in enumerate(shown, start=1)}
-            if results is None:
-                # Only now, so that a prompt which the model cannot follow leaves no file.
-                prepare_folder(options.output, options.input)
-                results = ResultsFile(options.output / RESULTS, header, "images")
-                stack.enter_context(results)
-                if options.detect:
-                    stack.callback(write_detections, options.output / DETECTIONS, detections)
-            masks, scores = [mask for mask, _ in answers], [score for _, score in answers]
-            seen = [place for place, mask in enumerate(masks, start=1) if mask.any() or not names]
-            legend = {place: captions[place] for place in seen}  # few of many classes are there
-            rows = write_image_result(
-                options.output, path.stem, image, masks, scores, legend, options.separate
+    earlier = earlier_results(options.output, header, "images") if options.resume else None
+    texts = {entry["id"]: entry["text"] for entry in objects}
+    batch, separate = Batch("image", len(pictures)), options.separate
+    more = {"inputs": options.input, "earlier": earlier, "detections": options.detect}
+    with (
+        ImageWriter(options.output, header=header, separate=separate, **more) as writer,
+        tqdm(pictures, unit="image") as progress,
+    ):
+        for picture in progress:
+            if writer.has(picture):
+                batch.earlier += 1
+                continue
+            answer = batch.attempt(
+                str(picture.path), partial(ask_image, predictor, prompts, picture)
             )
-            results.add({"image": str(path), "size": image.shape[:2], "objects": rows})
+            if answer is None:
+                writer.fail(picture, batch.failed[str(picture.path)])
+                continue
+            image, found = answer
+            shown = uncovered(found) if options.detect and not separate else found
+            named = captions(objects, shown, few=bool(names))
+            writer.write(picture, image, shown, named, texts, detected=found)
     print(f"done: see {options.output}/overlay, masks and results.json")
+    return batch.report(skipped)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns 0, 2 after bad input, 130 when stopped by Ctrl-C."""
+    """Returns 0; 2 after bad input; 3 if some images failed; 130 when stopped by Ctrl-C."""
     options = parse_arguments(arguments)
     logging.basicConfig(format="%(levelname)s: %(message)s")
-    stopped = f"the finished images are in {options.output}"
+    stopped = f"the finished images are in {options.output}, --resume goes on"
     with logging_redirect_tqdm():
         return run_command(lambda: run(options), stopped=stopped)
 

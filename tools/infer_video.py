@@ -7,8 +7,10 @@ python tools/infer_video.py --input 0 --mask first.png --text "1=the dog" --outp
 Objects: every id in a mask is one object; --point and --box show one more. Every --text is one
 more object with the next free id; written "ID=sentence" it describes the object that has this id
 in a mask. OUTPUT receives masks/FRAME.png (indexed, pixel = id; FRAME = the name of an image, or
-the number of the frame in a video, from 0, with five digits), overlay.mp4 and results.json. Files
-of an earlier run in OUTPUT are replaced.
+the number of the frame in a video, from 0, with five digits), overlay.mp4 and results.json. Of
+several clips each gets a sub-folder with these. Files of an earlier run in OUTPUT are replaced;
+--resume skips the clips that it finished. A clip that cannot be read does not end the run: it is
+listed at the end. Exit status: 0; 2 if nothing was done; 3 if some clips failed; 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -16,58 +18,45 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from itertools import chain
+from collections.abc import Iterable
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from unified.threads import set_thread_defaults
 
-from tqdm import tqdm
+set_thread_defaults()
+
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from unified import VideoPredictor
 from unified.commands import run_command
-from unified.inference import cli, places
-from unified.inference.output import ClipWriter, check_writable, prepare_folder
-from unified.inference.video_io import FrameReader
+from unified.inference import cli
+from unified.inference.batch import Batch
+from unified.inference.clip_prompts import add_prompt_arguments, check_one_clip
+from unified.inference.clip_run import segment_clip
+from unified.inference.inputs import find_clips
+from unified.inference.results import RESULTS, ResultsFile, check_writable
+from unified.structures import Prompt
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Reads the command line."""
     about = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=about)
-    parser.add_argument(
-        "--input",
-        required=True,
-        nargs="+",
-        help="video, camera number, or images as files, folder or pattern",
+    what = (
+        "videos, camera numbers, images, folders or patterns of them, or a list of all that (.txt)"
     )
-    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder to fill")
-    parser.add_argument(
-        "--text", action="append", default=[], metavar="SENTENCE", help="an object; repeatable"
-    )
-    parser.add_argument("--mask", metavar="PNG", help="mask of the first frame that is read")
-    parser.add_argument(
-        "--mask-at",
-        action="append",
-        default=[],
-        metavar="FRAME=PNG",
-        help="mask of a later frame: corrects known ids, adds new ones; repeatable",
-    )
-    places.add_place_arguments(parser, " on the first frame that is read")
-    parser.add_argument(
-        "--point-at",
-        action="append",
-        default=[],
-        metavar="FRAME=ID:X,Y[,0]",
-        help="a point of an object on any frame: corrects known ids, adds new ones; repeatable",
-    )
+    cli.add_input_arguments(parser, what)
+    add_prompt_arguments(parser)
     parser.add_argument("--start", type=int, default=0, help="first frame (default 0)")
     parser.add_argument("--end", type=int, help="frame after the last one (default: all)")
     parser.add_argument("--stride", type=int, default=1, help="read every so many frames")
     parser.add_argument(
         "--separate",
         action="store_true",
-        help="objects do not compete: masks/<k>/FRAME.png, 0 or 255, k = 0, 1, ... by id",
+        help="objects do not compete: masks/<id>/FRAME.png, 0 or 255",
     )
     parser.add_argument(
         "--save-logits",
@@ -78,64 +67,41 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def run(options: argparse.Namespace) -> None:
-    """Streams the clip through the model into the output folder."""
+def run(options: argparse.Namespace) -> int:
+    """Segments one clip after the other; returns the exit status."""
     check_writable(options.output)
-    mask_files = [cli.parse_mask_at(argument) for argument in options.mask_at]
-    if options.mask:
-        mask_files.insert(0, (options.start, options.mask))
-    part = {"start": options.start, "end": options.end, "stride": options.stride}
-    with FrameReader(*options.input, **part) as frames:
-        prompts = cli.video_prompts(
-            options.text,
-            mask_files,
-            frames,
-            first=options.start,
-            place=places.place_prompt(options.point, options.box),
-            points=[places.parse_point_at(argument) for argument in options.point_at],
-        )
-        model = cli.load_model(options, chain(*(group.values() for group in prompts.values())))
-        predictor = VideoPredictor(
-            model,
-            merge_rule="separate" if options.separate else "soft",
-            keep_probabilities=options.save_logits,
-            **cli.chosen_settings(options),
-        )
-        objects = cli.describe_prompts(prompts)
-        header = {
-            "tool": "infer_video",
-            "input": options.input,
-            **part,
-            "size": frames.size,
-            "fps": frames.fps,
-            "objects": objects,
-            "merge_rule": predictor.settings.merge_rule,
-            **cli.describe_run(model, predictor.settings),
-        }
-        with tqdm(frames, total=frames.num_frames, unit="frame") as progress:
-            results = (
-                (frame, predictor.step(frame.image, prompts.get(frame.number)))
-                for frame in progress
-            )
-            # A prompt that the model cannot follow is refused before any file is made.
-            first = next(results)
-            prepare_folder(options.output, options.input)
-            with ClipWriter(
-                options.output,
-                header=header,
-                fps=frames.fps,
-                size=frames.size,
-                captions={entry["id"]: entry["text"] or "" for entry in objects},
-                separate=options.separate,
-            ) as writer:
-                for frame, result in chain([first], results):
-                    writer.write(frame, result)
-    cli.check_reached(prompts, frame.number)
-    print(f"done: see {options.output}/overlay.mp4, masks/ and results.json")
+    clips = find_clips(options.input)
+    check_one_clip(options, len(clips))
+    batch = Batch("clip", len(clips))
+    models: list[Any] = []
+
+    def load(prompts: Iterable[Prompt]) -> Any:
+        """Once, when the first clip was found to be readable."""
+        if not models:
+            models.append(cli.load_model(options, prompts))
+        return models[0]
+
+    with ExitStack() as stack:
+        if len(clips) > 1:
+            header = {"tool": "infer_video", "input": options.input}
+            summary = stack.enter_context(ResultsFile(options.output / RESULTS, header, "clips"))
+        for clip in clips:
+            title = clip.sources[0]
+            done = batch.attempt(title, partial(segment_clip, options, clip, load))
+            if done is False:
+                batch.finished.remove(title)
+                batch.earlier += 1
+            if len(clips) > 1:
+                reason = batch.failed.get(title)
+                told = {"folder": clip.folder} if reason is None else {"error": reason}
+                summary.add({"clip": title, **told})
+    if not batch.failed:
+        print(f"done: see {options.output}/overlay.mp4, masks/ and results.json")
+    return batch.report()
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns 0, 2 after bad input, 130 when stopped by Ctrl-C."""
+    """Returns 0; 2 after bad input; 3 if some clips failed; 130 when stopped by Ctrl-C."""
     options = parse_arguments(arguments)
     logging.basicConfig(format="%(levelname)s: %(message)s")
     stopped = f"the finished frames are in {options.output}"

@@ -11,12 +11,16 @@ MODEL.DEVICE cpu, --num-gpus is the number of processes.
 
 from __future__ import annotations
 
+import shlex
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from unified.threads import set_thread_defaults
+
+set_thread_defaults()
 
 from unified.commands import add_max_pixels, run_command
 from unified.dependencies import require
@@ -34,9 +38,18 @@ def parse(arguments: Sequence[str] | None) -> Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs and returns the exit code: 0, 2 for what a user can mend, 1 for a lost process."""
-    go_on = "continue from the last checkpoint with --resume"
-    return run_command(lambda: run(arguments), stopped=go_on)
+    """Runs; 0, 2 for what a user can mend, 1 for a lost process, 130 when stopped by Ctrl-C."""
+    return run_command(lambda: run(arguments), stopped=f"go on with {go_on(arguments)}")
+
+
+def go_on(arguments: Sequence[str] | None) -> str:
+    """The command that continues from the last checkpoint.
+
+    The option comes first: behind the keys of the configuration it would count as one of them.
+    """
+    given = sys.argv[1:] if arguments is None else arguments
+    program = sys.argv[0] if sys.argv[0].startswith("unified ") else f"python {sys.argv[0]}"
+    return f"{program} --resume {shlex.join(word for word in given if word != '--resume')}"
 
 
 def run(arguments: Sequence[str] | None) -> int:

@@ -15,6 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from unified.threads import set_thread_defaults
+
+set_thread_defaults()
 
 from unified.commands import add_max_pixels, run_command
 from unified.dependencies import require

@@ -1,4 +1,8 @@
-"""How every command ends: what a user can mend is one line on stderr, never a traceback."""
+"""How every command ends: what a user can mend is one line on stderr, never a traceback.
+
+Exit statuses: 0 done; 2 nothing was done, as arguments or inputs are wrong; 3 some inputs failed,
+the others are done; 130 stopped by Ctrl-C.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ from unified.errors import UnifiedError
 from unified.image_files import LIMIT, MAX_PIXELS
 
 MISUSE = 2  # what argparse returns, too
+PARTLY = 3  # some inputs failed
 INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
 
 

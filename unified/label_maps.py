@@ -1,4 +1,4 @@
-"""Label maps: made of masks, to and from PNG files, drawn over a picture.
+"""Label maps: made of masks, to and from PNG files.
 
 A label map is (H, W) uint8: pixel = object id, 0 = background. Nothing here needs torch, and Pillow
 is imported where it is used, so that models can be run without it.
@@ -7,7 +7,6 @@ is imported where it is used, so that models can be run without it.
 from __future__ import annotations
 
 import os
-from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,7 @@ from unified.errors import ConfigError
 from unified.files import atomic_path
 
 if TYPE_CHECKING:
-    from PIL import Image, ImageFont
+    from PIL import Image
 
 MAX_OBJECT_ID = 255
 
@@ -116,108 +115,3 @@ def encode_mask(mask: np.ndarray) -> dict[str, Any]:
 
     code = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
     return {"size": [int(side) for side in code["size"]], "counts": code["counts"].decode("ascii")}
-
-
-def draw_overlay(
-    image: np.ndarray,
-    label_map: np.ndarray,
-    captions: Mapping[int, str] | None = None,
-    *,
-    opacity: float = 0.45,
-) -> np.ndarray:
-    """The image with translucent objects, thin contours and a legend, (H, W, 3) uint8 RGB.
-
-    Args:
-        image: (H, W, 3) uint8 RGB, left as it is.
-        label_map: (H, W) uint8.
-        captions: object id -> line of text, in the order of the legend. Ids without a pixel are
-            listed with an empty swatch.
-        opacity: of the fill, in [0, 1].
-    """
-    canvas = image.copy()
-    colours = _overlay_colours()
-    inside = label_map > 0
-    fill = canvas[inside] * (1 - opacity) + colours[label_map[inside]] * opacity
-    canvas[inside] = fill.astype(np.uint8)
-    edge = contour(label_map, width=max(1, round(min(label_map.shape) / 320)))
-    canvas[edge] = colours[label_map[edge]]
-    if captions:
-        visible = set(np.unique(label_map).tolist())
-        canvas = _draw_legend(canvas, captions, visible)
-    return canvas
-
-
-def contour(label_map: np.ndarray, *, width: int) -> np.ndarray:
-    """(H, W) bool: object pixels at most ``width`` pixels away from another label."""
-    edge = np.zeros(label_map.shape, bool)
-    for shift in range(1, width + 1):
-        vertical = label_map[shift:] != label_map[:-shift]
-        horizontal = label_map[:, shift:] != label_map[:, :-shift]
-        edge[shift:] |= vertical
-        edge[:-shift] |= vertical
-        edge[:, shift:] |= horizontal
-        edge[:, :-shift] |= horizontal
-    return edge & (label_map > 0)
-
-
-@lru_cache(maxsize=1)
-def _overlay_colours() -> np.ndarray:
-    """The DAVIS colours at full brightness: their hues stay, dark ids become visible."""
-    colours = davis_palette().astype(np.float32)
-    peak = colours.max(axis=1, keepdims=True).clip(min=1)
-    return colours * np.where(peak < 255, 230 / peak, 1.0)
-
-
-def _draw_legend(canvas: np.ndarray, captions: Mapping[int, str], visible: set[int]) -> np.ndarray:
-    """A dark translucent panel at the top left: one line with a colour swatch per object."""
-    from PIL import Image, ImageDraw
-
-    height, width = canvas.shape[:2]
-    text_height = max(11, round(min(height, width) / 28))
-    font = _font(text_height)
-    line, pad, rim = round(text_height * 1.45), round(text_height * 0.5), max(1, text_height // 12)
-    rows = list(captions.items())
-    room = round(height * 0.6) // line
-    if room < 1:
-        return canvas
-    if len(rows) > room:
-        rows = [*rows[: room - 1], (0, f"and {len(rows) - room + 1} more")]
-    limit = round(width * 0.7) - text_height - 3 * pad
-    texts = [_shorten(text, font, limit) for _, text in rows]
-    panel = (
-        min(width, round(max(font.getlength(text) for text in texts)) + text_height + 3 * pad),
-        min(height, len(rows) * line + pad),
-    )
-    canvas[: panel[1], : panel[0]] = canvas[: panel[1], : panel[0]] * 0.35
-    picture = Image.fromarray(canvas)
-    draw = ImageDraw.Draw(picture)
-    for row, ((object_id, _), text) in enumerate(zip(rows, texts, strict=True)):
-        top = pad // 2 + row * line + (line - text_height) // 2
-        swatch = (pad, top, pad + text_height - 1, top + text_height - 1)
-        colour = tuple(int(value) for value in _overlay_colours()[object_id])
-        if object_id:
-            draw.rectangle(
-                swatch, fill=colour if object_id in visible else None, outline=colour, width=rim
-            )
-        ink = (255, 255, 255) if object_id in visible else (170, 170, 170)
-        middle = (2 * pad + text_height, top + text_height / 2)
-        draw.text(middle, text, fill=ink, font=font, anchor="lm")
-    return np.asarray(picture)
-
-
-def _shorten(text: str, font: ImageFont.FreeTypeFont, limit: int) -> str:
-    if font.getlength(text) <= limit:
-        return text
-    fitting = bisect_right(
-        range(len(text)), limit, key=lambda length: round(font.getlength(text[:length] + "…"))
-    )
-    return text[: max(0, fitting - 1)] + "…"
-
-
-@lru_cache(maxsize=4)
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    from PIL import ImageFont
-
-    font = ImageFont.load_default(size)
-    assert isinstance(font, ImageFont.FreeTypeFont), "Pillow was built without FreeType"
-    return font

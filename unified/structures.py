@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -313,6 +314,22 @@ class Instance:
 
 
 @dataclass(frozen=True)
+class Presence:
+    """Whether an object is there.
+
+    Attributes:
+        kind: "present"; "refused": its score is below the threshold, and it was never there;
+            "absent": it was there before, or no pixel is likely enough; "outcompeted": another
+            object won the same pixels; "covered": it lies within another object, which won them
+            (in both cases but for a few).
+        by: id of that other object.
+    """
+
+    kind: Literal["present", "refused", "absent", "outcompeted", "covered"]
+    by: int | None = None
+
+
+@dataclass(frozen=True)
 class FrameResult:
     """What the video loop says about one frame.
 
@@ -325,6 +342,7 @@ class FrameResult:
         masks: object id -> (H, W) bool, its own mask where objects do not compete for pixels;
             empty when they do.
         probabilities: object id -> (H, W) float32 before merging; only if asked for.
+        presence: object id -> whether it is there, and why not.
     """
 
     label_map: np.ndarray
@@ -333,6 +351,7 @@ class FrameResult:
     areas: Mapping[int, int]
     masks: Mapping[int, np.ndarray] = field(default_factory=dict)
     probabilities: Mapping[int, np.ndarray] = field(default_factory=dict)
+    presence: Mapping[int, Presence] = field(default_factory=dict)
 
     @property
     def absent(self) -> tuple[int, ...]:

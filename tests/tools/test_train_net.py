@@ -223,3 +223,26 @@ def load_tool() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def test_ctrl_c_prints_the_command_that_goes_on(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    """A terminal sends it to the workers of the loader too."""
+    folder = tmp_path / "run"
+    options = ("SOLVER.MAX_ITER", "5000", "DATALOADER.NUM_WORKERS", "1", "SEED", "1")
+    process = subprocess.Popen(
+        command(folder, *options, "SOLVER.CHECKPOINT_PERIOD", "2"),
+        env=environment,
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    wait_for((folder / "last_checkpoint").exists, process)
+    os.killpg(process.pid, signal.SIGINT)
+    told = process.communicate()[1].splitlines()
+    assert process.returncode == 130
+    go_on = f"stopped: go on with python {TOOL[-1]} --resume --config-file {CONFIG}"
+    assert told[-1].startswith(go_on) and told[-1].endswith("SOLVER.CHECKPOINT_PERIOD 2")
+    assert not any("Traceback" in line for line in told), "\n".join(told)

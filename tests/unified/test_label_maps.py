@@ -12,9 +12,7 @@ from PIL import Image
 from unified.errors import ConfigError
 from unified.label_maps import (
     check_margin,
-    contour,
     davis_palette,
-    draw_overlay,
     mask_box,
     merge_by_score,
     object_window,
@@ -97,34 +95,3 @@ def test_splitting_gives_the_ids_that_have_pixels() -> None:
     masks = split_label_map(label_map)
     assert list(masks) == [2, 9]
     assert masks[2].tolist() == [[False, True, True, False]]
-
-
-def test_contour_stays_inside_the_object() -> None:
-    label_map = np.zeros((9, 9), np.uint8)
-    label_map[1:8, 1:8] = 3
-    edge = contour(label_map, width=1)
-    assert edge.sum() == 24 and not edge[2:7, 2:7].any() and not edge[label_map == 0].any()
-
-
-def test_overlay_colours_only_the_object_and_leaves_its_arguments() -> None:
-    image = np.full((40, 60, 3), 100, np.uint8)
-    label_map = np.zeros((40, 60), np.uint8)
-    label_map[20:35, 10:30] = 1
-    before = image.copy()
-    overlay = draw_overlay(image, label_map)
-    assert np.array_equal(image, before) and overlay.dtype == np.uint8
-    assert np.array_equal(overlay[label_map == 0], image[label_map == 0])
-    red, green, blue = overlay[27, 20].tolist()
-    assert red > 130 and green == blue < 100
-    assert overlay[20, 10, 0] > red
-
-
-@pytest.mark.parametrize("size", [(8, 8), (48, 640), (480, 854)])
-def test_legend_fits_any_size_and_number_of_objects(size: tuple[int, int]) -> None:
-    image = np.full((*size, 3), 255, np.uint8)
-    captions = {i: f"{i}  a rather long sentence about object {i} " * 20 for i in range(1, 256)}
-    overlay = draw_overlay(image, np.zeros(size, np.uint8), captions)
-    assert overlay.shape == image.shape
-    assert np.array_equal(overlay[-1], image[-1])
-    assert np.array_equal(overlay[:, -size[1] // 4 :], image[:, -size[1] // 4 :])
-    assert (overlay[0, 0].max() < 128) == (min(size) > 40)

@@ -26,8 +26,8 @@ from unified.engine.trainer import Trainer
 from unified.files import atomic_path
 from unified.inference.image_io import write_image
 from unified.inference.image_predictor import ImagePredictor
+from unified.inference.overlay import contour, draw_overlay
 from unified.inference.settings import ImageSettings
-from unified.label_maps import contour, draw_overlay
 from unified.structures import Prompt, Support
 
 logger = logging.getLogger(__name__)

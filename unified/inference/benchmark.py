@@ -14,8 +14,9 @@ import numpy as np
 from unified.inference.cli import MIN_SIDE
 from unified.inference.image_io import read_image, write_image
 from unified.inference.image_predictor import ImagePredictor
-from unified.inference.output import ClipWriter, prepare_folder, write_image_result
+from unified.inference.output import ClipWriter, write_image_result
 from unified.inference.profiling import StageTimer, median_milliseconds, memory, stage_names
+from unified.inference.results import prepare_folder
 from unified.inference.video_io import FrameReader, VideoWriter
 from unified.inference.video_predictor import VideoPredictor
 from unified.label_maps import merge_by_score
@@ -146,7 +147,16 @@ def segment_images(
             label_map = merge_by_score(binary, scores)
         with timer.stage("write"):
             captions = dict.fromkeys(ids, "object")
-            write_image_result(output, str(number), image, binary, scores, captions)
+            write_image_result(
+                output,
+                str(number),
+                image,
+                binary,
+                scores,
+                captions,
+                texts={},
+                threshold=predictor.settings.score_threshold,
+            )
         yield Outcome(
             label_map=label_map,
             probabilities=np.stack(probabilities),

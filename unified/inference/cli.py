@@ -1,4 +1,4 @@
-"""What the inference tools share: arguments, prompts from them, and the head of results.json."""
+"""What the inference tools share: arguments, prompts for images, and the head of results.json."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import platform
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,22 @@ from unified.commands import add_max_pixels
 from unified.errors import InputError
 from unified.inference.frames import check_prompt
 from unified.inference.image_io import image_size, read_image
-from unified.inference.places import Prompts, add_places, describe_place, not_read
+from unified.inference.places import describe_place
 from unified.inference.settings import PRECISIONS, ModelInput, as_json
-from unified.inference.video_io import FrameReader
-from unified.label_maps import MAX_OBJECT_ID, split_label_map
 from unified.mask_files import read_label_map
 from unified.masks import MASK_THRESHOLD
-from unified.structures import Point, Prompt, Support
+from unified.structures import Prompt, Support
 
 MIN_SIDE = 32
+
+
+def add_input_arguments(parser: argparse.ArgumentParser, what: str) -> None:
+    """Adds what is read, where the results go, and whether a run is resumed."""
+    parser.add_argument("--input", required=True, nargs="+", action="extend", help=what)
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder to fill")
+    parser.add_argument(
+        "--resume", action="store_true", help="skip what results.json in the folder lists as done"
+    )
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,11 +63,36 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help="half precision is faster where the processor has it, and masks are near those of "
         "float32, not the same (docs/runs.md#half-precision in the source tree)",
     )
+    group.add_argument(
+        "--threshold",
+        type=_share,
+        metavar="SCORE",
+        help="an object with a lower score, from 0 to 1, is not there; default: the model's own",
+    )
+    group.add_argument(
+        "--threads",
+        type=_positive,
+        metavar="NUM",
+        help="of the processor; default: as many as this process may use",
+    )
 
 
 def _model_side(text: str) -> int:
     if not text.isdecimal() or int(text) < MIN_SIDE:
         raise argparse.ArgumentTypeError(f"expected a number of at least {MIN_SIDE}, got {text}")
+    return int(text)
+
+
+def _share(text: str) -> float:
+    with suppress(ValueError):
+        if 0 <= float(text) <= 1:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text}")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {text}")
     return int(text)
 
 
@@ -72,6 +105,8 @@ def load_model(options: argparse.Namespace, prompts: Iterable[Prompt] = ()) -> A
     Raises:
         InputError: it does not follow them; no weights were read.
     """
+    if options.threads:
+        torch.set_num_threads(options.threads)
     name = options.config_file or options.model
     named = {} if name is None else {"name_or_config": name}
     return unified.load(
@@ -97,7 +132,11 @@ def _kinds(prompt: Prompt) -> Iterator[str]:
 
 def chosen_settings(options: argparse.Namespace) -> dict[str, Any]:
     """What the arguments change in how the model is asked."""
-    given = {name: getattr(options, name) for name in ("max_size", "precision")}
+    given = {
+        "max_size": options.max_size,
+        "precision": options.precision,
+        "score_threshold": options.threshold,
+    }
     return {name: value for name, value in given.items() if value is not None}
 
 
@@ -124,9 +163,13 @@ def check_places(prompts: Iterable[Prompt], paths: Sequence[Path]) -> None:
     """Raises InputError if points or a box do not lie on one of the images, from their headers."""
     placed = [prompt for prompt in prompts if prompt.points or prompt.box]
     for path in paths if placed else ():
+        try:
+            size = image_size(path)
+        except InputError:  # told when its turn comes
+            continue
         for prompt in placed:
             try:
-                check_prompt(prompt, image_size(path))
+                check_prompt(prompt, size)
             except InputError as error:
                 raise InputError(f"image {path}: {error}") from None
 
@@ -178,17 +221,6 @@ def _placed(
     return [prompt], [{**objects[0], **describe_place(prompt)}]
 
 
-def check_stems(paths: Sequence[Path]) -> None:
-    """Raises InputError if two images would write the same files."""
-    first: dict[str, Path] = {}
-    for path in paths:
-        if path.stem in first:
-            raise InputError(
-                f"{first[path.stem]} and {path} would both write {path.stem}.png: rename one"
-            )
-        first[path.stem] = path
-
-
 def read_supports(pairs: Sequence[str]) -> Prompt:
     """The prompt of one support set, each pair given as ``image.jpg:mask.png``.
 
@@ -203,100 +235,3 @@ def read_supports(pairs: Sequence[str]) -> Prompt:
         mask = read_label_map(mask_path, size=image.shape[:2]) > 0
         supports.append(Support(image=image, mask=mask))
     return Prompt(supports=tuple(supports))
-
-
-def parse_mask_at(argument: str) -> tuple[int, str]:
-    """``57=file.png`` as (57, "file.png")."""
-    frame, equals, path = argument.partition("=")
-    if not (equals and path and frame.isdecimal()):
-        raise InputError(
-            f"--mask-at {argument} is not of the form FRAME=file.png, such as 57=a.png"
-        )
-    return int(frame), path
-
-
-def video_prompts(
-    texts: Sequence[str],
-    masks: Sequence[tuple[int, str]],
-    frames: FrameReader,
-    *,
-    first: int,
-    place: Prompt | None = None,
-    points: Sequence[tuple[int, int, Point]] = (),
-) -> Prompts:
-    """The prompts of a clip from sentences, mask files, points and a box.
-
-    Every id of a mask is one object; for points and box see ``add_places``. A sentence is one more
-    object, with the next id after those of all others; written ``ID=sentence`` it describes the
-    object that has this id there. Sentences hold from the ``first`` frame on.
-
-    Args:
-        texts: sentences in the order given.
-        masks: frame number and file.
-        frames: the clip, for its size and its frame numbers.
-        first: number of the first frame.
-        place, points: as for ``add_places``.
-
-    Raises:
-        InputError: nothing to segment, an unusable prompt, or more than 255 ids.
-    """
-    if not (texts or masks or place or points):
-        raise InputError("nothing to segment: give --text, --mask, --point or --box")
-    prompts: Prompts = {first: {}}
-    for frame, path in masks:
-        if frame not in frames:
-            raise not_read(f"mask {path}", frame)
-        if prompts.get(frame):
-            raise InputError(f"frame {frame} has two masks: put both objects into one file")
-        label_map = read_label_map(path, size=frames.size)
-        prompts[frame] = {
-            object_id: Prompt(mask=mask) for object_id, mask in split_label_map(label_map).items()
-        }
-    add_places(prompts, place, points, frames, first=first)
-    known = {object_id for group in prompts.values() for object_id in group}
-    following = max(known, default=0) + 1
-    for text in texts:
-        match = re.match(r"(\d+)=(.*)", text, re.DOTALL)
-        object_id, sentence = (int(match[1]), match[2]) if match else (following, text)
-        check_texts([sentence])
-        if match and object_id not in known:
-            raise InputError(
-                f"text {text!r} describes object {object_id}, but the masks hold "
-                f"{sorted(known) or 'none'}: leave the number out for a new object"
-            )
-        following += not match
-        if object_id > MAX_OBJECT_ID:
-            raise InputError(
-                f"no object id is left for text {text!r}: ids go to {MAX_OBJECT_ID}, renumber the "
-                "objects of the mask from 1"
-            )
-        given = prompts[first].get(object_id, Prompt())
-        if given.text is not None:
-            raise InputError(f"object {object_id} has two texts, {given.text!r} and {sentence!r}")
-        prompts[first][object_id] = replace(given, text=sentence)
-    for group in prompts.values():
-        for prompt in group.values():
-            check_prompt(prompt, frames.size)
-    return prompts
-
-
-def describe_prompts(prompts: Prompts) -> list[dict[str, Any]]:
-    """What defined each object, for results.json, ascending by id."""
-    objects: dict[int, dict[str, Any]] = {}
-    for frame, group in sorted(prompts.items()):
-        for object_id, prompt in group.items():
-            entry = objects.setdefault(object_id, {"id": object_id, "text": None, "masks_at": []})
-            entry["text"] = entry["text"] or prompt.text
-            if prompt.mask is not None:
-                entry["masks_at"].append(frame)
-            if places := describe_place(prompt):
-                entry.setdefault("shown_at", {})[frame] = places
-    return [objects[object_id] for object_id in sorted(objects)]
-
-
-def check_reached(prompts: Prompts, last: int) -> None:
-    """Raises InputError if the clip ended before a prompt's frame (some do not tell before)."""
-    if max(prompts) > last:
-        raise InputError(
-            f"the clip ended with frame {last}, before the prompt for frame {max(prompts)} was used"
-        )

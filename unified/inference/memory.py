@@ -50,6 +50,7 @@ class VideoMemory:
 
     def __init__(self) -> None:
         self._tracks: dict[int, Track] = {}
+        self._seen: set[int] = set()
 
     @property
     def object_ids(self) -> tuple[int, ...]:
@@ -95,9 +96,18 @@ class VideoMemory:
         """Whether a sentence describes the object."""
         return self._tracks[object_id].text is not None
 
+    def mark_seen(self, object_id: int) -> None:
+        """The object has a pixel on this frame."""
+        self._seen.add(object_id)
+
+    def was_seen(self, object_id: int) -> bool:
+        """Whether the object had a pixel on an earlier frame."""
+        return object_id in self._seen
+
     def forget(self, object_id: int) -> None:
         """Drops an object; unknown ids are fine."""
         self._tracks.pop(object_id, None)
+        self._seen.discard(object_id)
 
     def batches(
         self, object_ids: Sequence[int], size: int

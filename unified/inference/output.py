@@ -1,138 +1,31 @@
-"""The folder that the inference tools fill; results.json in it is valid at any moment."""
+"""What the inference tools write: masks, overlays and results.json of clips and of images."""
 
 from __future__ import annotations
 
-import glob
 import json
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
 
-from unified.errors import InputError
 from unified.files import atomic_path
 from unified.inference.image_io import write_image
+from unified.inference.inputs import Picture
+from unified.inference.overlay import add_legend, draw_ids, draw_overlay, legend_width
+from unified.inference.presence import presence
+from unified.inference.results import DETECTIONS, RESULTS, ResultsFile, prepare_folder
 from unified.inference.video_io import Frame, VideoWriter
 from unified.label_maps import (
-    draw_overlay,
     encode_mask,
     mask_box,
     merge_by_score,
     write_label_map,
     write_mask,
 )
-from unified.structures import FrameResult, Instance, Size
+from unified.structures import FrameResult, Instance, Presence, Size
 
-RESULTS = "results.json"
-DETECTIONS = "detections.json"
-# What a run may leave besides results.json.
-GENERATED = (
-    "masks/*.png",
-    "masks/*/*.png",
-    "overlay/*.jpg",
-    "overlay.mp4",
-    "logits/*.npz",
-    DETECTIONS,
-)
-
-
-def prepare_folder(folder: Path, inputs: Iterable[str] = ()) -> None:
-    """Makes the folder ready for a new run; files of an earlier run in it are deleted.
-
-    Args:
-        folder: made if it does not exist.
-        inputs: files, folders and patterns that the run reads; none may be among what is deleted.
-
-    Raises:
-        InputError: the folder holds masks or overlays without the results.json of a run, or an
-            input lies among the files of the earlier run.
-        OSError: it cannot be made or written.
-    """
-    old = [path for pattern in GENERATED for path in folder.glob(pattern)]
-    if old and not (folder / RESULTS).exists():
-        raise InputError(
-            f"output folder {folder} holds {old[0].relative_to(folder)} but no {RESULTS} of a run "
-            "that made it: give an empty or a new folder"
-        )
-    used = {Path(found).resolve() for name in inputs for found in glob.glob(name) or [name]}
-    used.discard(folder.resolve())
-    for path in old:
-        if used & {path.resolve(), path.parent.resolve()}:
-            raise InputError(
-                f"{path} would be read and replaced by the same run: give another output folder"
-            )
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in [*old, folder / RESULTS]:
-        path.unlink(missing_ok=True)
-
-
-def check_writable(folder: Path) -> None:
-    """Raises OSError if ``folder`` cannot be made or written; leaves nothing behind."""
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    with TemporaryFile(dir=existing):
-        pass
-
-
-class ResultsFile:
-    """results.json: a header, one row per frame or image, and whether the run came to its end.
-
-    The file is complete JSON after every row, whatever happens next: a row is written over the
-    closing brackets together with new ones, in one call to the operating system.
-
-    Args:
-        path: replaced if it exists.
-        header: what holds for the whole run.
-        rows: the key of the list of rows, such as "frames".
-
-    Raises:
-        OSError: the file cannot be written.
-    """
-
-    def __init__(self, path: str | os.PathLike[str], header: Mapping[str, Any], rows: str) -> None:
-        opening = json.dumps({**header, rows: []}, indent=1, ensure_ascii=False)
-        head = opening.removesuffix("]\n}").encode()
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(head + _tail(complete=False))
-        self._file = os.open(path, os.O_WRONLY)
-        self._end = len(head)  # where the closing brackets begin
-        self._num_rows = 0
-
-    def add(self, row: Mapping[str, Any]) -> None:
-        """Appends one row; on a full disk the file keeps the rows before it."""
-        separator = "," if self._num_rows else ""
-        line = f"{separator}\n  {json.dumps(row, ensure_ascii=False)}".encode()
-        try:
-            self._write(line + _tail(complete=False))
-        except OSError:
-            self._write(_tail(complete=False))
-            raise
-        self._end += len(line)
-        self._num_rows += 1
-
-    def __enter__(self) -> ResultsFile:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
-        """Closes the file; "complete" becomes true unless an error ended the run."""
-        try:
-            self._write(_tail(complete=kind is None))
-        finally:
-            os.close(self._file)
-
-    def _write(self, data: bytes) -> None:
-        written = os.pwrite(self._file, data, self._end)
-        if written < len(data):
-            # A second call says why there was no room, by raising.
-            written += os.pwrite(self._file, data[written:], self._end + written)
-        os.ftruncate(self._file, self._end + len(data))
-
-
-def _tail(*, complete: bool) -> bytes:
-    # "true" is the shorter one, so that closing never needs more room.
-    return b'\n ],\n "complete": ' + (b"true" if complete else b"false") + b"\n}\n"
+LONGEST = Presence("outcompeted", by=255)  # what a line of the legend can come to say
 
 
 class ClipWriter:
@@ -143,9 +36,9 @@ class ClipWriter:
         header: what results.json says about the whole run.
         fps: of the overlay.
         size: (H, W) of the frames.
-        captions: object id -> what the overlay calls it.
-        separate: one binary mask per object, ``masks/<k>/<frame>.png``, k = 0, 1, ... by id, in
-            place of one label map, ``masks/<frame>.png``.
+        captions: object id -> its sentence, or nothing.
+        separate: one binary mask per object, ``masks/<id>/<frame>.png``, in place of one label
+            map, ``masks/<frame>.png``.
 
     Raises:
         OSError: a file cannot be written.
@@ -162,16 +55,19 @@ class ClipWriter:
         separate: bool = False,
     ) -> None:
         self._folder, self._captions, self._separate = folder, captions, separate
-        self._places = {object_id: place for place, object_id in enumerate(sorted(captions))}
         self._results = ResultsFile(folder / RESULTS, header, "frames")
-        self._overlay = VideoWriter(folder / "overlay.mp4", fps=fps, size=size)
+        # As wide as the longest line can become, as all frames of a clip have one size.
+        longest = (_line(i, 1.0, text, LONGEST) for i, text in captions.items())
+        self._legend = legend_width(longest, size)
+        wide = (size[0], size[1] + self._legend)
+        self._overlay = VideoWriter(folder / "overlay.mp4", fps=fps, size=wide)
 
     def write(self, frame: Frame, result: FrameResult) -> None:
         """Adds one frame; what ``result`` keeps of probabilities goes to ``logits/<frame>.npz``."""
         name = frame.name
         if self._separate:
             for object_id, mask in result.masks.items():
-                write_mask(self._folder / f"masks/{self._places[object_id]}/{name}.png", mask)
+                write_mask(self._folder / f"masks/{object_id}/{name}.png", mask)
         else:
             write_label_map(self._folder / f"masks/{name}.png", result.label_map)
         if result.probabilities:
@@ -180,10 +76,12 @@ class ClipWriter:
             }
             with atomic_path(self._folder / f"logits/{name}.npz") as temporary:
                 np.savez_compressed(temporary, **arrays)
-        lines = captions_with_scores(self._captions, result.scores)
-        self._overlay.write(draw_overlay(frame.image, result.label_map, lines))
+        lines = legend(self._captions, result.scores, result.presence)
+        self._overlay.write(_draw(frame.image, result.label_map, lines, self._legend))
         objects = [
-            describe_object(i, score, result.boxes[i], result.areas[i])
+            describe_object(
+                i, score, result.boxes[i], result.areas[i], result.presence[i], self._captions[i]
+            )
             for i, score in sorted(result.scores.items())
         ]
         # Last, so that a frame in results.json has its files.
@@ -199,40 +97,152 @@ class ClipWriter:
             self._results.__exit__(kind)
 
 
+class ImageWriter:
+    """Writes masks, overlays and results.json of images, one after the other.
+
+    Nothing is made or deleted before the first image.
+
+    Args:
+        folder: for the results; files of an earlier run in it are replaced, unless it is resumed.
+        header: what results.json says about the whole run.
+        inputs: what the run reads.
+        earlier: results.json of the run that is resumed.
+        separate: as for ``write_image_result``.
+        detections: also write detections.json, the instances as COCO results.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        header: Mapping[str, Any],
+        inputs: Sequence[str],
+        earlier: Mapping[str, Any] | None = None,
+        separate: bool = False,
+        detections: bool = False,
+    ) -> None:
+        self._folder, self._header, self._inputs = folder, header, inputs
+        self._separate, self._resumed = separate, earlier is not None
+        rows = [] if earlier is None else earlier["images"]
+        self._earlier = {row["image"]: row for row in rows if "error" not in row}
+        self._detections: list[dict[str, Any]] | None = [] if detections else None
+        if detections and self._earlier:
+            self._keep_detections()
+        self._results: ResultsFile | None = None
+
+    def _keep_detections(self) -> None:
+        """Those of an earlier run; without its file its images have to be asked again."""
+        path = self._folder / DETECTIONS
+        if path.is_file():
+            self._detections = json.loads(path.read_text(encoding="utf-8"))
+        else:
+            self._earlier.clear()
+
+    def has(self, picture: Picture) -> bool:
+        """Whether the resumed run had finished this image."""
+        return str(picture.path) in self._earlier
+
+    def write(
+        self,
+        picture: Picture,
+        image: np.ndarray,
+        found: Sequence[Instance],
+        captions: Mapping[int, str],
+        texts: Mapping[int, str | None],
+        detected: Sequence[Instance] = (),
+    ) -> None:
+        """Adds an image (H, W, 3) with its objects 1, 2, ...; see ``write_image_result``.
+
+        Args:
+            detected: what goes into detections.json.
+        """
+        results = self._open()
+        masks, scores = [x.mask for x in found], [x.score for x in found]
+        rows = write_image_result(
+            self._folder,
+            picture.name,
+            image,
+            masks,
+            scores,
+            captions,
+            texts=texts,
+            threshold=self._header["thresholds"]["score"],
+            separate=self._separate,
+        )
+        if self._detections is not None:
+            self._detections += coco_results(picture.name, detected)
+        results.add({"image": str(picture.path), "size": image.shape[:2], "objects": rows})
+
+    def fail(self, picture: Picture, reason: str) -> None:
+        """Adds an image that could not be done."""
+        self._open().add({"image": str(picture.path), "error": reason})
+
+    def _open(self) -> ResultsFile:
+        if self._results is None:
+            if not self._resumed:
+                prepare_folder(self._folder, self._inputs)
+            earlier = list(self._earlier.values())
+            self._results = ResultsFile(self._folder / RESULTS, self._header, "images", earlier)
+        return self._results
+
+    def __enter__(self) -> ImageWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        if self._results is None:
+            return
+        if self._detections is not None:
+            write_detections(self._folder / DETECTIONS, self._detections)
+        self._results.__exit__(kind)
+
+
 def write_image_result(
     folder: Path,
-    stem: str,
+    name: str,
     image: np.ndarray,
     masks: Sequence[np.ndarray],
     scores: Sequence[float],
     captions: Mapping[int, str],
+    *,
+    texts: Mapping[int, str | None],
+    threshold: float,
     separate: bool = False,
 ) -> list[dict[str, Any]]:
     """Writes masks and overlay of one image; returns its objects for results.json.
 
     Args:
         folder: as ``prepare_folder`` left it.
-        stem: name of the files.
+        name: of the files.
         image: (H, W, 3) uint8 RGB.
         masks: of the objects 1, 2, ..., each (H, W) bool.
         scores: one per mask.
-        captions: object id -> what the overlay calls it.
-        separate: one binary mask per object, ``masks/<stem>/<k>.png``, k = 0, 1, ..., in place of
-            one label map, ``masks/<stem>.png``, where the highest score wins.
+        captions: object id -> what the overlay calls it; it lists these.
+        texts: object id -> its sentence, for results.json.
+        threshold: an object with a lower score is not there.
+        separate: one binary mask per object, ``masks/<name>/<id>.png``, in place of one label map,
+            ``masks/<name>.png``, where the highest score wins.
     """
     size = image.shape[0], image.shape[1]
     label_map = merge_by_score(masks, scores) if masks else np.zeros(size, np.uint8)
+    claims = dict(enumerate(zip(masks, scores, strict=True), start=1))
+    found = {
+        i: presence(
+            score, threshold, mask, mask * np.uint8(i) if separate else label_map, object_id=i
+        )
+        for i, (mask, score) in claims.items()
+    }
     if separate:
-        for place, mask in enumerate(masks):
-            write_mask(folder / f"masks/{stem}/{place}.png", mask)
+        for object_id, mask in enumerate(masks, start=1):
+            write_mask(folder / f"masks/{name}/{object_id}.png", mask)
     else:
-        write_label_map(folder / f"masks/{stem}.png", label_map)
-        masks = [label_map == object_id for object_id in range(1, len(masks) + 1)]
-    lines = captions_with_scores(captions, dict(enumerate(scores, start=1)))
-    write_image(folder / f"overlay/{stem}.jpg", draw_overlay(image, label_map, lines))
+        write_label_map(folder / f"masks/{name}.png", label_map)
+        masks = [label_map == object_id for object_id in claims]
+    lines = legend(captions, {i: score for i, (_, score) in claims.items()}, found)
+    picture = _draw(image, label_map, lines, legend_width(lines.values(), size))
+    write_image(folder / f"overlay/{name}.jpg", picture)
     return [
-        describe_object(object_id, score, mask_box(mask), int(mask.sum()))
-        for object_id, (mask, score) in enumerate(zip(masks, scores, strict=True), start=1)
+        describe_object(i, score, mask_box(mask), int(mask.sum()), found[i], texts.get(i))
+        for i, (mask, score) in enumerate(zip(masks, scores, strict=True), start=1)
     ]
 
 
@@ -281,15 +291,30 @@ def write_detections(path: Path, entries: Sequence[Mapping[str, Any]]) -> None:
         temporary.write_text(json.dumps(list(entries)), encoding="utf-8")
 
 
-def captions_with_scores(
-    captions: Mapping[int, str], scores: Mapping[int, float]
+def legend(
+    captions: Mapping[int, str], scores: Mapping[int, float], found: Mapping[int, Presence]
 ) -> dict[int, str]:
-    """The legend of an overlay: id, score and name, on one line, of every object with a caption."""
+    """One line for every object with a caption: id, score, name, and why it is not there."""
     return {
-        object_id: f"{object_id}  {score:.2f}  {' '.join(captions[object_id].split())}".rstrip()
+        object_id: _line(object_id, score, captions[object_id], found[object_id])
         for object_id, score in sorted(scores.items())
         if object_id in captions
     }
+
+
+def _line(object_id: int, score: float, caption: str, found: Presence) -> str:
+    by = "" if found.by is None else f" by {found.by}"
+    state = "" if found.kind == "present" else f" ({found.kind}{by})"
+    return f"{object_id}  {score:.2f}{state}  {' '.join(caption.split())}".rstrip()
+
+
+def _draw(
+    image: np.ndarray, label_map: np.ndarray, lines: Mapping[int, str], width: int
+) -> np.ndarray:
+    """The overlay: objects with their ids on the picture, the legend beside it."""
+    picture = draw_ids(draw_overlay(image, label_map), label_map)
+    visible = set(np.unique(label_map).tolist())
+    return add_legend(picture, lines, visible, width) if width else picture
 
 
 def describe_object(
@@ -297,11 +322,22 @@ def describe_object(
     score: float,
     box: Sequence[float] | None,
     area: int,
+    found: Presence,
+    text: str | None,
 ) -> dict[str, Any]:
-    """One object of one frame or image: box is x0, y0, x1, y1 in pixels, area counts pixels."""
+    """One object of one frame or image: box is x0, y0, x1, y1 in pixels, area counts pixels.
+
+    Args:
+        found: whether it is there, and why not.
+        text: its sentence.
+    """
+    by = {} if found.by is None else {"by": found.by}
     return {
         "id": object_id,
+        "text": text or None,
         "present": area > 0,
+        "state": found.kind,
+        **by,
         "score": round(score, 6),
         "box": None if box is None else [round(value, 2) for value in box],
         "area": area,

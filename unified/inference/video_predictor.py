@@ -14,11 +14,12 @@ from torch.nn import functional as F
 from unified.errors import InputError
 from unified.inference.frames import EncodedFrame, FrameEncoder, check_image, check_prompt
 from unified.inference.memory import VideoMemory
+from unified.inference.presence import LEFT_OVER, presence
 from unified.inference.settings import VideoSettings, inference_settings
 from unified.label_maps import MAX_OBJECT_ID, mask_box
 from unified.masks import MASK_THRESHOLD, mask_probabilities, merge
 from unified.segmenter import Segmenter
-from unified.structures import FrameResult, Prompt, Size, upload
+from unified.structures import FrameResult, Presence, Prompt, Size, upload
 from unified.tasks import TASKS, Task
 
 
@@ -223,6 +224,7 @@ class VideoPredictor:
         self.memory.end_frame()
         keep = self.settings.keep_probabilities
         kept = probabilities.cpu().numpy() if keep else ()
+        found = self._presences(masks, scores, probabilities, label_map)
         return FrameResult(
             label_map=label_map,
             scores=dict(scores),
@@ -230,7 +232,35 @@ class VideoPredictor:
             areas={i: int(mask.sum()) for i, mask in masks.items()},
             masks=masks if self.settings.merge_rule == "separate" else {},
             probabilities=dict(zip(ids, kept, strict=True)) if keep else {},
+            presence=found,
         )
+
+    def _presences(
+        self,
+        masks: Mapping[int, np.ndarray],
+        scores: Mapping[int, float],
+        probabilities: Tensor,
+        label_map: np.ndarray,
+    ) -> dict[int, Presence]:
+        """Of every object: ``masks`` (H, W) after merging, ``probabilities`` (O, H, W) before."""
+        claims = probabilities > MASK_THRESHOLD
+        wanted = claims.sum(dim=(1, 2)).tolist()
+        found: dict[int, Presence] = {}
+        for row, (object_id, mask) in enumerate(masks.items()):
+            if mask.sum() > LEFT_OVER * wanted[row]:
+                found[object_id] = Presence("present")
+            else:
+                found[object_id] = presence(
+                    scores[object_id],
+                    self.settings.score_threshold,
+                    claims[row].cpu().numpy(),
+                    label_map,
+                    object_id=object_id,
+                    seen=self.memory.was_seen(object_id),
+                )
+            if mask.any():
+                self.memory.mark_seen(object_id)
+        return found
 
 
 def _check_object(object_id: int, prompt: Prompt) -> None:

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from unified.errors import InputError
 from unified.inference.classes import ClassPredictor, class_names
-from unified.inference.output import captions_with_scores
-from unified.structures import ImageBatch, Prompt
+from unified.inference.output import legend
+from unified.structures import ImageBatch, Presence, Prompt
 
 COLOURS = {"red": (1.0, 0.0, 0.0), "green": (0.0, 1.0, 0.0), "blue": (0.0, 0.0, 1.0)}
 
@@ -90,5 +90,6 @@ def test_names_are_separated_by_commas() -> None:
 
 
 def test_the_legend_lists_what_has_a_caption() -> None:
-    lines = captions_with_scores({2: "traffic\nlight"}, {1: 0.0, 2: 0.25})
+    there = {1: Presence("refused"), 2: Presence("present")}
+    lines = legend({2: "traffic\nlight"}, {1: 0.0, 2: 0.25}, there)
     assert lines == {2: "2  0.25  traffic light"}

@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 
 from unified.errors import InputError
-from unified.inference.cli import (
+from unified.inference.cli import image_prompts
+from unified.inference.clip_prompts import (
     check_reached,
-    check_stems,
     describe_prompts,
-    image_prompts,
-    parse_mask_at,
+    parse_at,
     video_prompts,
 )
 from unified.inference.image_io import write_image
@@ -94,10 +93,10 @@ def test_wrong_prompts_are_refused(frames: FrameReader, tmp_path: Path) -> None:
 
 
 def test_mask_at_is_a_frame_and_a_file() -> None:
-    assert parse_mask_at("57=a=b.png") == (57, "a=b.png")
+    assert parse_at("--mask-at", "57=a=b.png") == (57, "a=b.png")
     for wrong in ("a.png", "=a.png", "3=", "x=a.png", "-1=a.png"):
         with pytest.raises(InputError, match="not of the form FRAME=file"):
-            parse_mask_at(wrong)
+            parse_at("--mask-at", wrong)
 
 
 def test_a_prompt_that_was_never_reached_is_reported() -> None:
@@ -135,9 +134,3 @@ def test_wrong_supports_are_refused(tmp_path: Path) -> None:
         image_prompts([], [])
     with pytest.raises(InputError, match="has no words"):
         image_prompts(["a dog", ""], [])
-
-
-def test_images_that_would_write_the_same_file_are_refused() -> None:
-    check_stems([Path("a.jpg"), Path("b.jpg")])
-    with pytest.raises(InputError, match=r"x/a\.jpg and x/a\.png would both write a\.png"):
-        check_stems([Path("x/a.jpg"), Path("x/a.png")])

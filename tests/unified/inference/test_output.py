@@ -16,18 +16,21 @@ from unified.errors import InputError
 from unified.inference.image_io import read_image
 from unified.inference.output import (
     ClipWriter,
-    ResultsFile,
-    captions_with_scores,
-    check_writable,
     describe_object,
-    prepare_folder,
+    legend,
     uncovered,
     write_image_result,
+)
+from unified.inference.results import (
+    ResultsFile,
+    check_writable,
+    earlier_results,
+    prepare_folder,
 )
 from unified.inference.video_io import Frame, FrameReader
 from unified.label_maps import mask_box
 from unified.mask_files import read_label_map
-from unified.structures import FrameResult, Instance
+from unified.structures import FrameResult, Instance, Presence
 
 SIZE = (32, 48)
 
@@ -43,6 +46,7 @@ def result(masks: dict[int, np.ndarray], *, separate: bool = False) -> FrameResu
         areas={object_id: int(mask.sum()) for object_id, mask in masks.items()},
         masks=masks if separate else {},
         probabilities={i: mask.astype(np.float32) for i, mask in masks.items()} if separate else {},
+        presence={i: Presence("present" if m.any() else "absent") for i, m in masks.items()},
     )
 
 
@@ -79,7 +83,7 @@ def test_results_of_a_run_that_failed_say_so(tmp_path: Path) -> None:
 FULL_DISK = """
 import resource, sys
 from pathlib import Path
-from unified.inference.output import ResultsFile
+from unified.inference.results import ResultsFile
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 with ResultsFile(Path(sys.argv[1]), {}, "frames") as results:
     for number in range(1000):
@@ -111,15 +115,16 @@ def test_a_clip_becomes_masks_overlay_and_results(tmp_path: Path) -> None:
     assert np.array_equal(read_label_map(tmp_path / "masks/00007.png"), result(masks).label_map)
     rows = read(tmp_path / "results.json")["frames"]
     assert [row["frame"] for row in rows] == [7, 9]
-    shown = {"present": True, "score": 0.75, "box": [2.0, 4.0, 12.0, 20.0], "area": 160}
-    assert rows[1]["objects"][0] == {"id": 1, **shown}
-    assert rows[1]["objects"][1] == {
-        "id": 2, "present": False, "score": 0.75, "box": None, "area": 0
-    }  # fmt: skip
+    shown = {"present": True, "state": "present", "score": 0.75, "area": 160}
+    box = [2.0, 4.0, 12.0, 20.0]
+    assert rows[1]["objects"][0] == {"id": 1, "text": "the cat", **shown, "box": box}
+    hidden = {"present": False, "state": "absent", "score": 0.75, "box": None, "area": 0}
+    assert rows[1]["objects"][1] == {"id": 2, "text": None, **hidden}
     with FrameReader(tmp_path / "overlay.mp4") as reader:
         first = next(iter(reader)).image
         assert reader.num_frames == 2 and reader.fps == 5
-    assert first[15, 5, 0] > first[15, 5, 1] + 30 and first[15, 35, 1] > first[15, 35, 0] + 30
+    assert first.shape[0] == SIZE[0] and first.shape[1] > SIZE[1] + 50  # with the legend
+    assert first[15, 5, 0] > first[15, 5, 1] + 30 and first[5, 32, 1] > first[5, 32, 0] + 30
 
 
 KILLED = """
@@ -128,11 +133,12 @@ from pathlib import Path
 import numpy as np
 from unified.inference.output import ClipWriter
 from unified.inference.video_io import Frame
-from unified.structures import FrameResult, Instance
+from unified.structures import FrameResult, Presence
 with ClipWriter(Path(sys.argv[1]), header={}, fps=5, size=(32, 48), captions={1: ""}) as writer:
     for number in range(6):
         label_map = np.full((32, 48), 1, np.uint8)
-        result = FrameResult(label_map, scores={1: 0.5}, boxes={1: None}, areas={1: 9})
+        there = {1: Presence("present")}
+        result = FrameResult(label_map, {1: 0.5}, {1: None}, {1: 9}, presence=there)
         image = np.full((32, 48, 3), 20 * number, np.uint8)
         writer.write(Frame(number, image, f"{number:05d}"), result)
     os.kill(os.getpid(), signal.SIGKILL)
@@ -162,8 +168,8 @@ def test_separate_masks_are_binary_and_may_overlap(tmp_path: Path) -> None:
         writer.write(
             Frame(0, np.zeros((*SIZE, 3), np.uint8), "00000"), result(masks, separate=True)
         )
-    for place, mask in enumerate(masks.values()):
-        written = read_image(tmp_path / f"masks/{place}/00000.png")[..., 0]
+    for object_id, mask in masks.items():  # the same numbers as in results.json
+        written = read_image(tmp_path / f"masks/{object_id}/00000.png")[..., 0]
         assert np.array_equal(written, mask * 255)
     assert not (tmp_path / "masks/00000.png").exists()
     with np.load(tmp_path / "logits/00000.npz") as stored:
@@ -174,33 +180,77 @@ def test_separate_masks_are_binary_and_may_overlap(tmp_path: Path) -> None:
 def test_an_image_becomes_one_label_map_by_score(tmp_path: Path) -> None:
     image = np.full((*SIZE, 3), 90, np.uint8)
     masks, scores = [square(2), square(5)], [0.4, 0.9]
-    rows = write_image_result(tmp_path, "a", image, masks, scores, {1: "left", 2: "right"})
+    named = {1: "left", 2: "right"}
+    given = {"texts": {1: "left"}, "threshold": 0.3}
+    rows = write_image_result(tmp_path, "a", image, masks, scores, named, **given)
     label_map = read_label_map(tmp_path / "masks/a.png")
     assert np.array_equal(label_map == 2, masks[1])
     assert np.array_equal(label_map == 1, masks[0] & ~masks[1])
     assert [row["area"] for row in rows] == [3 * 16, 160]
     assert rows[0]["box"] == [2.0, 4.0, 5.0, 20.0]
-    drawn = read_image(tmp_path / "overlay/a.jpg").astype(int)
+    assert [(row["text"], row["state"]) for row in rows] == [("left", "present"), (None, "present")]
+    drawn = read_image(tmp_path / "overlay/a.jpg").astype(int)[:, : SIZE[1]]
     assert np.abs(drawn - image)[masks[1]].max() > 50
     apart = write_image_result(
-        tmp_path / "apart", "a", image, masks, scores, {1: "left", 2: "right"}, separate=True
+        tmp_path / "apart", "sub/a", image, masks, scores, named, **given, separate=True
     )
     assert [row["area"] for row in apart] == [160, 160]
-    written = [read_image(tmp_path / f"apart/masks/a/{place}.png")[..., 0] for place in (0, 1)]
+    assert [row["id"] for row in apart] == [1, 2]
+    written = [read_image(tmp_path / f"apart/masks/sub/a/{i}.png")[..., 0] for i in (1, 2)]
     assert np.array_equal(written, np.array(masks) * 255)
 
 
-def test_captions_hold_id_name_and_score() -> None:
-    assert captions_with_scores({1: "the\ncat ", 2: ""}, {2: 0.5, 1: 0.987}) == {
+def test_two_names_of_one_object_are_told_apart_from_what_is_not_there(tmp_path: Path) -> None:
+    image, nothing = np.zeros((*SIZE, 3), np.uint8), np.zeros(SIZE, bool)
+    part = square(5) & (np.arange(SIZE[1]) < 8)
+    masks, scores = [square(5), square(5), part, nothing], [0.9, 0.8, 0.7, 0.1]
+    rows = write_image_result(
+        tmp_path, "a", image, masks, scores, {}, texts={}, threshold=0.3
+    )  # fmt: skip
+    assert [row["state"] for row in rows] == ["present", "outcompeted", "covered", "refused"]
+    assert [row.get("by") for row in rows] == [None, 1, 1, None]
+
+
+def test_a_legend_holds_id_score_state_and_name() -> None:
+    found = {1: Presence("present"), 2: Presence("covered", by=1), 3: Presence("absent")}
+    captions = {1: "the\ncat ", 2: "", 3: "a dog"}
+    assert legend(captions, {2: 0.5, 1: 0.987, 3: 0.1}, found) == {
         1: "1  0.99  the cat",
-        2: "2  0.50",
+        2: "2  0.50 (covered by 1)",
+        3: "3  0.10 (absent)  a dog",
     }
 
 
-def test_an_absent_object_keeps_its_score() -> None:
-    assert describe_object(4, 0.1234567, None, 0) == {
-        "id": 4, "present": False, "score": 0.123457, "box": None, "area": 0
+def test_an_object_that_is_not_there_keeps_its_score() -> None:
+    assert describe_object(4, 0.1234567, None, 0, Presence("refused"), "a dog") == {
+        "id": 4, "text": "a dog", "present": False, "state": "refused", "score": 0.123457,
+        "box": None, "area": 0,
     }  # fmt: skip
+
+
+def test_names_that_are_no_text_are_escaped(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.jpg")
+    with ResultsFile(tmp_path / "results.json", {"input": name}, "images") as results:
+        results.add({"image": name})
+    assert read(tmp_path / "results.json")["images"] == [{"image": name}]
+    assert rb"caf\udce9" in (tmp_path / "results.json").read_bytes()
+
+
+def test_a_run_goes_on_from_its_own_results_only(tmp_path: Path) -> None:
+    header = {"objects": [{"id": 1, "box": (1, 2)}], "input": ["a"]}
+    assert earlier_results(tmp_path, header, "images") is None
+    with ResultsFile(tmp_path / "results.json", header, "images") as results:
+        results.add({"image": "a"})
+    found = earlier_results(tmp_path, {**header, "input": ["a", "b"]}, "images")
+    assert found is not None and found["images"] == [{"image": "a"}]
+    with ResultsFile(tmp_path / "results.json", header, "images", found["images"]) as results:
+        results.add({"image": "b"})
+    assert read(tmp_path / "results.json")["images"] == [{"image": "a"}, {"image": "b"}]
+    with pytest.raises(InputError, match="of a run with other objects, so it cannot be resumed"):
+        earlier_results(tmp_path, {"objects": []}, "images")
+    (tmp_path / "results.json").write_text("{")
+    with pytest.raises(InputError, match="cannot be read"):
+        earlier_results(tmp_path, header, "images")
 
 
 def make_run(folder: Path) -> None:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from unified.errors import InputError
-from unified.inference.cli import describe_prompts, image_prompts, video_prompts
+from unified.inference.cli import image_prompts
+from unified.inference.clip_prompts import describe_prompts, video_prompts
 from unified.inference.places import parse_box, parse_point, parse_point_at, place_prompt
 from unified.inference.video_io import FrameReader
 from unified.structures import Point

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from unified.data.formats.files import segmentation_mask
@@ -143,18 +144,19 @@ def test_a_clip_with_separate_objects_and_probabilities(clip: Path, tmp_path: Pa
     assert infer_video(arguments) == 0
     assert files(out) == [
         *(f"logits/0000{number}.npz" for number in (0, 1)),
-        *(f"masks/{place}/0000{number}.png" for place in (0, 1) for number in (0, 1)),
+        *(f"masks/{object_id}/0000{number}.png" for object_id in (1, 2) for number in (0, 1)),
         "overlay.mp4",
         "results.json",
     ]
     frame = results(out)["frames"][1]["objects"]
     with np.load(out / "logits/00001.npz") as stored:
-        for place in (0, 1):
-            mask = read_image(out / f"masks/{place}/00001.png")[..., 0]
+        for entry in frame:
+            mask = read_image(out / f"masks/{entry['id']}/00001.png")[..., 0]
             assert set(np.unique(mask)) <= {0, 255}
-            assert frame[place]["area"] == (mask > 0).sum()
+            assert entry["area"] == (mask > 0).sum()
             # float16 may round to exactly one half
-            assert ((stored[str(place + 1)] > 0.5) != (mask > 0)).mean() < 0.01
+            assert ((stored[str(entry["id"])] > 0.5) != (mask > 0)).mean() < 0.01
+    assert [entry["text"] for entry in frame] == ["one thing", "another"]
 
 
 def test_images_with_sentences(photos: Path, tmp_path: Path) -> None:
@@ -171,7 +173,7 @@ def test_images_with_sentences(photos: Path, tmp_path: Path) -> None:
     # The same folder again, in the other layout: nothing of the first run stays.
     assert infer_image([*arguments, "--separate", *TINY]) == 0
     assert files(out) == [
-        *(f"masks/{stem}/{place}.png" for stem in "ab" for place in (0, 1)),
+        *(f"masks/{stem}/{object_id}.png" for stem in "ab" for object_id in (1, 2)),
         "overlay/a.jpg",
         "overlay/b.jpg",
         "results.json",
@@ -265,19 +267,109 @@ def test_places_off_the_image_are_refused_before_a_model_is_loaded(
         assert re.search("outside|no area|does not lie within|beside the object", message)
 
 
-def test_a_damaged_image_is_named_and_the_finished_ones_stay(
+def test_a_damaged_image_does_not_end_the_run(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
+    whole = (photos / "a.png").read_bytes()
+    (photos / "a.png").write_bytes(b"damaged")
+    (photos / "sub").mkdir()
+    (photos / "sub/b.png").write_bytes(whole)
+    (photos / "d.heic").write_bytes(b"of a phone")
+    (photos / "notes.txt").write_text("mine")
+    arguments = ["--output", str(out), "--text", "x", *TINY]
+    assert infer_image(["--input", str(photos), *arguments]) == 3
+    told = capsys.readouterr().err.splitlines()[-5:]
+    assert told[0] == "skipped, not of a kind that is read: (notes.txt)"
+    assert told[1].startswith("finished: 2 images (") and "sub/b.png)" in told[1]
+    assert told[2] == "failed: 2 images"
+    assert "a.png" in told[3] and "cannot be read" in told[3] and "d.heic" in told[4]
+    assert files(out) == [
+        "masks/b.png", "masks/sub/b.png", "overlay/b.jpg", "overlay/sub/b.jpg", "results.json"
+    ]  # fmt: skip
+    rows = results(out)["images"]
+    assert results(out)["complete"] is True
+    assert ["error" in row for row in rows] == [True, False, True, False]
+    # Mended, it is all that is done by a run that resumes.
+    (photos / "a.png").write_bytes(whole)
+    kept = (out / "masks/b.png").stat().st_mtime_ns
+    (photos / "d.heic").unlink()
+    assert infer_image(["--input", str(photos), "--resume", *arguments]) == 0
+    assert "already done: 2 images" in capsys.readouterr().err
+    assert (out / "masks/b.png").stat().st_mtime_ns == kept
+    rows = results(out)["images"]
+    assert [Path(row["image"]).name for row in rows] == ["b.png", "b.png", "a.png"]
+    # Another question is another run.
+    assert infer_image(["--input", str(photos), "--resume", *arguments[:3], "y", *TINY]) == 2
+    assert "other objects, so it cannot be resumed" in capsys.readouterr().err
+    # Nothing at all is done.
+    (photos / "a.png").write_bytes(b"damaged")
     (photos / "b.png").write_bytes(b"damaged")
-    arguments = ["--input", str(photos), "--output", str(out), "--text", "x", *TINY]
-    assert infer_image(arguments) == 2
-    assert capsys.readouterr().err.splitlines()[-1].startswith("error: image")
-    assert files(out) == ["masks/a.png", "overlay/a.jpg", "results.json"]
-    assert results(out)["complete"] is False and len(results(out)["images"]) == 1
-    assert infer_video([*arguments[:1], str(photos), *arguments[2:]]) == 2
-    assert "b.png" in capsys.readouterr().err.splitlines()[-1]
-    assert files(out) == ["masks/a.png", "overlay.mp4", "results.json"]
+    (photos / "sub/b.png").unlink()
+    assert infer_image(["--input", str(photos), *arguments]) == 2
+
+
+def test_several_clips_get_a_folder_each(
+    clip: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, broken = tmp_path / "out", tmp_path / "broken.mp4"
+    broken.write_bytes(b"damaged")
+    inputs = ["--input", str(clip), str(broken), "--input", str(photos), "--end", "2"]
+    arguments = [*inputs, "--output", str(out), "--text", "x", *TINY]
+    assert infer_video(arguments) == 3
+    told = capsys.readouterr().err.splitlines()[-3:]
+    assert told[0].startswith("finished: 2 clips (") and told[1] == "failed: 1 clip"
+    assert told[2].strip().startswith(f"{broken}: clip {broken} cannot be read")
+    rows = results(out)["clips"]
+    assert [row.get("folder") for row in rows] == ["clip", None, "photos"]
+    assert "cannot be read" in rows[1]["error"]
+    assert files(out / "clip") == [
+        "masks/00000.png", "masks/00001.png", "overlay.mp4", "results.json"
+    ]  # fmt: skip
+    assert (out / "photos/masks/b.png").exists()
+    kept = (out / "clip/masks/00000.png").stat().st_mtime_ns
+    content = (
+        (out / "photos/results.json").read_text().replace('"complete": true', '"complete": false')
+    )
+    (out / "photos/results.json").write_text(content)  # as after Ctrl-C
+    assert infer_video([*arguments, "--resume"]) == 3
+    told = capsys.readouterr().err
+    assert "already done: 1 clip\n" in told and "finished: 1 clip (" in told
+    assert (out / "clip/masks/00000.png").stat().st_mtime_ns == kept
+    assert results(out / "photos")["complete"] is True
+    one = mask_file(tmp_path / "1.png", 1)
+    assert infer_video([*arguments, "--mask", one]) == 2
+    assert "--mask shows an object in one" in capsys.readouterr().err
+
+
+def test_objects_can_be_added_at_later_frames(clip: Path, tmp_path: Path) -> None:
+    out, mask = tmp_path / "out", mask_file(tmp_path / "1.png", 1, 2)
+    arguments = ["--input", str(clip), "--output", str(out), "--mask", mask, *TINY]
+    later = ["--add-mask", f"2={mask}", "--text-at", "3=the noise", "--text-at", "4=1=a square"]
+    assert infer_video([*later, *arguments]) == 0
+    content = results(out)
+    assert content["objects"] == [
+        {"id": 1, "text": "a square", "masks_at": [0], "texts_at": {"4": "a square"}},
+        {"id": 2, "text": None, "masks_at": [0]},
+        {"id": 3, "text": None, "masks_at": [2]},
+        {"id": 4, "text": None, "masks_at": [2]},
+        {"id": 5, "text": "the noise", "masks_at": [], "texts_at": {"3": "the noise"}},
+    ]
+    known = [[entry["id"] for entry in frame["objects"]] for frame in content["frames"]]
+    assert known == [[1, 2], [1, 2], [1, 2, 3, 4], *[[1, 2, 3, 4, 5]] * 3]
+    assert infer_video([*arguments, "--text-at", "9=late"]) == 2
+    assert infer_video([*arguments, "--text-at", "late"]) == 2
+
+
+def test_the_threshold_and_the_threads_are_chosen(photos: Path, tmp_path: Path) -> None:
+    out, before = tmp_path / "out", torch.get_num_threads()
+    arguments = ["--input", str(photos / "a.png"), "--output", str(out), "--text", "x"]
+    assert infer_image([*arguments, "--threshold", "1", "--threads", "1", *TINY]) == 0
+    assert torch.get_num_threads() == 1
+    torch.set_num_threads(before)
+    assert results(out)["thresholds"]["score"] == 1.0
+    (found,) = results(out)["images"][0]["objects"]
+    assert (found["text"], found["present"], found["state"]) == ("x", False, "refused")
 
 
 VIDEO_FAULTS = {
@@ -310,7 +402,8 @@ def test_bad_input_gives_one_error_and_no_file(
     (tmp_path / "text.mp4").write_text("not a clip")
     before = files(tmp_path)
     extra, reason = VIDEO_FAULTS[fault]
-    arguments = ["--input", str(clip), "--output", f"{tmp_path}/out"]
+    arguments = ["--output", f"{tmp_path}/out"]
+    arguments += [] if "--input" in extra else ["--input", str(clip)]
     arguments += [part.format(tmp=tmp_path) for part in extra]
     assert infer_video(arguments) == 2
     lines = capsys.readouterr().err.splitlines()
@@ -319,7 +412,9 @@ def test_bad_input_gives_one_error_and_no_file(
 
 
 def test_wrong_arguments_end_with_2(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in ([], ["--input", "a", "--output", "b", "--max-size", "3"]):
+    common = ["--input", "a", "--output", "b"]
+    wrong = (["--max-size", "3"], ["--threshold", "2"], ["--threads", "0"], ["--precision", "x"])
+    for arguments in ([], *([*common, *extra] for extra in wrong)):
         for main in (infer_image, infer_video):
             with pytest.raises(SystemExit) as caught:
                 main(arguments)

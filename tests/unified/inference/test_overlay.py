@@ -1,0 +1,88 @@
+"""What is drawn over and beside a picture."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from unified.inference.overlay import (
+    _lab,
+    add_legend,
+    contour,
+    draw_ids,
+    draw_overlay,
+    inner_pixel,
+    legend_width,
+    overlay_colours,
+)
+
+
+def test_contour_stays_inside_the_object() -> None:
+    label_map = np.zeros((9, 9), np.uint8)
+    label_map[1:8, 1:8] = 3
+    edge = contour(label_map, width=1)
+    assert edge.sum() == 24 and not edge[2:7, 2:7].any() and not edge[label_map == 0].any()
+
+
+def test_overlay_colours_only_the_object_and_leaves_its_arguments() -> None:
+    image = np.full((40, 60, 3), 100, np.uint8)
+    label_map = np.zeros((40, 60), np.uint8)
+    label_map[20:35, 10:30] = 1
+    before = image.copy()
+    overlay = draw_overlay(image, label_map)
+    assert np.array_equal(image, before) and overlay.dtype == np.uint8
+    assert np.array_equal(overlay[label_map == 0], image[label_map == 0])
+    red, green, blue = overlay[27, 20].tolist()
+    assert red > 130 and green == blue < 100
+    assert overlay[20, 10, 0] > red
+
+
+def test_no_two_ids_have_one_colour() -> None:
+    """Differences are those of CIE 1976: 2.3 is just noticed."""
+    colours = overlay_colours()
+    assert colours.shape == (256, 3) and not colours[0].any()
+    lab = _lab(colours[1:])
+    apart = np.linalg.norm(lab[:, None] - lab, axis=-1) + 1000 * np.eye(255)
+    assert apart.min() > 5
+    assert apart[:20, :20].min() > 35  # "beyond 8 objects"
+    assert lab[:, 0].min() > 38 and lab[:, 0].max() < 92
+
+
+def test_lightness_and_hue_are_those_of_the_standard() -> None:
+    """Values of Lindbloom's calculator for sRGB, D65."""
+    known = {(255, 255, 255): (100, 0, 0), (255, 0, 0): (53.24, 80.09, 67.20)}
+    for colour, expected in known.items():
+        np.testing.assert_allclose(_lab(np.array([colour]))[0], expected, atol=0.05)
+
+
+def test_ids_are_written_on_their_objects_in_their_colours() -> None:
+    label_map = np.zeros((500, 1000), np.uint8)
+    label_map[50:250, 50:300] = 7
+    label_map[150:450, 600:900] = 12
+    drawn = draw_ids(np.full((500, 1000, 3), 128, np.uint8), label_map)
+    for object_id in (7, 12):
+        mask = label_map == object_id
+        own = (drawn == overlay_colours()[object_id]).all(axis=-1)
+        assert own[mask].any() and not own[~mask].any()
+
+
+def test_the_inner_pixel_lies_in_a_ring() -> None:
+    ring = np.zeros((30, 30), bool)
+    ring[5:25, 5:25] = True
+    ring[10:20, 8:22] = False
+    assert ring[inner_pixel(ring)]
+    assert inner_pixel(np.ones((1, 1), bool)) == (0, 0)
+
+
+@pytest.mark.parametrize("size", [(40, 8), (48, 640), (480, 854)])
+def test_the_legend_is_beside_the_picture(size: tuple[int, int]) -> None:
+    image = np.full((*size, 3), 255, np.uint8)
+    lines = {i: f"{i}  a rather long sentence about object {i} " * 20 for i in range(1, 256)}
+    width = legend_width(lines.values(), size)
+    assert width % 2 == 0 and 0 < width < size[1] + 300
+    drawn = add_legend(image, lines, {1}, width)
+    assert drawn.shape == (size[0], size[1] + width, 3)
+    assert np.array_equal(drawn[:, : size[1]], image)
+    panel = drawn[:, size[1] :]
+    assert (panel == overlay_colours()[1]).all(axis=-1).any() and panel.max() > 200
+    assert legend_width([], size) == 0

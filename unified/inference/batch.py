@@ -1,0 +1,75 @@
+"""Many inputs in one run: one that fails is told at the end, the others are done."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from unified.commands import MISUSE, PARTLY
+from unified.errors import InputError
+
+NAMES_SHOWN = 20
+T = TypeVar("T")
+
+
+class Batch:
+    """What became of each input of a run.
+
+    Args:
+        unit: what one input is, such as "image".
+        num: how many there are. The error of an only one ends the run.
+    """
+
+    def __init__(self, unit: str, num: int) -> None:
+        self.unit, self.num = unit, num
+        self.finished: list[str] = []
+        self.failed: dict[str, str] = {}
+        self.earlier = 0  # that an earlier run had finished
+
+    def attempt(self, name: str, work: Callable[[], T]) -> T | None:
+        """What ``work`` returns for one input, or None: then ``failed`` says why.
+
+        Raises:
+            InputError: the only input failed.
+        """
+        try:
+            result = work()
+        except InputError as error:
+            if self.num == 1:
+                raise
+            self.failed[name] = str(error)
+            return None
+        self.finished.append(name)
+        return result
+
+    def report(self, skipped: Sequence[Path] = ()) -> int:
+        """Says on stderr what was finished, skipped and failed; returns the exit status.
+
+        Args:
+            skipped: files of other kinds that were found among the inputs.
+        """
+        lines = []
+        if self.earlier:
+            lines.append(f"already done: {self._count(self.earlier)}")
+        if skipped:
+            names = _names([path.name for path in skipped])
+            lines.append(f"skipped, not of a kind that is read: {names}")
+        if self.failed:
+            lines.append(f"finished: {self._count(len(self.finished))} {_names(self.finished)}")
+            lines.append(f"failed: {self._count(len(self.failed))}")
+            lines += [f"  {name}: {reason}" for name, reason in self.failed.items()]
+        sys.stderr.write("".join(f"{line}\n" for line in lines))
+        if not self.failed:
+            return 0
+        return PARTLY if self.finished or self.earlier else MISUSE
+
+    def _count(self, number: int) -> str:
+        return f"{number} {self.unit}{'' if number == 1 else 's'}"
+
+
+def _names(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:NAMES_SHOWN])
+    more = len(names) - NAMES_SHOWN
+    return f"({shown}{f' and {more} more' if more > 0 else ''})" if names else ""

@@ -1,0 +1,91 @@
+"""One clip of ``tools/infer_video.py``, from the arguments to its folder."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterable, Mapping
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from unified.dependencies import require
+from unified.inference import cli
+from unified.inference.clip_prompts import check_reached, clip_prompts, describe_prompts
+from unified.inference.inputs import Clip
+from unified.inference.output import ClipWriter
+from unified.inference.places import Prompts
+from unified.inference.results import earlier_results, prepare_folder
+from unified.inference.video_io import FrameReader
+from unified.inference.video_predictor import VideoPredictor
+from unified.structures import Prompt
+
+
+def segment_clip(
+    options: argparse.Namespace, clip: Clip, load: Callable[[Iterable[Prompt]], Any]
+) -> bool:
+    """Streams a clip through the model into its folder; False if an earlier run had done so.
+
+    Args:
+        load: gives the model that follows certain prompts.
+
+    Raises:
+        InputError: the clip cannot be read, or the prompts do not fit it.
+    """
+    folder = options.output / clip.folder
+    part = {"start": options.start, "end": options.end, "stride": options.stride}
+    with FrameReader(*clip.sources, **part) as frames:
+        prompts = clip_prompts(options, frames)
+        model = load(chain(*(group.values() for group in prompts.values())))
+        predictor = VideoPredictor(
+            model,
+            merge_rule="separate" if options.separate else "soft",
+            keep_probabilities=options.save_logits,
+            **cli.chosen_settings(options),
+        )
+        header = {
+            "tool": "infer_video",
+            "input": clip.sources,
+            **part,
+            "size": frames.size,
+            "fps": frames.fps,
+            "objects": describe_prompts(prompts),
+            "merge_rule": predictor.settings.merge_rule,
+            **cli.describe_run(model, predictor.settings),
+        }
+        earlier = earlier_results(folder, header, "frames") if options.resume else None
+        if earlier is not None and earlier["complete"]:
+            return False
+        last = _write(predictor, frames, prompts, folder, header, clip)
+    check_reached(prompts, last)
+    return True
+
+
+def _write(
+    predictor: VideoPredictor,
+    frames: FrameReader,
+    prompts: Prompts,
+    folder: Path,
+    header: Mapping[str, Any],
+    clip: Clip,
+) -> int:
+    """Fills the folder of a clip; returns the number of its last frame."""
+    shown = {"desc": clip.folder or None, "total": frames.num_frames, "unit": "frame"}
+    with require("tqdm").tqdm(frames, **shown) as progress:
+        results = (
+            (frame, predictor.step(frame.image, prompts.get(frame.number))) for frame in progress
+        )
+        # A prompt that the model cannot follow is refused before any file is made.
+        first = next(results)
+        prepare_folder(folder, clip.sources)
+        with ClipWriter(
+            folder,
+            header=header,
+            fps=frames.fps,
+            size=frames.size,
+            captions={entry["id"]: entry["text"] or "" for entry in header["objects"]},
+            separate=header["merge_rule"] == "separate",
+        ) as writer:
+            for frame, result in chain([first], results):
+                writer.write(frame, result)
+    last: int = frame.number
+    return last
