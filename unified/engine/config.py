@@ -27,6 +27,8 @@ def default_config() -> CfgNode:
     cfg.INFERENCE = CfgNode()
     cfg.INFERENCE.SCORE_THRESHOLD = 0.3  # of clips: an object with a lower score is absent
     cfg.INFERENCE.IMAGE_SCORE_THRESHOLD = 0.0  # the same in tools/infer_image.py
+    # Of clips: until a sentence alone reaches it, it is asked beside the memory of its answers.
+    cfg.INFERENCE.MEMORY_SCORE = 0.0
     cfg.INFERENCE.OBJECTS_PER_PASS = 8
     cfg.INFERENCE.PRECISION = "float32"
     cfg.INFERENCE.IMAGE_SHORT_SIDE = 800

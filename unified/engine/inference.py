@@ -29,6 +29,7 @@ def settings_of(cfg: CfgNode) -> InferenceSettings:
         video=VideoSettings(
             short_side=node.VIDEO_SHORT_SIDE,
             score_threshold=node.SCORE_THRESHOLD,
+            memory_score=node.MEMORY_SCORE,
             objects_per_pass=node.OBJECTS_PER_PASS,
             **shared,
         ),

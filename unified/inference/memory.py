@@ -8,6 +8,9 @@ from dataclasses import dataclass, replace
 
 from unified.structures import Reference, References, join_levels, stack_levels
 
+Batch = tuple[tuple[int, ...], tuple[tuple[Reference, ...], ...]]
+"""Object ids, and one reference per kind whose rows are theirs."""
+
 
 @dataclass(frozen=True)
 class Track:
@@ -19,6 +22,8 @@ class Track:
         latest: the last frame on which it was seen; ``first`` itself until then.
         shown: points or a box on this frame.
         tentative: the next mask of the object defines it.
+        found_with: the score with which the sentence alone found it on the ``first`` frame; None
+            if the user showed it there.
     """
 
     text: References | None = None
@@ -26,6 +31,7 @@ class Track:
     latest: References | None = None
     shown: References | None = None
     tentative: bool = False
+    found_with: float | None = None
 
     @property
     def references(self) -> tuple[References, ...]:
@@ -77,15 +83,37 @@ class VideoMemory:
         if text is not None:
             track = replace(track, text=text)
         if mask is not None or tentative:
-            track = replace(track, first=mask, latest=mask, shown=shown, tentative=tentative)
+            track = replace(track, first=mask, latest=mask, found_with=None)
+            track = replace(track, shown=shown, tentative=tentative)
         self._tracks[object_id] = track
 
-    def update(self, object_id: int, mask: References) -> None:
-        """The object was seen again; an object known by text alone is now defined by its mask."""
+    def update(self, object_id: int, mask: References, score: float) -> None:
+        """The object was seen again; an object known by text alone is now defined by its mask.
+
+        Args:
+            score: of the answer that the mask is of.
+        """
         track = self._tracks[object_id]
-        defined = track.first is not None and not track.tentative
-        first = track.first if defined else mask
-        self._tracks[object_id] = replace(track, first=first, latest=mask, tentative=False)
+        if track.first is None and not track.tentative:
+            track = replace(track, first=mask, found_with=score)
+        elif track.tentative:
+            track = replace(track, first=mask)
+        self._tracks[object_id] = replace(track, latest=mask, tentative=False)
+
+    def found_with(self, object_id: int) -> float | None:
+        """The score of the sentence that memory rests on; None if it rests on no sentence."""
+        return self._tracks[object_id].found_with
+
+    def confirm(self, object_id: int, score: float) -> None:
+        """The sentence alone found the same object again."""
+        track = self._tracks[object_id]
+        assert track.found_with is not None
+        self._tracks[object_id] = replace(track, found_with=max(track.found_with, score))
+
+    def restart(self, object_id: int) -> None:
+        """The sentence means something else than what is remembered: the next mask defines it."""
+        track = self._tracks[object_id]
+        self._tracks[object_id] = replace(track, first=None, latest=None, found_with=None)
 
     def end_frame(self) -> None:
         """Points and boxes hold for one frame."""
@@ -109,9 +137,7 @@ class VideoMemory:
         self._tracks.pop(object_id, None)
         self._seen.discard(object_id)
 
-    def batches(
-        self, object_ids: Sequence[int], size: int
-    ) -> Iterator[tuple[tuple[int, ...], tuple[tuple[Reference, ...], ...]]]:
+    def batches(self, object_ids: Sequence[int], size: int) -> Iterator[Batch]:
         """Groups of at most ``size`` ids with one reference per kind, batched over the group.
 
         Ids without any reference are left out.
@@ -123,7 +149,16 @@ class VideoMemory:
                 alone = 0 if track.shown is None else object_id  # points differ in number
                 groups[track.layout, alone].append(object_id)
         for ids in groups.values():
-            for start in range(0, len(ids), size):
-                chunk = tuple(ids[start : start + size])
+            for chunk in _chunks(ids, size):
                 kinds = zip(*(self._tracks[i].references for i in chunk), strict=True)
                 yield chunk, tuple(stack_levels(kind) for kind in kinds)
+
+    def sentences(self, object_ids: Sequence[int], size: int) -> Iterator[Batch]:
+        """As ``batches``, of the sentences alone, which all these objects have."""
+        for chunk in _chunks(object_ids, size):
+            texts = [self._tracks[object_id].text for object_id in chunk]
+            yield chunk, (stack_levels([text for text in texts if text is not None]),)
+
+
+def _chunks(ids: Sequence[int], size: int) -> Iterator[tuple[int, ...]]:
+    return (tuple(ids[start : start + size]) for start in range(0, len(ids), size))

@@ -72,6 +72,9 @@ class VideoSettings(ModelInput):
         merge_rule: "soft" lets objects compete for pixels (soft aggregation); "separate" keeps
             every object's own mask (``FrameResult.masks``), as one object at a time would.
         use_memory: False segments every frame from the sentence alone.
+        memory_score: memory that rests on a sentence found with a lower score is not trusted yet:
+            the sentence is asked alone beside it, and wins where it shows something else with a
+            higher score than that. 0 trusts the first mask, as the reference does.
         objects_per_pass: largest number of objects batched.
         keep_probabilities: return (H, W) float probabilities of every object.
     """
@@ -80,6 +83,7 @@ class VideoSettings(ModelInput):
     score_threshold: float = 0.3
     merge_rule: MergeRule = "soft"
     use_memory: bool = True
+    memory_score: float = 0.0
     objects_per_pass: int = 8
     keep_probabilities: bool = False
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import replace
 from typing import Any
@@ -13,14 +14,19 @@ from torch.nn import functional as F
 
 from unified.errors import InputError
 from unified.inference.frames import EncodedFrame, FrameEncoder, check_image, check_prompt
-from unified.inference.memory import VideoMemory
-from unified.inference.presence import LEFT_OVER, presence
+from unified.inference.memory import Batch, VideoMemory
+from unified.inference.presence import LEFT_OVER, SAME_OBJECT_IOU, presence
 from unified.inference.settings import VideoSettings, inference_settings
 from unified.label_maps import MAX_OBJECT_ID, mask_box
 from unified.masks import MASK_THRESHOLD, mask_probabilities, merge
 from unified.segmenter import Segmenter
 from unified.structures import FrameResult, Presence, Prompt, Size, upload
 from unified.tasks import TASKS, Task
+
+# Between two scores of a sentence, in logits: 0.31 and 0.55, or 0.5 and 0.73.
+CLEARLY = 1.0
+Answer = tuple[Tensor, Tensor]
+"""Score () of an object and its probability (H, W), which is zero where the score is too low."""
 
 
 class VideoPredictor:
@@ -162,7 +168,6 @@ class VideoPredictor:
     ) -> tuple[dict[int, float], Tensor]:
         """Score and probability map (O, H, W) of every known object, ascending by id."""
         ids = self.memory.object_ids
-        found: dict[int, Tensor] = {}  # scores
         maps: dict[int, Tensor] = {}
         for object_id, mask in given.items():
             source = torch.from_numpy(np.ascontiguousarray(mask)).float()[None, None]
@@ -170,8 +175,28 @@ class VideoPredictor:
                 source, size=size, mode="bilinear", align_corners=False
             )[0, 0]
         unknown = [object_id for object_id in ids if object_id not in given]
-        image_size = frame.images.image_sizes[0]
-        for chunk, references in self.memory.batches(unknown, self.settings.objects_per_pass):
+        size_of_pass = self.settings.objects_per_pass
+        answers = self._ask(frame, self.memory.batches(unknown, size_of_pass), size)
+        weak = [object_id for object_id in answers if self._is_weak(object_id)]
+        alone = self._ask(frame, self.memory.sentences(weak, size_of_pass), size)
+        for object_id, answer in alone.items():
+            if self._wins(object_id, answer, answers[object_id]):
+                answers[object_id] = answer
+        maps |= {object_id: probability for object_id, (_, probability) in answers.items()}
+        device = frame.images.tensor.device
+        scores = {object_id: float(object_id in given) for object_id in ids}
+        for object_id in set(ids) - set(maps):  # shown once, not found there
+            maps[object_id] = torch.zeros(size)
+        probabilities = torch.stack([upload(maps[object_id], device) for object_id in ids])
+        if answers:  # the only wait for them, whatever the number of objects
+            found = torch.stack([score for score, _ in answers.values()]).tolist()
+            scores |= zip(answers, found, strict=True)
+        return scores, probabilities
+
+    def _ask(self, frame: EncodedFrame, batches: Iterable[Batch], size: Size) -> dict[int, Answer]:
+        """What the model says about every object of the batches."""
+        answers: dict[int, Answer] = {}
+        for chunk, references in batches:
             # Objects of one chunk have all a sentence, or none of them.
             task = TASKS[Task.RVOS if self.memory.has_text(chunk[0]) else Task.VOS]
             with torch.inference_mode(), self.encoder.autocast():
@@ -184,21 +209,35 @@ class VideoPredictor:
                 probabilities = mask_probabilities(
                     logits,
                     stride=frame.images.padded_size[0] // logits.shape[-2],
-                    image_size=image_size,
+                    image_size=frame.images.image_sizes[0],
                     original_size=size,
                 )
                 # In float64, as Python compares.
                 present = result.scores[:, 0].double() >= self.settings.score_threshold
-                maps |= zip(chunk, probabilities * present[:, None, None], strict=True)
-            found |= zip(chunk, result.scores[:, 0], strict=True)
-        device = frame.images.tensor.device
-        scores = {object_id: float(object_id in given) for object_id in ids}
-        for object_id in set(ids) - set(maps):  # shown once, not found there
-            maps[object_id] = torch.zeros(size)
-        probabilities = torch.stack([upload(maps[object_id], device) for object_id in ids])
-        if found:  # the only wait for them, whatever the number of objects
-            scores |= zip(found, torch.stack([*found.values()]).tolist(), strict=True)
-        return scores, probabilities
+                probabilities = probabilities * present[:, None, None]
+            rows = zip(result.scores[:, 0], probabilities, strict=True)
+            answers |= zip(chunk, rows, strict=True)
+        return answers
+
+    def _is_weak(self, object_id: int) -> bool:
+        """Whether memory rests on a sentence that was not sure."""
+        score = self.memory.found_with(object_id)
+        return score is not None and score < self.settings.memory_score
+
+    def _wins(self, object_id: int, alone: Answer, remembered: Answer) -> bool:
+        """Whether the sentence alone shows another object than memory, and clearly better."""
+        mask, other = alone[1] > MASK_THRESHOLD, remembered[1] > MASK_THRESHOLD
+        if not mask.any():
+            return False
+        score, found_with = float(alone[0]), self.memory.found_with(object_id)
+        assert found_with is not None, "memory rests on the sentence"
+        if (mask & other).sum() >= SAME_OBJECT_IOU * (mask | other).sum():
+            self.memory.confirm(object_id, score)
+            return False
+        if _logit(score) <= _logit(found_with) + CLEARLY:
+            return False
+        self.memory.restart(object_id)
+        return True
 
     def _finish(
         self,
@@ -220,7 +259,7 @@ class VideoPredictor:
                 chunk = seen[start : start + self.settings.objects_per_pass]
                 references = self.encoder.masks(frame, [masks[i] for i in chunk])
                 for object_id, reference in zip(chunk, references, strict=True):
-                    self.memory.update(object_id, reference)
+                    self.memory.update(object_id, reference, scores[object_id])
         self.memory.end_frame()
         keep = self.settings.keep_probabilities
         kept = probabilities.cpu().numpy() if keep else ()
@@ -261,6 +300,11 @@ class VideoPredictor:
             if mask.any():
                 self.memory.mark_seen(object_id)
         return found
+
+
+def _logit(score: float) -> float:
+    share = min(max(score, 1e-6), 1 - 1e-6)
+    return math.log(share / (1 - share))
 
 
 def _check_object(object_id: int, prompt: Prompt) -> None:

@@ -45,10 +45,10 @@ def test_a_mask_counts_once_until_a_later_frame_is_seen() -> None:
     memory.add(1, mask=first)
     (kind,) = only(memory, 1)
     assert same(kind, first)
-    memory.update(1, second)
+    memory.update(1, second, 0.9)
     (kind,) = only(memory, 1)
     assert same(kind, join_levels([first, second]))
-    memory.update(1, third)
+    memory.update(1, third, 0.9)
     (kind,) = only(memory, 1)
     assert same(kind, join_levels([first, third]))
 
@@ -57,18 +57,41 @@ def test_a_sentence_is_joined_by_the_first_mask_that_is_seen() -> None:
     memory, text, first, second = VideoMemory(), references(1), references(2), references(3)
     memory.add(1, text=text)
     assert [same(kind, text) for kind in only(memory, 1)] == [True]
-    memory.update(1, first)
+    memory.update(1, first, 0.9)
     words, visual = only(memory, 1)
     assert same(words, text) and same(visual, first)
-    memory.update(1, second)
+    memory.update(1, second, 0.9)
     words, visual = only(memory, 1)
     assert same(words, text) and same(visual, join_levels([first, second]))
+
+
+def test_what_a_sentence_was_found_with_is_known_until_the_user_shows_the_object() -> None:
+    memory, text = VideoMemory(), references(1)
+    memory.add(1, text=text)
+    assert memory.found_with(1) is None
+    memory.update(1, references(2), 0.4)
+    memory.update(1, references(3), 0.8)  # of sentence and memory, which says nothing new
+    assert memory.found_with(1) == 0.4
+    memory.confirm(1, 0.3)
+    memory.confirm(1, 0.6)
+    assert memory.found_with(1) == 0.6
+    ((ids, kinds),) = memory.sentences([1], 8)
+    assert ids == (1,) and len(kinds) == 1 and same(kinds[0], text)
+    memory.restart(1)
+    assert [same(kind, text) for kind in only(memory, 1)] == [True]
+    memory.update(1, references(4), 0.7)
+    assert memory.found_with(1) == 0.7
+    memory.add(1, mask=references(5))
+    assert memory.found_with(1) is None
+    memory.add(2, text=text, tentative=True, shown=references(6))
+    memory.update(2, references(7), 0.5)
+    assert memory.found_with(2) is None
 
 
 def test_a_correction_replaces_what_it_gives() -> None:
     memory, text, mask = VideoMemory(), references(1), references(2)
     memory.add(1, text=text, mask=mask)
-    memory.update(1, references(3))
+    memory.update(1, references(3), 0.9)
     memory.add(1, mask=references(4))
     words, visual = only(memory, 1)
     assert same(words, text) and same(visual, references(4))
@@ -93,7 +116,7 @@ def test_batches_hold_every_object_once_with_its_own_references(size: int) -> No
     memory = VideoMemory()
     for object_id in range(1, 5):
         memory.add(object_id, mask=references(object_id, num=4 + object_id))
-    memory.update(2, references(20))
+    memory.update(2, references(20), 0.9)
     memory.add(5, text=references(50))
     memory.add(6, text=references(60), mask=references(61))
     wanted = [6, 1, 5, 2, 3, 4]
@@ -127,6 +150,6 @@ def test_only_two_frames_are_kept() -> None:
         if frame == 0:
             memory.add(1, mask=mask)
         else:
-            memory.update(1, mask)
+            memory.update(1, mask, 0.9)
     del mask
     assert [frame for frame, tensor in enumerate(alive) if tensor() is not None] == [0, 9]
