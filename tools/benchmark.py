@@ -28,7 +28,6 @@ from unified.threads import set_thread_defaults
 
 set_thread_defaults()
 
-
 from unified import ImagePredictor, VideoPredictor
 from unified.commands import run_command
 from unified.engine import profiles

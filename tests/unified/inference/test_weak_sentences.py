@@ -89,7 +89,7 @@ def follow(prompt: Prompt, memory_score: float) -> tuple[list[str], list[str]]:
     [
         (0.0, "left " * 6, 1),  # the first answer binds all
         # 0.6 is not clearly more than the 0.4 that memory rests on, but 0.7 is. It is enough.
-        (0.7, "left " * 3 + "right " * 3, 4),
+        (0.65, "left " * 3 + "right " * 3, 4),
         # It is not enough; 0.8 is not clearly more, 0.95 is.
         (0.9, "left " * 3 + "right " * 2 + "left ", 6),
     ],
