@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from unified.errors import InputError
-from unified.inference.image_io import IMAGE_SUFFIXES, is_image, natural_key
+from unified.files import is_litter, natural_key, read_text
+from unified.inference.image_io import IMAGE_SUFFIXES, is_image
 from unified.inference.results import GENERATED, RESULTS
 
 LIST_SUFFIX = ".txt"
 # What cameras and phones write and not every table of file types knows.
 PICTURE_SUFFIXES = frozenset({".heic", ".heif", ".avif", ".dng", ".cr2", ".nef", ".arw"})
-VIDEO_SUFFIXES = frozenset({".mkv", ".webm", ".m4v", ".mts", ".ts", ".flv", ".wmv", ".3gp", ".ogv"})
-LITTER = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini"})
+VIDEO_SUFFIXES = frozenset(
+    {".gif", ".mkv", ".webm", ".m4v", ".mts", ".ts", ".flv", ".wmv", ".3gp", ".ogv"}
+)
 
 
 class Picture(NamedTuple):
@@ -115,11 +117,7 @@ def expand_lists(inputs: Sequence[str]) -> list[str]:
         if path.suffix.lower() != LIST_SUFFIX or not path.is_file():
             sources.append(source)
             continue
-        try:
-            text = path.read_text(encoding="utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise InputError(f"list {source} is not UTF-8 text: {error}") from error
-        lines = [line.strip() for line in text.splitlines()]
+        lines = [line.strip() for line in read_text(path).splitlines()]
         names = [line for line in lines if line and not line.startswith("#")]
         if not names:
             raise InputError(f"list {source} is empty: write one input per line")
@@ -144,7 +142,7 @@ def _matching(source: str) -> list[Path]:
     found = [Path(name) for name in glob.glob(source, recursive=True)]
     if not found:
         raise InputError(f"input {source} matches no file: check the pattern")
-    return sorted((path for path in found if not _is_litter(path)), key=_natural)
+    return sorted((path for path in found if not is_litter(path)), key=_natural)
 
 
 def _files_below(folder: Path) -> list[Path]:
@@ -152,9 +150,9 @@ def _files_below(folder: Path) -> list[Path]:
     found: list[Path] = []
     for place, folders, files in os.walk(folder):
         made = {path.split("/")[0] for path in GENERATED} if RESULTS in files else set()
-        folders[:] = [name for name in folders if not (name in made or _is_litter(Path(name)))]
+        folders[:] = [name for name in folders if not (name in made or is_litter(name))]
         found += [Path(place, name) for name in files if name not in made | {RESULTS}]
-    return [path for path in found if not _is_litter(Path(path.name))]
+    return [path for path in found if not is_litter(path)]
 
 
 def _clips_below(folder: Path) -> list[Clip]:
@@ -184,11 +182,6 @@ def _is_picture(path: Path) -> bool:
 def _is_video(path: Path) -> bool:
     kind = mimetypes.guess_type(path.name)[0] or ""
     return kind.startswith("video/") or path.suffix.lower() in VIDEO_SUFFIXES
-
-
-def _is_litter(path: Path) -> bool:
-    """By its own name; where the user put it does not matter."""
-    return path.name in LITTER or path.name.startswith(".")
 
 
 def _natural(path: Path) -> list[object]:
