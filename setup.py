@@ -79,6 +79,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_namespace_packages(include=["unified*", "projects*"]),
+    package_data={"": ["*.txt"]},  # lists of words
     cmdclass={"build_py": BuildPackage},
     entry_points={"console_scripts": ["unified = unified.__main__:main"]},
     python_requires=">=3.10",

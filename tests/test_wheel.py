@@ -156,6 +156,16 @@ def test_the_rounding_of_recordings_is_in_it(installed: Path, tmp_path: Path) ->
     assert noise["golden_text"]
 
 
+def test_every_file_beside_the_modules_is_in_it(installed: Path) -> None:
+    beside = {
+        path.relative_to(ROOT)
+        for path in (ROOT / "unified").rglob("*")
+        if path.is_file() and path.suffix not in {".py", ".pyc"}
+    }
+    assert beside
+    assert not [path for path in beside if not (packages(installed) / path).is_file()]
+
+
 def labels(path: Path) -> np.ndarray:
     """Object ids (H, W)."""
     with Image.open(path) as image:
