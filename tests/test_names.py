@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from unified.engine.system import System, find_systems
+
 ROOT = Path(__file__).parents[1]
 SYSTEMS = sorted(file.parent.name for file in (ROOT / "projects").glob("*/model.py"))
 # (files, name that is no system there, what it is)
@@ -89,6 +91,25 @@ def test_a_planted_name_is_found(code: str) -> None:
 )
 def test_what_only_looks_like_a_name_passes(path: str, code: str) -> None:
     assert list(names_in(path, code, ["cmsa", "restr", "sam", "uniref"])) == []
+
+
+def test_tests_of_the_toolkit_need_no_system() -> None:
+    """They pass without any of the folders, so they load no model of theirs and no config."""
+    models = {name for system in find_systems().values() for name in _own_models(system)}
+    assert len(models) > len(SYSTEMS)
+    found = [
+        f"{_path(file)}:{node.lineno} needs {node.value}"
+        for file in sorted((ROOT / "tests/unified").rglob("*.py"))
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant)
+        and isinstance(node.value, str)
+        and (node.value in models or "configs/" in node.value)
+    ]
+    assert not found, "\n" + "\n".join(found)
+
+
+def _own_models(system: System) -> list[str]:
+    return list(system.models) if system.build.__module__.startswith("projects.") else []
 
 
 def test_every_exception_is_used() -> None:

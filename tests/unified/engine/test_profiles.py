@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import json
-from pathlib import Path
-
-import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,8 +9,6 @@ from torch.nn import functional as F
 from unified.engine.profiles import count_multiply_adds, profiled
 from unified.engine.system import find_systems
 from unified.structures import FeaturePyramid, ImageBatch, Reference, Segmentation
-
-ROOT = Path(__file__).parents[3]
 
 
 class Counted(nn.Module):
@@ -68,23 +61,3 @@ def test_every_system_of_the_toolkit_has_a_row() -> None:
         if any(model in rows for model in found.models)
     }
     assert systems and systems <= with_rows
-
-
-def test_the_tool_prints_a_row_of_a_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    spec = importlib.util.spec_from_file_location("benchmark", ROOT / "tools/benchmark.py")
-    assert spec is not None and spec.loader is not None
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    file = tmp_path / "rows.json"
-    arguments = ["systems", "--model", "uniref-lite", "--threads", "1", "--frames", "1"]
-    assert tool.main([*arguments, "--json", str(file)]) == 0
-    header, _, row = capsys.readouterr().out.splitlines()
-    assert header.count("|") == row.count("|")
-    measured = json.loads(file.read_text())["uniref-lite"]
-    assert measured["multiply_adds"] > 1e9 and measured["parameters"] > 1e7
-    assert 0.3 < measured["ratio"] < 3  # of itself
-    assert 200 < measured["peak_mb"] < 4000
-    assert tool.main(["systems", "--model", "uniref-swin-l"]) == 2
-    assert "has no row in the table: choose among" in capsys.readouterr().err

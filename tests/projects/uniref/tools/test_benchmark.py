@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +28,21 @@ TINY = [
 # fmt: on
 
 
-def benchmark(tmp_path: Path, *arguments: str, options: Sequence[str] = ()) -> dict[str, Any]:
-    """The report of a run that ends well; the number of threads is as before."""
+def load_tool() -> Callable[[list[str]], int]:
+    """``main`` of the tool."""
     spec = importlib.util.spec_from_file_location("benchmark", ROOT / "tools/benchmark.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module.main
+
+
+def benchmark(tmp_path: Path, *arguments: str, options: Sequence[str] = ()) -> dict[str, Any]:
+    """The report of a run that ends well; the number of threads is as before."""
     threads = torch.get_num_threads()
     try:
-        assert (
-            module.main([*arguments, "--json", str(tmp_path / "report.json"), *TINY, *options]) == 0
-        )
+        main = load_tool()
+        assert main([*arguments, "--json", str(tmp_path / "report.json"), *TINY, *options]) == 0
     finally:
         torch.set_num_threads(threads)
     return json.loads((tmp_path / "report.json").read_text())
@@ -125,3 +129,19 @@ def test_watching_ends() -> None:
         & vars(model).keys()
     )
     assert "forward" not in vars(model.head)
+
+
+def test_the_table_of_systems_has_a_row_of_a_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main, file = load_tool(), tmp_path / "rows.json"
+    arguments = ["systems", "--model", "uniref-lite", "--threads", "1", "--frames", "1"]
+    assert main([*arguments, "--json", str(file)]) == 0
+    header, _, row = capsys.readouterr().out.splitlines()
+    assert header.count("|") == row.count("|")
+    measured = json.loads(file.read_text())["uniref-lite"]
+    assert measured["multiply_adds"] > 1e9 and measured["parameters"] > 1e7
+    assert 0.3 < measured["ratio"] < 3  # of itself
+    assert 200 < measured["peak_mb"] < 4000
+    assert main(["systems", "--model", "uniref-swin-l"]) == 2
+    assert "has no row in the table: choose among" in capsys.readouterr().err
