@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 import unified
 from unified import ImagePredictor
-from unified.commands import run_command
+from unified.commands import add_max_pixels, run_command
 from unified.data.catalog import load_records
 from unified.data.samples import view_of
 from unified.errors import InputError
@@ -96,6 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--opts", nargs="*", default=[], metavar="KEY VALUE", help="of the config")
     parser.add_argument("--output", required=True, type=Path, metavar="JPG")
     parser.add_argument("--device", default="auto")
+    add_max_pixels(parser)
     options = parser.parse_args(arguments)
     return run_command(lambda: make(options))
 

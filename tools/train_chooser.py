@@ -16,7 +16,7 @@ import logging
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 import unified
 from unified.checkpoint import write_weights
-from unified.commands import run_command
+from unified.commands import add_max_pixels, run_command
 from unified.data.catalog import load_records
 from unified.data.samples import view_of
 from unified.errors import InputError
@@ -35,42 +35,56 @@ from unified.inference.chooser.choosing import weights_of
 from unified.inference.chooser.fitting import Recipe, fit
 from unified.inference.chooser.network import ChooserNetwork
 from unified.inference.chooser.rules import fit_rules, margin, right
-from unified.inference.chooser.student import Picture, Student, Told
+from unified.inference.chooser.student import Picture, Referred, Student
 from unified.inference.image_io import read_image
 
+Groups = Mapping[str, Sequence[Any]]
+"""Image file -> its records."""
 
-def pictures(names: list[str]) -> Iterator[Picture]:
-    """Every picture of some sets once, with what is said of it.
+
+def grouped(names: Sequence[str]) -> Groups:
+    """The records of some sets by image.
 
     Raises:
-        InputError: a set has no sentences.
+        InputError: a set has no sentences, or all are about nothing that is there.
     """
     groups: dict[str, list[Any]] = defaultdict(list)
     for name in names:
-        for record in load_records(name):
-            if "expressions" not in record:
-                raise InputError(f"{name} has no sentences: give a set for referring segmentation")
+        records: Sequence[Any] = load_records(name)
+        if not all("expressions" in record for record in records):
+            raise InputError(f"{name} has no sentences: give a set for referring segmentation")
+        if not any(record["annotations"] for record in records):
+            raise InputError(f"no sentence of {name} means an object: give a set with objects")
+        for record in records:
             groups[record["file_name"]].append(record)
-    for file, records in tqdm(groups.items(), desc=" ".join(names), disable=None):
+    return groups
+
+
+def pictures(groups: Groups, title: str) -> Iterator[Picture]:
+    """Every picture once, with what is said of it, behind a progress bar."""
+    for file, records in tqdm(groups.items(), desc=title, disable=None):
         image = read_image(file)
-        told = []
+        referred = []
         for record in records:
             kept = [entry for entry in record["annotations"] if not entry.get("iscrowd")]
             called = [entry.get("category_name", "") for entry in kept]
-            told.append(Told(view_of(record, image)[0].masks, called, record["expressions"]))
-        yield image, told
+            referred.append(
+                Referred(view_of(record, image)[0].masks, called, record["expressions"])
+            )
+        yield image, referred
 
 
 def train(options: argparse.Namespace) -> None:
     """Describes, trains, chooses the rules, writes and prints."""
     start = time.monotonic()
+    taught, tried = grouped(options.sets), grouped([options.choose])
     model: Any = unified.load(
         options.model, options.weights, options.device, ["INFERENCE.CHOOSER", ""]
     )
     if model.info.sha256 is None:
         raise InputError("the model has no weights: give --weights, or a model that has some")
     student = Student(model)
-    lessons, naming = student.lessons(pictures(options.sets), options.seed)
+    lessons, naming = student.lessons(pictures(taught, "describe"), options.seed)
     if not lessons:
         raise InputError(f"no candidate was found in {' '.join(options.sets)}")
     first = lessons[0]
@@ -81,11 +95,13 @@ def train(options: argparse.Namespace) -> None:
     described = time.monotonic()
     curve = fit(network, lessons, naming, Recipe(epochs=options.epochs), options.seed)
     trained = time.monotonic()
-    trials = student.trials(network, pictures([options.choose]))
+    trials = student.trials(network, pictures(tried, "choose rules"))
+    present = [trial for trial in trials if trial.truth is not None]
+    if not present:
+        raise InputError(f"no sentence of {options.choose} is understood: give English ones")
     threshold = model.inference.image.score_threshold
     rules = fit_rules(trials, threshold=threshold, keep=options.keep)
     write_weights(options.output, weights_of(network, rules, model.info.sha256))
-    present = [trial for trial in trials if trial.truth is not None]
     absent = [trial for trial in trials if trial.truth is None]
     limit = -float(torch.tensor(1 / threshold - 1).log())
     refused = sum(margin(trial, rules) < limit for trial in absent)
@@ -122,6 +138,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", required=True, type=Path, metavar="FILE")
     parser.add_argument("--device", default="auto")
+    add_max_pixels(parser)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     options = parser.parse_args(arguments)
     return run_command(lambda: train(options))
