@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -213,8 +213,3 @@ def _mirrored(described: Described) -> Described:
     x, y, x0, y0, x1, y1, *rest = described.places.unbind(dim=1)
     places = torch.stack((1 - x, y, 1 - x1, y0, 1 - x0, y1, *rest), dim=1)
     return replace(described, places=places)
-
-
-def name_vectors(words: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
-    """Unit vectors (N, D) of names, the means of their words."""
-    return F.normalize(torch.stack([words[name].float().mean(dim=0) for name in names]), dim=-1)

@@ -110,7 +110,7 @@ class ChooserNetwork(nn.Module):
                 nn.Linear(given, dim), nn.ReLU(), nn.Dropout(dropout), nn.Linear(dim, out)
             )
 
-        half, told = dim // 2, text_dim + dim
+        half, whole = dim // 2, text_dim + dim
         thing = dim + half
         self.see = nn.Sequential(nn.Dropout(dropout), mlp(seen_dim, dim))
         self.colour = mlp(COLOURS, half)
@@ -122,17 +122,17 @@ class ChooserNetwork(nn.Module):
             dim, 4, 2 * dim, dropout, batch_first=True, norm_first=True
         )
         self.attention = nn.Linear(dim, len(MODULES))
-        self.weights = nn.Linear(told, len(MODULES))
+        self.weights = nn.Linear(whole, len(MODULES))
         self.subjects, self.places = mlp(thing, dim), mlp(PLACES + ORDERS, dim)
         self.others, self.steps = nn.Linear(thing, half), nn.Linear(PAIRS, half)
         self.token = nn.Linear(thing + PLACES + ORDERS + 1, dim)
         self.scene = nn.TransformerEncoderLayer(
             dim, 4, 2 * dim, dropout, batch_first=True, norm_first=True
         )
-        self.phrases = nn.ModuleList(mlp(told, out) for out in (dim, dim, half + 1, dim))
+        self.phrases = nn.ModuleList(mlp(whole, out) for out in (dim, dim, half + 1, dim))
         self.scale = nn.Parameter(torch.full((len(MODULES),), math.log(8)))
-        self.nothing = mlp(told + 4, 1)
-        self.several = mlp(told, 1)
+        self.nothing = mlp(whole + 4, 1)
+        self.several = mlp(whole, 1)
 
     def names(self, seen: Tensor) -> Tensor:
         """(..., F) -> unit vectors (..., D) in the space of the language model."""
@@ -157,7 +157,7 @@ class ChooserNetwork(nn.Module):
         place = torch.cat((_places(candidates.places), self._order(candidates, seen)), dim=-1)
         words = words[:, :LONGEST]
         padding = padding[:, :LONGEST]
-        phrases, told, mixed = self._read(words, padding)
+        phrases, whole, mixed = self._read(words, padding)
         scale = self.scale.exp() * mixed  # (S, modules)
         meant = [read(phrases[:, number]) for number, read in enumerate(self.phrases)]
         tokens = self.token(torch.cat((thing, place, candidates.scores[..., None]), dim=-1))
@@ -172,8 +172,8 @@ class ChooserNetwork(nn.Module):
         logits = logits.masked_fill(~there[image], NEVER)
         best = F.pad(logits, (0, 1), value=NEVER).topk(2, dim=1).values.clamp(min=-30)
         total = logits.logsumexp(dim=1, keepdim=True).clamp(min=-30)
-        none = self.nothing(torch.cat((told, best, total, mixed[:, :1]), dim=-1))
-        return Choices(logits, none[:, 0], self.several(told)[:, 0])
+        none = self.nothing(torch.cat((whole, best, total, mixed[:, :1]), dim=-1))
+        return Choices(logits, none[:, 0], self.several(whole)[:, 0])
 
     def _read(self, words: Tensor, padding: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Phrases (S, modules, T), the whole (S, T) and weights of modules (S, modules)."""
@@ -185,8 +185,8 @@ class ChooserNetwork(nn.Module):
         attention = self.attention(read).masked_fill(padding[..., None], NEVER).softmax(dim=1)
         phrases = torch.einsum("snm,snt->smt", attention, both)
         kept = ~padding[..., None]
-        told = (both * kept).sum(dim=1) / kept.sum(dim=1)
-        return phrases, told, self.weights(told).softmax(dim=-1)
+        whole = (both * kept).sum(dim=1) / kept.sum(dim=1)
+        return phrases, whole, self.weights(whole).softmax(dim=-1)
 
     def _related(
         self, candidates: Candidates, thing: Tensor, image: Tensor, meant: Tensor

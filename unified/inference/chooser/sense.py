@@ -10,7 +10,7 @@ from pathlib import Path
 
 WORDS = Path(__file__).with_name("words.txt")
 MOST_STRANGE = 0.45  # share of letters in words that are neither known nor near a known one
-_ENDINGS = ("s", "es", "ed", "d", "ing", "er", "ers", "ly", "ish", "y", "less", "like", "ing's")
+_ENDINGS = ("s", "es", "ed", "d", "ing", "er", "ers", "ly", "ish", "y", "less", "like")
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _MARKUP = re.compile(r"[{}<>=\\|~^$@\[\]]|\w\(|://|::|;\s*$")
 _SMALL = frozenset(

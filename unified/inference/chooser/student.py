@@ -27,8 +27,8 @@ ASKED, BEST, SHARE = 2, 5, 0.3
 
 
 @dataclass(frozen=True)
-class Told:
-    """Sentences about some objects of an image, or about none.
+class Referred:
+    """Objects of an image that sentences refer to together, or none.
 
     Attributes:
         masks: (M, H, W) bool; M = 0 if nothing is meant.
@@ -41,7 +41,7 @@ class Told:
     sentences: Sequence[str]
 
 
-Picture = tuple[np.ndarray, Sequence[Told]]
+Picture = tuple[np.ndarray, Sequence[Referred]]
 """An image (H, W, 3) uint8 RGB and what is said of it."""
 
 
@@ -60,9 +60,9 @@ class Student:
         lessons: list[Lesson] = []
         seen: list[Tensor] = []
         names: list[str] = []
-        for image, told in pictures:
+        for image, referred in pictures:
             scene = self._look(image)
-            present = [text for one in told if len(one.masks) for text in one.sentences]
+            present = [text for one in referred if len(one.masks) for text in one.sentences]
             parts = [] if scene.detected is None else [scene.detected]
             for text in rng.permutation(present)[:ASKED].tolist():
                 asked = scene.asked(self.encoder.text(text))
@@ -71,7 +71,7 @@ class Student:
             if pool is None or not len(pool):
                 continue
             sentences: list[Sentence] = []
-            for one in told:
+            for one in referred:
                 masks = self._on_grid(one.masks, scene)
                 seen += [self._seen(mask, scene) for mask in masks if mask.any()]
                 names += [n for n, mask in zip(one.names, masks, strict=True) if mask.any()]
@@ -91,9 +91,9 @@ class Student:
         """Every sentence of pictures that makes sense, with what the network says."""
         vocabulary = {} if self.text.tokenizer is None else self.text.tokenizer.get_vocab()
         found = []
-        for image, told in pictures:
+        for image, referred in pictures:
             scene = self._look(image)
-            for one in told:
+            for one in referred:
                 masks = self._on_grid(one.masks, scene)
                 truth = masks.any(dim=0) if len(masks) else None
                 for text in one.sentences:

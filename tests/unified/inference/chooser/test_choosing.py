@@ -13,7 +13,7 @@ from unified.inference.chooser.choosing import Chooser, Rules, heard_logits, pic
 from unified.inference.chooser.fitting import Recipe, fit
 from unified.inference.chooser.network import Choices, ChooserNetwork
 from unified.inference.chooser.rules import Trial, fit_rules, margin
-from unified.inference.chooser.student import Student, Told
+from unified.inference.chooser.student import Referred, Student
 from unified.inference.settings import InferenceSettings
 from unified.structures import Prompt
 
@@ -103,12 +103,12 @@ def test_a_student_describes_pictures_with_sentences(chosen: Toy) -> None:
     student = Student(chosen)
     mask = np.zeros((2, 60, 80), bool)
     mask[0, 5:30, 10:40] = mask[1, 40:55, 50:70] = True
-    told = [
-        Told(mask[:1], ["dog"], ["the red dog", "dog on the left"]),
-        Told(mask, ["dog", "cat"], ["a dog a cat"]),
-        Told(mask[:0], [], ["a tree"]),
+    referred = [
+        Referred(mask[:1], ["dog"], ["the red dog", "dog on the left"]),
+        Referred(mask, ["dog", "cat"], ["a dog a cat"]),
+        Referred(mask[:0], [], ["a tree"]),
     ]
-    lessons, naming = student.lessons([(photo(), told)], seed=0)
+    lessons, naming = student.lessons([(photo(), referred)], seed=0)
     said = lessons[0].sentences
     assert [(s.absent, s.many) for s in said] == [(False, False)] * 2 + [
         (False, True),
@@ -120,5 +120,5 @@ def test_a_student_describes_pictures_with_sentences(chosen: Toy) -> None:
     assert naming is not None and naming.labels.tolist() == [1, 1, 0]
     curve = fit(chosen.chooser.network, lessons, naming, Recipe(epochs=1), seed=0)
     assert np.isfinite(curve).all()
-    trials = student.trials(chosen.chooser.network, [(photo(), told)])
+    trials = student.trials(chosen.chooser.network, [(photo(), referred)])
     assert [trial.truth is None for trial in trials] == [False, False, False, True]
