@@ -6,7 +6,7 @@ the three methods of ``PromptableModel``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -128,11 +128,17 @@ class Sam(nn.Module):
         return _encode_prompts(self.prompt_encoder, num, points, labels, boxes, masks)
 
     def decode_masks(
-        self, embedding: tuple[Tensor, ...], sparse: Tensor, dense: Tensor, *, several: bool
+        self,
+        embedding: tuple[Tensor, ...],
+        sparse: Tensor,
+        dense: Tensor,
+        *,
+        several: bool,
+        decoder: nn.Module | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """See ``PromptableModel``."""
+        """See ``PromptableModel``; ``decoder`` takes the place of the SAM's own."""
         (image,) = embedding
-        masks, scores = self.mask_decoder(
+        masks, scores = (self.mask_decoder if decoder is None else decoder)(
             image_embeddings=image,
             image_positional_embeddings=self._position(image),
             sparse_prompt_embeddings=sparse[:, None],
@@ -152,19 +158,32 @@ class Sam(nn.Module):
 
 
 class Sam2(nn.Module):
-    """transformers' SAM 2 or 2.1 for single images: two finer maps join the embedding.
+    """transformers' SAM 2, 2.1 or the tracker of SAM 3 for single images: two finer maps join the
+    embedding.
 
     Its video memory is not used: the fusion brings one.
     Source: SAM 2 (arXiv:2408.00714), section 4.
 
     Args:
-        model: a ``transformers.Sam2Model``.
+        model: a ``transformers.Sam2Model`` or ``Sam3TrackerModel``.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model: Any = model
         self.image_size: int = self.model.prompt_encoder.input_image_size
+
+    @property
+    def mask_decoder(self) -> nn.Module:
+        """As of ``Sam``."""
+        return self.model.mask_decoder
+
+    def freeze(self) -> nn.Module:
+        """As of ``Sam``; the projections of the finer maps belong to its decoder and learn."""
+        for part in (self.model.prompt_encoder, self.model.shared_image_embedding):
+            part.requires_grad_(False)
+        self.model.no_memory_embedding.requires_grad_(False)
+        return self.model.vision_encoder.requires_grad_(False)
 
     def encode_image(self, images: Tensor) -> tuple[Tensor, ...]:
         """See ``PromptableModel``."""
@@ -189,12 +208,18 @@ class Sam2(nn.Module):
         return _encode_prompts(self.model.prompt_encoder, num, points, labels, boxes, masks)
 
     def decode_masks(
-        self, embedding: tuple[Tensor, ...], sparse: Tensor, dense: Tensor, *, several: bool
+        self,
+        embedding: tuple[Tensor, ...],
+        sparse: Tensor,
+        dense: Tensor,
+        *,
+        several: bool,
+        decoder: nn.Module | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """See ``PromptableModel``."""
+        """See ``PromptableModel``; ``decoder`` as of ``Sam``."""
         image, *finer = embedding
         position = self.model.get_image_wide_positional_embeddings()
-        masks, scores, _, _ = self.model.mask_decoder(
+        masks, scores, _, _ = (self.mask_decoder if decoder is None else decoder)(
             image_embeddings=image,
             image_positional_embeddings=position.expand(len(image), -1, -1, -1),
             sparse_prompt_embeddings=sparse[:, None],
@@ -296,18 +321,82 @@ def build_mobile(image_size: int = 1024) -> Sam:
     )
 
 
+def build_sam2(
+    *,
+    width: int,
+    depths: list[int],
+    global_layers: list[int],
+    num_heads: int = 1,
+    windows: Sequence[int] = (8, 4, 14, 7),
+    background: int = 7,
+    image_size: int = 1024,
+) -> Sam2:
+    """SAM 2 or 2.1, which have the same weights, on a Hiera with initial ones.
+
+    Args:
+        width, num_heads: of the first stage; both double from stage to stage.
+        depths, windows: blocks and side of the windows of each stage.
+        background: side of the position code that windows repeat.
+    """
+    sam2 = require("transformers.models.sam2.modeling_sam2")
+    config = require("transformers.models.sam2.configuration_sam2")
+    widths = [width * 2**stage for stage in range(4)]
+    trunk = config.Sam2HieraDetConfig(
+        hidden_size=width,
+        num_attention_heads=num_heads,
+        image_size=[image_size, image_size],
+        blocks_per_stage=depths,
+        embed_dim_per_stage=widths,
+        num_attention_heads_per_stage=[num_heads * 2**stage for stage in range(4)],
+        window_size_per_stage=list(windows),
+        global_attention_blocks=global_layers,
+        window_positional_embedding_background_size=[background, background],
+    )
+    vision = config.Sam2VisionConfig(
+        backbone_config=trunk.to_dict(),
+        backbone_channel_list=widths[::-1],
+        backbone_feature_sizes=[[image_size // s, image_size // s] for s in (4, 8, 16)],
+    )
+    model = sam2.Sam2Model(
+        config.Sam2Config(
+            vision_config=vision.to_dict(), prompt_encoder_config={"image_size": image_size}
+        )
+    )
+    return Sam2(model)
+
+
 _VITS: Mapping[str, Mapping[str, Any]] = {
     "vit_b": {"width": 768, "depth": 12, "num_heads": 12, "global_layers": [2, 5, 8, 11]},
     "vit_l": {"width": 1024, "depth": 24, "num_heads": 16, "global_layers": [5, 11, 17, 23]},
     "vit_h": {"width": 1280, "depth": 32, "num_heads": 16, "global_layers": [7, 15, 23, 31]},
 }
-ADAPTERS: Mapping[str, Callable[..., Sam]] = {
+# Source: the configurations of facebookresearch/sam2.
+_HIERAS: Mapping[str, Mapping[str, Any]] = {
+    "tiny": {"width": 96, "depths": [1, 2, 7, 2], "global_layers": [5, 7, 9]},
+    "small": {"width": 96, "depths": [1, 2, 11, 2], "global_layers": [7, 10, 13]},
+    "base_plus": {
+        "width": 112,
+        "depths": [2, 3, 16, 3],
+        "global_layers": [12, 16, 20],
+        "num_heads": 2,
+        "background": 14,
+    },
+    "large": {
+        "width": 144,
+        "depths": [2, 6, 36, 4],
+        "global_layers": [23, 33, 43],
+        "num_heads": 2,
+        "windows": [8, 4, 16, 8],
+    },
+}
+ADAPTERS: Mapping[str, Callable[..., Sam | Sam2]] = {
     "mobile": build_mobile,
+    **{f"sam2_{name}": partial(build_sam2, **sizes) for name, sizes in _HIERAS.items()},
     **{name: partial(build_vit, **sizes) for name, sizes in _VITS.items()},
 }
 
 
-def build_sam(name: str, image_size: int = 1024) -> Sam:
+def build_sam(name: str, image_size: int = 1024) -> Sam | Sam2:
     """The SAM of that name with initial weights.
 
     Raises:

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection
 from pathlib import Path
 
 from detectron2.config import CfgNode
+from torch import nn
 
 from projects.sam.adapters import build_sam
 from projects.sam.cache import GIGABYTE, EmbeddingCache
 from projects.sam.checkpoint import MOBILE_KEYS, VIT_KEYS
+from projects.sam.context import Context
+from projects.sam.fusion import DeepFusion
 from projects.sam.losses import MaskLosses
-from projects.sam.mask_encoder import SamMaskEncoder
+from projects.sam.mask_encoder import PatchMaskEncoder, SamMaskEncoder
 from projects.sam.model import SamUniFusion
 from unified.checkpoint import load_weights, read_weights
-from unified.modeling.fusion import build_fusion
+from unified.errors import ConfigError
+from unified.modeling.backbones import build_backbone, load_pretrained
+from unified.modeling.fusion import FusionLayer, build_fusion
 from unified.modeling.text_encoder import TextEncoder, build_text_encoder
 from unified.weights import WEIGHTS, cache_dir, resolve
 
 WIDTH = 256  # of the embedding of every SAM here
 MOBILE = "mobile"
-_SAM, _TEXT_MODEL = "sam.", "text_encoder.bert."
+MASK_ENCODERS = ("resnet", "patches", "")
+SHARED = (".mlp.", "upscale_")  # of a mask decoder, never trained
+_SAM, _TEXT_MODEL, _BACKBONE = "sam.", "text_encoder.bert.", "context.backbone."
 
 
 def add_config(cfg: CfgNode) -> None:
@@ -36,6 +44,7 @@ def add_config(cfg: CfgNode) -> None:
     node.FUSION.NUM_HEADS = 8
     node.FUSION.HEAD_DIM = 256
     node.FUSION.DROPOUT = 0.1
+    node.FUSION.DEPTH = 3  # layers of DeepFusion
     node.TEXT_ENCODER = CfgNode()
     node.TEXT_ENCODER.NAME = "bert-base"  # "" builds a model without sentences
     node.TEXT_ENCODER.WEIGHTS = ""  # name in the weights registry or a folder
@@ -43,8 +52,12 @@ def add_config(cfg: CfgNode) -> None:
     node.TEXT_ENCODER.DROPOUT = 0.1
     node.TEXT_ENCODER.FREEZE = False  # the language model, not the projection of its words
     node.MASK_ENCODER = CfgNode()
-    node.MASK_ENCODER.ENABLED = True
-    node.MASK_ENCODER.WIDTH = 64
+    node.MASK_ENCODER.NAME = "resnet"  # or patches; "" builds a model that follows no masks
+    node.MASK_ENCODER.WIDTH = 64  # of the ResNet
+    node.CONTEXT = CfgNode()
+    node.CONTEXT.WEIGHTS = ""  # of EfficientNet-Lite0, which the fusion sees too; "" for none
+    # A second mask decoder for sentences and masks; MLPs and upscaling stay as the SAM's.
+    node.OWN_DECODER = False
     node.LOSS = CfgNode()
     node.LOSS.BCE = 2.0
     node.LOSS.DICE = 0.5
@@ -61,21 +74,19 @@ def build(cfg: CfgNode) -> SamUniFusion:
     node = cfg.MODEL.SAM
     sam = build_sam(node.NAME, node.IMAGE_SIZE)
     encoder = sam.freeze()
+    if node.OWN_DECODER:
+        sam.mask_decoder.requires_grad_(False)
     return SamUniFusion(
         sam,
-        fusion=build_fusion(
-            node.FUSION.NAME,
-            dim=WIDTH,
-            num_heads=node.FUSION.NUM_HEADS,
-            head_dim=node.FUSION.HEAD_DIM,
-            dropout=node.FUSION.DROPOUT,
-        ),
+        fusion=_build_fusion(node.FUSION),
         text_encoder=_build_text_encoder(node),
-        mask_encoder=(
-            SamMaskEncoder(dim=WIDTH, width=node.MASK_ENCODER.WIDTH)
-            if node.MASK_ENCODER.ENABLED
+        mask_encoder=_build_mask_encoder(node.MASK_ENCODER),
+        context=(
+            Context(build_backbone("efficientnet_lite0", freeze_at=5), dim=WIDTH)
+            if node.CONTEXT.WEIGHTS
             else None
         ),
+        decoder=own_decoder(sam.mask_decoder) if node.OWN_DECODER else None,
         criterion=MaskLosses(bce=node.LOSS.BCE, dice=node.LOSS.DICE, score=node.LOSS.SCORE),
         cache=(
             EmbeddingCache(
@@ -87,6 +98,36 @@ def build(cfg: CfgNode) -> SamUniFusion:
             else None
         ),
     )
+
+
+def own_decoder(decoder: nn.Module) -> nn.Module:
+    """A copy of a SAM's mask decoder, of which prompts and attention are trained."""
+    own = copy.deepcopy(decoder).requires_grad_(True)
+    for name, parameter in own.named_parameters():
+        if any(part in name for part in SHARED):
+            parameter.requires_grad_(False)
+    return own
+
+
+def _build_fusion(node: CfgNode) -> FusionLayer:
+    options = {
+        "dim": WIDTH,
+        "num_heads": node.NUM_HEADS,
+        "head_dim": node.HEAD_DIM,
+        "dropout": node.DROPOUT,
+    }
+    if node.NAME == DeepFusion.__name__:
+        return DeepFusion(depth=node.DEPTH, **options)
+    return build_fusion(node.NAME, **options)
+
+
+def _build_mask_encoder(node: CfgNode) -> SamMaskEncoder | PatchMaskEncoder | None:
+    if node.NAME not in MASK_ENCODERS:
+        known = ", ".join(repr(name) for name in MASK_ENCODERS)
+        raise ConfigError(f"MODEL.SAM.MASK_ENCODER.NAME is {node.NAME!r}: choose one of {known}")
+    if node.NAME == "patches":
+        return PatchMaskEncoder(dim=WIDTH)
+    return SamMaskEncoder(dim=WIDTH, width=node.WIDTH) if node.NAME else None
 
 
 def _build_text_encoder(node: CfgNode) -> TextEncoder | None:
@@ -118,6 +159,12 @@ def load_parts(model: SamUniFusion, cfg: CfgNode, given: Collection[str]) -> tup
         weights = read_weights(_file(node.WEIGHTS))
         load_weights(model.sam, weights, table=table, source=node.WEIGHTS)
         loaded.append(_SAM)
+        if model.decoder is not None:  # what a checkpoint has of it, comes after
+            model.decoder.load_state_dict(model.sam.mask_decoder.state_dict())
+            loaded.append("decoder.")
+    if model.context is not None and not _holds(given, _BACKBONE):
+        load_pretrained(model.context.backbone, _file(node.CONTEXT.WEIGHTS))
+        loaded.append(_BACKBONE)
     text = model.text_encoder
     if text is not None and node.TEXT_ENCODER.WEIGHTS and not _holds(given, _TEXT_MODEL):
         source = build_text_encoder(

@@ -15,8 +15,10 @@ from torch.nn import functional as F
 
 from projects.sam.adapters import PromptableModel
 from projects.sam.cache import EmbeddingCache
+from projects.sam.context import Context
+from projects.sam.fusion import DeepFusion
 from projects.sam.losses import MaskLosses
-from projects.sam.mask_encoder import SamMaskEncoder
+from projects.sam.mask_encoder import PatchMaskEncoder, SamMaskEncoder
 from unified.errors import ConfigError, InputError
 from unified.modeling.fusion import FusionLayer
 from unified.modeling.layers import resize_padding_mask
@@ -39,16 +41,19 @@ class SamPyramid(FeaturePyramid):
 
     Attributes:
         extras: tensors (B, ...).
+        context: (B, C, h, w) of what things are, for the fusion alone, or None.
     """
 
     extras: tuple[Tensor, ...] = ()
+    context: Tensor | None = None
 
     def expand(self, num: int) -> SamPyramid:
         """As of every pyramid."""
         expanded = super().expand(num)
         assert isinstance(expanded, SamPyramid)
         extras = tuple(extra.expand(num, *extra.shape[1:]) for extra in self.extras)
-        return replace(expanded, extras=extras)
+        context = None if self.context is None else self.context.expand(num, -1, -1, -1)
+        return replace(expanded, extras=extras, context=context)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +80,9 @@ class SamUniFusion(nn.Module):
         sam: any model with the three methods of ``PromptableModel``; an ``nn.Module`` to be saved
             and moved with this one.
         fusion: as wide as the embedding.
+        context: what else the fusion sees of a picture.
+        decoder: a mask decoder of its own for sentences and masks, so that the SAM's stays as it is
+            for points and boxes; None shares that of the SAM.
         pixel_mean, pixel_std: RGB on the 0..255 scale, as the SAM was trained.
         criterion: losses, for training.
         cache: where the embeddings of a frozen encoder are kept in training.
@@ -89,7 +97,9 @@ class SamUniFusion(nn.Module):
         *,
         fusion: FusionLayer | None = None,
         text_encoder: TextEncoder | None = None,
-        mask_encoder: SamMaskEncoder | None = None,
+        mask_encoder: SamMaskEncoder | PatchMaskEncoder | None = None,
+        context: Context | None = None,
+        decoder: nn.Module | None = None,
         pixel_mean: Sequence[float] = (123.675, 116.28, 103.53),
         pixel_std: Sequence[float] = (58.395, 57.12, 57.375),
         criterion: MaskLosses | None = None,
@@ -98,6 +108,7 @@ class SamUniFusion(nn.Module):
         super().__init__()
         self.sam, self.cache = sam, cache
         self.fusion, self.text_encoder, self.mask_encoder = fusion, text_encoder, mask_encoder
+        self.context, self.decoder = context, decoder
         self.criterion = MaskLosses() if criterion is None else criterion
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std), persistent=False)
@@ -136,6 +147,13 @@ class SamUniFusion(nn.Module):
             image_sizes=images.image_sizes,
             padded_size=images.padded_size,
             extras=tuple(extras),
+            context=None
+            if self.context is None
+            else self.context(
+                *self.context.encode(
+                    pixels * self.pixel_std[:, None, None] + self.pixel_mean[:, None, None]
+                )
+            ),
         )
 
     def encode_text(self, texts: Sequence[str]) -> tuple[Reference, ...]:
@@ -148,17 +166,10 @@ class SamUniFusion(nn.Module):
     def encode_mask(
         self, images: ImageBatch, features: FeaturePyramid, masks: Tensor
     ) -> tuple[Reference, ...]:
-        """Masks (B, H, W) of the padded size -> keys from the embedding, values from the masks.
-
-        Padding counts as image, as in the reference.
-        """
+        """Masks (B, H, W) of the padded size -> keys from the embedding, values from the masks."""
         if self.mask_encoder is None:
             raise ConfigError("this model has no mask encoder: it cannot follow a mask")
-        (embedding,) = features.levels
-        keys = _tokens(embedding)
-        values = _tokens(self.mask_encoder(images.tensor, masks, embedding))
-        nothing = torch.zeros(keys.shape[:2], dtype=torch.bool, device=keys.device)
-        return (Reference(keys, values, nothing, keys.mean(dim=1)),)
+        return (self.mask_encoder.refer(images.tensor, masks, self.seen(features)),)
 
     def encode_points(
         self, points: Tensor | None, labels: Tensor | None, boxes: Tensor | None
@@ -212,23 +223,57 @@ class SamUniFusion(nn.Module):
                 "a model that detects"
             )
         levels = [level for (level,) in references]
+        logits, scores, _ = self.answer(features, levels, several=several)
+        return logits, scores
+
+    def answer(
+        self, features: FeaturePyramid, levels: Sequence[Reference], *, several: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """As ``decode``, of at least one reference, and the coarse mask of ``fuse``."""
         shown = [level for level in levels if isinstance(level, PointReference)]
         told = [level for level in levels if not isinstance(level, PointReference)]
         assert isinstance(features, SamPyramid)
-        sparse, dense = self.sam.encode_prompts(len(features))
-        sparse = shown[0].keys if shown else torch.cat([told[0].summary[:, None], sparse], dim=1)
-        embedding = (self.fuse(features, told), *features.extras)
-        return self.sam.decode_masks(embedding, sparse, dense, several=several)
+        fused, coarse = self.fuse(features, told)
+        if coarse is None:
+            sparse, dense = self.sam.encode_prompts(len(features))
+            summary = [] if shown else [told[0].summary[:, None]]
+        else:
+            prompt = coarse_prompt(coarse, self.sam.image_size)
+            sparse, dense = self.sam.encode_prompts(len(features), **prompt)
+            summary = [told[0].summary[:, None]]
+        tokens = [*summary, sparse, *(level.keys for level in shown)]
+        own = {"decoder": self.decoder} if told and self.decoder is not None else {}
+        logits, scores = self.sam.decode_masks(
+            (fused, *features.extras), torch.cat(tokens, dim=1), dense, several=several, **own
+        )
+        return logits, scores, coarse
 
-    def fuse(self, features: FeaturePyramid, references: Sequence[Reference]) -> Tensor:
-        """The embedding (B, C, h, w) after every reference was injected."""
+    def fuse(
+        self, features: FeaturePyramid, references: Sequence[Reference]
+    ) -> tuple[Tensor, Tensor | None]:
+        """The embedding (B, C, h, w) after every reference was injected.
+
+        With ``DeepFusion`` and references also the coarse mask (B, h, w) that it found, in logits.
+        """
         (embedding,) = features.levels
         if not references:
-            return embedding
+            return embedding, None
         if self.fusion is None:
             raise ConfigError("this model has no fusion layer: it follows points and boxes only")
-        fused = self.fusion(_tokens(embedding), references)
-        return rearrange(fused, "b (h w) c -> b c h w", h=embedding.shape[-2])
+        seen = self.seen(features)
+        if isinstance(self.fusion, DeepFusion):
+            added, coarse = self.fusion.found(seen, references)
+        else:
+            added, coarse = self.fusion(seen, references) - seen, None
+        fused = embedding + rearrange(added, "b (h w) c -> b c h w", h=embedding.shape[-2])
+        return fused, coarse
+
+    def seen(self, features: FeaturePyramid) -> Tensor:
+        """What the fusion sees of each pixel, (B, h * w, C)."""
+        assert isinstance(features, SamPyramid)
+        (embedding,) = features.levels
+        seen = embedding if features.context is None else embedding + features.context
+        return rearrange(seen, "b c h w -> b (h w) c")
 
     def losses(
         self,
@@ -254,9 +299,31 @@ def _at_stride(logits: Tensor, features: FeaturePyramid, stride: int) -> Tensor:
     return F.interpolate(logits, size=(height, width), mode="bilinear", align_corners=False)
 
 
+def coarse_prompt(coarse: Tensor, side: int) -> dict[str, Tensor]:
+    """A coarse mask (B, h, w), logits, as a SAM is prompted with it: by itself and by its box.
+
+    Args:
+        side: of the padded input, in pixels, which boxes are in.
+    """
+    masks = F.interpolate(coarse[:, None], scale_factor=4, mode="bilinear", align_corners=False)
+    found = coarse.detach() > 0
+    found = torch.where(
+        found.any(dim=(1, 2), keepdim=True), found, coarse >= coarse.amax(dim=(1, 2), keepdim=True)
+    )
+    ends = []
+    for axis in (1, 2):  # columns, then rows
+        line = found.any(dim=axis)
+        index = torch.arange(line.shape[1], device=line.device)
+        ends.append(
+            (
+                torch.where(line, index, line.shape[1]).amin(dim=1),
+                torch.where(line, index + 1, 0).amax(dim=1),
+            )
+        )
+    (x0, x1), (y0, y1) = ends
+    boxes = torch.stack((x0, y0, x1, y1), dim=1) * (side / coarse.shape[-1])
+    return {"boxes": boxes.float(), "masks": masks}
+
+
 def _size(maps: Tensor) -> tuple[int, int]:
     return maps.shape[-2], maps.shape[-1]
-
-
-def _tokens(embedding: Tensor) -> Tensor:
-    return rearrange(embedding, "b c h w -> b (h w) c")

@@ -1,0 +1,121 @@
+"""UniFusion in layers: what a reference means is found out over the whole picture, then added.
+
+One layer of UniFusion adds to each pixel what it attends to, and leaves it to a detector's encoder
+and decoder to compare pixels with each other. A SAM has no such encoder: its decoder follows one
+token. Here layers of UniFusion take turns with attention among the pixels, at half the resolution
+of the embedding, and what they found joins the embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unified.modeling.attention import attend
+from unified.modeling.fusion import FilmUniFusion, FusionLayer
+from unified.modeling.layers import sine_position, zero_init
+from unified.structures import Reference
+
+DROPOUT = 0.1  # of what a layer adds, in training
+
+
+class DeepFusion(FusionLayer):
+    """Layers of attention among pixels, UniFusion and MLP at half resolution; no part of UniRef++.
+
+    Args:
+        dim: of the embedding.
+        depth: number of layers.
+        num_heads, head_dim: of every attention.
+        dropout: on the attention to references.
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        depth: int = 3,
+        num_heads: int = 4,
+        head_dim: int = 64,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.enter = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim))
+        self.layers = nn.ModuleList(
+            _Layer(dim, num_heads=num_heads, head_dim=head_dim, dropout=dropout)
+            for _ in range(depth)
+        )
+        self.norm = nn.LayerNorm(dim)
+        self.leave = nn.Linear(dim, dim)
+        self.mask = nn.Linear(dim, 4)
+        zero_init(self.leave)
+
+    def forward(self, tokens: Tensor, references: Sequence[Reference]) -> Tensor:
+        """Tokens (B, N, C) of a square embedding, changed by all references together."""
+        if not references:
+            return tokens
+        return tokens + self.found(tokens, references)[0]
+
+    def fuse(self, tokens: Tensor, reference: Reference) -> Tensor:
+        """What one reference alone adds."""
+        return self.found(tokens, [reference])[0]
+
+    def found(self, tokens: Tensor, references: Sequence[Reference]) -> tuple[Tensor, Tensor]:
+        """What is added (B, N, C), and a coarse mask (B, side, side), logits, of what is meant.
+
+        ``side`` is that of the embedding.
+        """
+        pooled = pooled_map(tokens)
+        side = pooled.shape[-1]
+        x = self.enter(rearrange(pooled, "b c h w -> b (h w) c"))
+        x = x + grid_position(pooled)
+        for layer in self.layers:
+            x = layer(x, references)
+        x = self.norm(x)
+        added = rearrange(self.leave(x), "b (h w) c -> b c h w", h=side)
+        added = F.interpolate(added, scale_factor=2, mode="bilinear", align_corners=False)
+        coarse = rearrange(self.mask(x), "b (h w) (y x) -> b (h y) (w x)", h=side, y=2)
+        return rearrange(added, "b c h w -> b (h w) c"), coarse
+
+
+def pooled_map(tokens: Tensor) -> Tensor:
+    """Tokens (B, N, C) of a square embedding at half its resolution, (B, C, side, side)."""
+    side = round(tokens.shape[1] ** 0.5)
+    return F.avg_pool2d(rearrange(tokens, "b (h w) c -> b c h w", h=side), 2)
+
+
+def grid_position(maps: Tensor) -> Tensor:
+    """Sine code of the pixels of (B, C, h, w), (1, h * w, C)."""
+    nothing = torch.zeros(1, *maps.shape[-2:], dtype=torch.bool, device=maps.device)
+    return rearrange(sine_position(nothing, maps.shape[1]), "b c h w -> b (h w) c").to(maps.dtype)
+
+
+class _Layer(nn.Module):
+    def __init__(self, dim: int, *, num_heads: int, head_dim: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        inner = num_heads * head_dim
+        self.norm_pixels = nn.LayerNorm(dim)
+        self.dropout = nn.Dropout(DROPOUT)
+        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(dim, inner) for _ in range(3))
+        self.out_proj = nn.Linear(inner, dim)
+        self.fusion = FilmUniFusion(
+            dim=dim, num_heads=num_heads, head_dim=head_dim, dropout=dropout
+        )
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(dim), nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim)
+        )
+
+    def forward(self, x: Tensor, references: Sequence[Reference]) -> Tensor:
+        """(B, N, C) -> (B, N, C)."""
+        y = self.norm_pixels(x)
+        q, k, v = (
+            rearrange(proj(y), "b n (heads d) -> b heads n d", heads=self.num_heads)
+            for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        mixed = self.out_proj(rearrange(attend(q, k, v), "b heads n d -> b n (heads d)"))
+        x = self.fusion(x + self.dropout(mixed), references)
+        return x + self.dropout(self.mlp(x))
