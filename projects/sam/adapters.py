@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from unified.dependencies import require
 from unified.errors import ConfigError
+from unified.modeling.precision import full_precision, widen
 
 SAM = "transformers.models.sam.modeling_sam"
 
@@ -153,7 +154,8 @@ class Sam(nn.Module):
         y = (torch.arange(height, device=image.device) + 0.5) / height
         x = (torch.arange(width, device=image.device) + 0.5) / width
         grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)  # (h, w, 2), x before y
-        code = self.prompt_encoder.shared_embedding(grid).permute(2, 0, 1)  # (C, h, w)
+        with full_precision(image.device):
+            code = self.prompt_encoder.shared_embedding(grid).permute(2, 0, 1)  # (C, h, w)
         return code.expand(len(image), -1, -1, -1)
 
 
@@ -218,7 +220,8 @@ class Sam2(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """See ``PromptableModel``; ``decoder`` as of ``Sam``."""
         image, *finer = embedding
-        position = self.model.get_image_wide_positional_embeddings()
+        with full_precision(image.device):
+            position = self.model.get_image_wide_positional_embeddings()
         masks, scores, _, _ = (self.mask_decoder if decoder is None else decoder)(
             image_embeddings=image,
             image_positional_embeddings=position.expand(len(image), -1, -1, -1),
@@ -238,13 +241,17 @@ def _encode_prompts(
     boxes: Tensor | None,
     masks: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """transformers' prompt encoders take one more axis, the prompts of one image: here 1."""
-    sparse, dense = encoder(
-        input_points=None if points is None else points[:, None],
-        input_labels=None if labels is None else labels[:, None],
-        input_boxes=None if boxes is None else boxes[:, None],
-        input_masks=masks,
-    )
+    """transformers' prompt encoders take one more axis, the prompts of one image: here 1.
+
+    In full precision: places are the arguments of sines.
+    """
+    with full_precision(encoder.no_mask_embed.weight.device):
+        sparse, dense = encoder(
+            input_points=None if points is None else points[:, None],
+            input_labels=None if labels is None else labels[:, None],
+            input_boxes=None if boxes is None else boxes[:, None],
+            input_masks=None if masks is None else widen(masks),
+        )
     dense = dense.expand(num, -1, -1, -1)
     return dense.new_zeros(num, 0, dense.shape[1]) if sparse is None else sparse[:, 0], dense
 
