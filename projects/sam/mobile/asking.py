@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from projects.sam.fusion import DeepFusion, pooled_map
 from projects.sam.losses import mask_iou
 from projects.sam.mobile.bank import Scene, SceneBank
-from projects.sam.mobile.scenes import FRAMES, NO_CLASS, VISIBLE, Channel, about_place
+from projects.sam.mobile.scenes import FRAMES, NO_CLASS, Channel, about_place
 from projects.sam.model import SamUniFusion
 from unified.structures import Reference, join
 
@@ -77,7 +77,7 @@ class Asker:
         rows = torch.tensor([q.row for q in questions]).to(device)
         channels = torch.tensor([q.channel for q in questions]).to(device)
         present = channels >= 0
-        masks = bank.masks[rows, channels.clamp(min=0)] & present[:, None, None]
+        masks = bank.masks(rows, channels.clamp(min=0)) & present[:, None, None]
         with torch.autocast(device.type, dtype=torch.bfloat16):
             features = bank.features(rows)
             references = []
@@ -88,7 +88,7 @@ class Asker:
             logits, scores, coarse = model.answer(features, references, several=several)
             names = self._names(model.seen(features), rows) if kind == "text" else None
         assert coarse is not None
-        inside = bank.inside[rows]
+        inside = bank.inside(rows)
         losses = {
             f"{kind}_{name}": value
             for name, value in mask_losses(logits, scores, masks, inside).items()
@@ -108,7 +108,7 @@ class Asker:
         for slot in range(2):
             rows = torch.tensor([q.memory[slot][0] for q in questions]).to(bank.device)
             channels = torch.tensor([q.memory[slot][1] for q in questions]).to(bank.device)
-            masks = bank.masks[rows, channels].float()
+            masks = bank.masks(rows, channels).float()
             if slot == 1:
                 masks = self._worn(masks)
             tokens = self.model.seen(bank.features(rows))
@@ -131,7 +131,7 @@ class Asker:
         pixels = F.normalize(self.model.fusion.enter(pooled).float(), dim=-1)
         names = F.normalize(self.bank.class_names().float(), dim=-1)
         logits = SHARPNESS * pixels @ names.t()  # (B, n, N)
-        classes = self.bank.classes[rows].flatten(1).long()
+        classes = self.bank.classes(rows).flatten(1).long()
         known = classes != NO_CLASS
         wrong = F.cross_entropy(
             logits.flatten(0, 1), classes.masked_fill(~known, 0).flatten(), reduction="none"
@@ -159,7 +159,7 @@ class Asker:
             frames = [] if about_place(text) else [0, 1, 2]
             if scene.plan.whole or len(set(scene.plan.pictures)) > 1:
                 frames = frames or [0]
-            frames = [f for f in frames if scene.areas[f][channel] >= VISIBLE]
+            frames = [f for f in frames if self.bank.visible(scene, f, channel)]
             if frames:
                 row = FRAMES * place + self.random.choice(frames)
                 return Question(row, channel, scene.plan.sentence(text))
@@ -202,11 +202,11 @@ class Asker:
         first, latest, now = self.random.choice(
             ((0, 1, 2), (0, 1, 2), (0, 1, 2), (2, 1, 0), (1, 0, 2))
         )
-        seen = [c for c in channels if scene.areas[first][c] >= VISIBLE]
+        seen = [c for c in channels if self.bank.visible(scene, first, c)]
         if not seen:
             return None
         channel = self.random.choice(seen)
-        if self.random.random() < EARLY or scene.areas[latest][channel] < VISIBLE:
+        if self.random.random() < EARLY or not self.bank.visible(scene, latest, channel):
             latest = first
         start = FRAMES * place
         there = channel if scene.areas[now][channel] > 0 else -1
@@ -222,12 +222,12 @@ class Asker:
             if ch.name
             and not ch.pasted
             and names.count(ch.name) == 1
-            and scene.areas[0][c] >= VISIBLE
+            and self.bank.visible(scene, 0, c)
         }
         for _ in range(20 if alone else 0):
             other, example = self._scene()
             for c, channel in enumerate(example.plan.channels):
-                if channel.name in alone and example.areas[0][c] >= VISIBLE and other != place:
+                if channel.name in alone and self.bank.visible(example, 0, c) and other != place:
                     shown = (FRAMES * other, c)
                     return Question(FRAMES * place, alone[channel.name], None, (shown, shown))
         return None

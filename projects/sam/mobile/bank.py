@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from projects.sam.mobile.pictures import GRID
-from projects.sam.mobile.scenes import CHANNELS, FRAMES, INPUT, NO_CLASS, Plan, SceneMaker
+from projects.sam.mobile.scenes import CHANNELS, FRAMES, VISIBLE, Plan, SceneMaker
 from projects.sam.model import SamPyramid, SamUniFusion
 from unified.expressions import swap_left_right
-from unified.structures import Reference
+from unified.structures import MASK_STRIDE, Reference
 
 WORDS = 24  # tokens of a sentence
 SENTENCES_AT_ONCE = 512
@@ -69,17 +68,7 @@ class SceneBank:
         self.scenes: dict[int, Scene] = {}
         self._fresh: _Fresh | None = None
         self.made = 0
-        rows, device = sizes.bank * FRAMES, self.device
-        half = {"dtype": torch.bfloat16, "device": device}
-        assert model.context is not None
-        channels = model.context.backbone.channels
-        self.embedding = torch.zeros(rows, 256, INPUT // 16, INPUT // 16, **half)
-        self.fine = torch.zeros(rows, channels["res4"], INPUT // 32, INPUT // 32, **half)
-        self.coarse = torch.zeros(rows, channels["res5"], INPUT // 64, INPUT // 64, **half)
-        grid = (rows, CHANNELS, GRID, GRID)
-        self.masks = torch.zeros(grid, dtype=torch.bool, device=device)
-        self.classes = torch.full((rows, 32, 32), NO_CLASS, dtype=torch.uint8, device=device)
-        self.inside = torch.zeros(rows, GRID, GRID, dtype=torch.bool, device=device)
+        self._kept: dict[str, Tensor] = {}
         self.index, self.hidden, self.lengths = self._read_sentences()
         for _ in range(4):
             self.refresh()
@@ -95,7 +84,7 @@ class SceneBank:
         pixels, masks, classes, inside = self.maker.render(plans)
         model = self.model
         mean, std = (v[:, None, None] for v in (model.pixel_mean, model.pixel_std))
-        outside = F.interpolate(inside[:, None].float(), scale_factor=INPUT // GRID) == 0
+        outside = F.interpolate(inside[:, None].float(), scale_factor=MASK_STRIDE) == 0
         normal = ((pixels - mean) / std).masked_fill(outside, 0.0)
         with torch.autocast(self.device.type, dtype=torch.bfloat16):
             embedding, *_ = model.sam.encode_image(normal)
@@ -104,15 +93,13 @@ class SceneBank:
         places = [(self.made + s) % self.sizes.bank for s in range(len(plans))]
         rows = torch.tensor([p * FRAMES + f for p in places for f in range(FRAMES)])
         rows = rows.to(self.device)
-        for kept, new in (
-            (self.embedding, embedding),
-            (self.fine, fine),
-            (self.coarse, coarse),
-            (self.masks, masks),
-            (self.classes, classes),
-            (self.inside, inside),
-        ):
-            kept[rows] = new.to(kept.dtype)
+        made = {"embedding": embedding, "fine": fine, "coarse": coarse}
+        made = {name: value.to(torch.bfloat16) for name, value in made.items()}
+        for name, value in (made | {"masks": masks, "classes": classes, "inside": inside}).items():
+            if name not in self._kept:
+                shape = (self.sizes.bank * FRAMES, *value.shape[1:])
+                self._kept[name] = torch.zeros(shape, dtype=value.dtype, device=self.device)
+            self._kept[name][rows] = value
         for place in places:
             self.scenes.pop(place, None)
         self._fresh = self._send(places, plans, masks.sum(dim=(2, 3)))
@@ -140,14 +127,30 @@ class SceneBank:
     def features(self, rows: Tensor) -> SamPyramid:
         """Of frames by their rows; the projection of the classifier is trained."""
         assert self.model.context is not None
-        padding = ~self.inside[rows]
+        kept, side = self._kept, self.maker.side
         return SamPyramid(
-            levels=(self.embedding[rows],),
-            padding_masks=(padding[:, ::4, ::4],),
-            image_sizes=((INPUT, INPUT),) * len(rows),
-            padded_size=(INPUT, INPUT),
-            context=self.model.context(self.fine[rows], self.coarse[rows]),
+            levels=(kept["embedding"][rows],),
+            padding_masks=(~kept["inside"][rows][:, ::4, ::4],),
+            image_sizes=((side, side),) * len(rows),
+            padded_size=(side, side),
+            context=self.model.context(kept["fine"][rows], kept["coarse"][rows]),
         )
+
+    def masks(self, rows: Tensor, channels: Tensor) -> Tensor:
+        """Of targets by rows and channels, (N, grid, grid) bool."""
+        return self._kept["masks"][rows, channels]
+
+    def inside(self, rows: Tensor) -> Tensor:
+        """Where there is a picture, (N, grid, grid) bool."""
+        return self._kept["inside"][rows]
+
+    def classes(self, rows: Tensor) -> Tensor:
+        """Labels of ``class_names`` or ``NO_CLASS``, (N, side / 32, side / 32)."""
+        return self._kept["classes"][rows]
+
+    def visible(self, scene: Scene, frame: int, channel: int) -> bool:
+        """Whether there is enough of a target in a frame."""
+        return scene.areas[frame][channel] >= VISIBLE * self.maker.grid**2
 
     def sentences(self, texts: Sequence[str]) -> Reference:
         """The projected words of known sentences."""

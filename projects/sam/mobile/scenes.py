@@ -22,12 +22,13 @@ from torch.nn import functional as F
 
 from projects.sam.mobile.pictures import GRID, SIDE, Picture
 from unified.expressions import has_ordinal, swap_left_right
+from unified.structures import MASK_STRIDE
 
 FRAMES, CHANNELS = 3, 6  # of a scene
 PASTED = 2  # of the channels, at most
-INPUT = 1024  # side of the SAM's input
 NO_CLASS = 255
-VISIBLE = 24  # cells of 256 x 256 that an object has at least
+CLASS_STRIDE = 32  # of the map of classes, in pixels
+VISIBLE = 4e-4  # share of the square that an object has at least
 _PLACE = re.compile(
     r"\b(left|right|top|bottom|upper|lower|middle|mid|cent(er|re)|corner|front|back|behind|far|near"
     r"|nearest|closest|furthest|farthest|next|last|above|below|under|between|beside|side|edge"
@@ -90,10 +91,14 @@ class SceneMaker:
         pictures: all that may be drawn from.
         device: where pictures lie and frames are made.
         seed: of what is drawn.
+        side: of the SAM's input.
     """
 
-    def __init__(self, pictures: Sequence[Picture], device: torch.device, seed: int) -> None:
+    def __init__(
+        self, pictures: Sequence[Picture], device: torch.device, *, seed: int, side: int
+    ) -> None:
         self.pictures, self.device = pictures, device
+        self.side, self.grid = side, side // MASK_STRIDE
         self.random = random.Random(seed)
         self.noise = np.random.default_rng(seed)
         with ThreadPoolExecutor(6) as pool:
@@ -179,7 +184,7 @@ class SceneMaker:
             y += r.gauss(0, 0.07) * move * height / zoom
             zoom = max(0.95, zoom * math.exp(r.gauss(0, 0.12) * move))
             angle += r.gauss(0, 4.0) * move
-            windows.append(_affine(size, (x, y), 1 / zoom, angle, flipped))
+            windows.append(_affine(self.side, size, (x, y), 1 / zoom, angle, flipped))
         return windows
 
     def _paste(self, size: tuple[int, int]) -> tuple[int, int, list[np.ndarray | None]]:
@@ -197,7 +202,7 @@ class SceneMaker:
             y += r.gauss(0, 0.18) * wander * side
             side *= math.exp(r.gauss(0, 0.15) * wander)
             angle += r.gauss(0, 7) * wander
-            placed = _placed((x, y), centre, extent / side, angle, flipped)
+            placed = _placed(self.side, (x, y), centre, extent / side, angle, flipped)
             frames.append(placed)
         if r.random() < 0.1:
             frames[2] = None
@@ -208,21 +213,24 @@ class SceneMaker:
         """Frames of S scenes.
 
         Returns:
-            pixels (S * FRAMES, 3, INPUT, INPUT) in 0..255, NaN-free, zero outside the pictures;
-            masks (S * FRAMES, CHANNELS, GRID, GRID) bool; classes (S * FRAMES, 32, 32) uint8;
-            inside (S * FRAMES, GRID, GRID) bool, where there is a picture.
+            pixels (S * FRAMES, 3, side, side) in 0..255, zero outside the pictures;
+            masks (S * FRAMES, CHANNELS, grid, grid) bool;
+            classes (S * FRAMES, side / 32, side / 32) uint8;
+            inside (S * FRAMES, grid, grid) bool, where there is a picture.
         """
         device = self.device
         index = torch.tensor([i for p in plans for i in p.pictures], device=device)
         sizes = torch.tensor([self.pictures[i].size for p in plans for i in p.pictures])
         windows = torch.from_numpy(np.stack([w for p in plans for w in p.windows])).float()
         sizes, windows = sizes.to(device), windows.to(device)
-        pixels = self._sample(self.images[index], windows, sizes, INPUT)
-        fine = _grid(windows, sizes, GRID)
-        masks = torch.zeros(len(index), CHANNELS, GRID, GRID, dtype=torch.bool, device=device)
+        pixels = self._sample(self.images[index], windows, sizes, self.side)
+        fine = self._grid(windows, sizes, self.grid)
+        masks = torch.zeros(
+            len(index), CHANNELS, self.grid, self.grid, dtype=torch.bool, device=device
+        )
         classes = F.grid_sample(
             self.classes[index][:, None].float(),
-            _grid(windows, sizes, 32),
+            self._grid(windows, sizes, self.side // CLASS_STRIDE),
             mode="nearest",
             align_corners=False,
         )[:, 0].to(torch.uint8)
@@ -238,11 +246,11 @@ class SceneMaker:
                         continue  # the clip's object is not in this frame
                     union = self.masks[have].amax(dim=0)[None, None].float()
                     masks[row, c] = _nearest(union, fine[row : row + 1])[0, 0]
-        inside = self._inside(sizes, GRID)
+        inside = self._inside(sizes, self.grid)
         self._add_pastes(plans, sizes, pixels, masks, classes)
         masks &= inside[:, None]
         pixels = self._colour(pixels)
-        pixels *= self._inside(sizes, INPUT)[:, None]
+        pixels *= self._inside(sizes, self.side)[:, None]
         return pixels, masks, classes, inside
 
     def _add_pastes(
@@ -258,23 +266,41 @@ class SceneMaker:
                     # Output pixels to canvas pixels of the scene is a half, as for a whole picture.
                     matrix = torch.from_numpy(placed).float()[None].to(self.device)
                     size = torch.full((1, 2), SIDE, device=self.device)
-                    image = self._sample(self.images[other : other + 1], matrix, size, INPUT)[0]
+                    image = self._sample(self.images[other : other + 1], matrix, size, self.side)[0]
                     mask = self.masks[self.starts[other] + obj][None, None].float()
-                    alpha = F.grid_sample(mask, _grid(matrix, None, INPUT), align_corners=False)
-                    alpha = ((alpha[0] - 0.5) * 3 + 0.5).clamp(0, 1)  # (1, INPUT, INPUT)
+                    alpha = F.grid_sample(
+                        mask, self._grid(matrix, None, self.side), align_corners=False
+                    )
+                    alpha = ((alpha[0] - 0.5) * 3 + 0.5).clamp(0, 1)  # (1, side, side)
                     pixels[row] = torch.lerp(pixels[row], image, alpha)
-                    cells = F.avg_pool2d(alpha[None], INPUT // GRID)[0, 0] > 0.5
+                    cells = F.avg_pool2d(alpha[None], MASK_STRIDE)[0, 0] > 0.5
                     masks[row] &= ~cells
                     masks[row, own + n] = cells
-                    small = F.avg_pool2d(cells[None, None].float(), GRID // 32)[0, 0]
+                    small = F.avg_pool2d(cells[None, None].float(), CLASS_STRIDE // MASK_STRIDE)[
+                        0, 0
+                    ]
                     name = self.pictures[other].names[obj]
                     label = self.names.index(name) if name else NO_CLASS
                     classes[row][small > 0.5] = label
                     classes[row][(small > 0) & (small <= 0.5)] = NO_CLASS
 
     def _sample(self, images: Tensor, windows: Tensor, sizes: Tensor, side: int) -> Tensor:
-        grid = _grid(windows, sizes, side)
+        grid = self._grid(windows, sizes, side)
         return F.grid_sample(images.float(), grid, align_corners=False, padding_mode="border")
+
+    def _grid(self, windows: Tensor, sizes: Tensor | None, cells: int) -> Tensor:
+        """Where each of cells x cells of the output looks on the canvas, in -1..1.
+
+        With sizes it looks at the border of the picture instead of beyond. (F, cells, cells, 2).
+        """
+        line = (torch.arange(cells, device=windows.device) + 0.5) * (self.side / cells)
+        y, x = torch.meshgrid(line, line, indexing="ij")
+        points = torch.stack([x, y, torch.ones_like(x)], dim=-1)  # (cells, cells, 3)
+        seen = torch.einsum("hwk,fck->fhwc", points, windows)
+        if sizes is not None:
+            last = sizes.flip(1)[:, None, None].to(seen.dtype) - 0.5
+            seen = torch.minimum(seen.clamp(min=0.5), last)
+        return seen * (2 / SIDE) - 1
 
     def _inside(self, sizes: Tensor, side: int) -> Tensor:
         """(F, side, side) bool: where the picture is, at the upper left."""
@@ -320,45 +346,40 @@ def _class_map(picture: Picture, names: Sequence[str]) -> np.ndarray:
 
 
 def _affine(
-    size: tuple[int, int], centre: tuple[float, float], scale: float, angle: float, flipped: bool
+    side: int,
+    size: tuple[int, int],
+    centre: tuple[float, float],
+    scale: float,
+    angle: float,
+    flipped: bool,
 ) -> np.ndarray:
     """Output pixels (x, y, 1) to canvas pixels; the middle of the output sees ``centre``."""
     height, width = size
     turn = math.radians(angle)
-    k = scale * SIDE / INPUT
+    k = scale * SIDE / side
     matrix = k * np.array([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]])
     if flipped:
         matrix[:, 0] *= -1
-    middle = np.array([width, height]) * (INPUT / SIDE) / 2
+    middle = np.array([width, height]) * (side / SIDE) / 2
     return np.concatenate([matrix, (np.array(centre) - matrix @ middle)[:, None]], axis=1)
 
 
 def _placed(
-    at: tuple[float, float], centre: tuple[float, float], scale: float, angle: float, flipped: bool
+    side: int,
+    at: tuple[float, float],
+    centre: tuple[float, float],
+    scale: float,
+    angle: float,
+    flipped: bool,
 ) -> np.ndarray:
     """Output pixels to canvas pixels of the pasted picture; canvas point ``at`` sees ``centre``."""
     turn = math.radians(angle)
-    k = scale * SIDE / INPUT
+    k = scale * SIDE / side
     matrix = k * np.array([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]])
     if flipped:
         matrix[:, 0] *= -1
-    middle = np.array(at) * (INPUT / SIDE)
+    middle = np.array(at) * (side / SIDE)
     return np.concatenate([matrix, (np.array(centre) - matrix @ middle)[:, None]], axis=1)
-
-
-def _grid(windows: Tensor, sizes: Tensor | None, side: int) -> Tensor:
-    """Where each output cell looks on the canvas, (F, side, side, 2) in -1..1.
-
-    With sizes it looks at the border of the picture instead of beyond.
-    """
-    line = (torch.arange(side, device=windows.device) + 0.5) * (INPUT / side)
-    y, x = torch.meshgrid(line, line, indexing="ij")
-    points = torch.stack([x, y, torch.ones_like(x)], dim=-1)  # (side, side, 3)
-    seen = torch.einsum("hwk,fck->fhwc", points, windows)
-    if sizes is not None:
-        last = sizes.flip(1)[:, None, None].to(seen.dtype) - 0.5
-        seen = torch.minimum(seen.clamp(min=0.5), last)
-    return seen * (2 / SIDE) - 1
 
 
 def _nearest(masks: Tensor, grid: Tensor) -> Tensor:

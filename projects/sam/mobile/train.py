@@ -52,7 +52,7 @@ def train(options: argparse.Namespace) -> None:
     load_parts(model, cfg, ())
     device = pick_device(options.device)
     model.to(device).train()
-    maker = SceneMaker(load(options.pictures), device, options.seed)
+    maker = SceneMaker(load(options.pictures), device, seed=options.seed, side=model.sam.image_size)
     sizes = Sizes(options.bank, options.scenes, *options.batches)
     bank = SceneBank(model, maker, sizes)
     asker = Asker(model, bank)

@@ -132,7 +132,7 @@ def test_official_files_fill_every_entry(name: str) -> None:
 
 
 def test_unknown_names_and_files_of_another_sam_get_one_clear_error() -> None:
-    with pytest.raises(ConfigError, match="choose one of mobile, sam2_tiny, .*vit_h"):
+    with pytest.raises(ConfigError, match=r"choose one of mobile, sam2_tiny, .*vit_h"):
         build_sam("huge")
     with torch.device("meta"):
         other = VIT_KEYS.to_foreign(ADAPTERS["vit_b"]().state_dict())

@@ -1,0 +1,209 @@
+"""The parts of the small model: a fusion in layers, features of a classifier, masks in patches."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from projects.sam.adapters import Sam
+from projects.sam.config import own_decoder
+from projects.sam.context import Context
+from projects.sam.fusion import DeepFusion
+from projects.sam.mask_encoder import PatchMaskEncoder
+from projects.sam.model import SamUniFusion, coarse_prompt
+from tests.projects.sam.test_model import BOX, encoded, masks_on
+from tests.projects.sam.tiny import DIM, SIDE, transformers_sam
+from tests.toy.parts import make_text_encoder
+from unified.modeling.backbones import build_backbone
+from unified.structures import Reference
+
+GRID = SIDE // 16  # of the embedding
+
+
+def deep(depth: int = 2) -> DeepFusion:
+    """Not the identity any more."""
+    torch.manual_seed(1)
+    fusion = DeepFusion(dim=DIM, depth=depth, num_heads=2, head_dim=16).eval()
+    with torch.no_grad():
+        for parameter in fusion.parameters():
+            if not parameter.any():
+                parameter.normal_(std=0.2)
+    return fusion
+
+
+def reference(num: int, length: int, seed: int) -> Reference:
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randn(num, length, DIM, generator=generator)
+    return Reference(tokens, tokens + 1, torch.zeros(num, length).bool(), tokens.mean(dim=1))
+
+
+def tokens(num: int = 2) -> Tensor:
+    return torch.randn(num, GRID * GRID, DIM, generator=torch.Generator().manual_seed(9))
+
+
+def make_small(**parts: nn.Module) -> SamUniFusion:
+    """As ``configs/lite/sam_mobile.yaml``, tiny."""
+    sam = Sam.of(transformers_sam())
+    torch.manual_seed(0)
+    given = {
+        "fusion": deep(),
+        "text_encoder": make_text_encoder(DIM),
+        "mask_encoder": PatchMaskEncoder(dim=DIM, patch=4),
+        "decoder": own_decoder(sam.mask_decoder),
+        **parts,
+    }
+    return SamUniFusion(sam, **given).eval()
+
+
+def test_it_begins_as_the_identity() -> None:
+    fusion = DeepFusion(dim=DIM, num_heads=2, head_dim=16)
+    assert torch.equal(fusion(tokens(), []), tokens())
+    assert torch.equal(fusion(tokens(), [reference(2, 5, 0)]), tokens())
+
+
+@torch.no_grad()
+def test_the_order_of_references_and_their_padding_change_nothing() -> None:
+    fusion = deep()
+    first, second = reference(2, 5, 0), reference(2, 7, 1)
+    both = fusion(tokens(), [first, second])
+    assert not torch.allclose(both, fusion(tokens(), [first]), atol=1e-3)
+    torch.testing.assert_close(fusion(tokens(), [second, first]), both, atol=1e-5, rtol=0)
+    padded = replace(
+        first,
+        keys=torch.cat([first.keys, torch.full((2, 3, DIM), 9.0)], dim=1),
+        values=torch.cat([first.values, torch.full((2, 3, DIM), 9.0)], dim=1),
+        padding_mask=torch.cat([first.padding_mask, torch.ones(2, 3).bool()], dim=1),
+    )
+    torch.testing.assert_close(fusion(tokens(), [padded, second]), both, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_a_batch_of_the_fusion_is_its_rows() -> None:
+    fusion, given = deep(), reference(2, 5, 0)
+    added, coarse = fusion.found(tokens(), [given])
+    assert added.shape == (2, GRID * GRID, DIM) and coarse.shape == (2, GRID, GRID)
+    for row in range(2):
+        alone = fusion.found(tokens()[row : row + 1], [given[row : row + 1]])
+        torch.testing.assert_close(alone[0][0], added[row], atol=1e-5, rtol=0)
+        torch.testing.assert_close(alone[1][0], coarse[row], atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_the_value_of_a_patch_says_what_the_mask_is_there() -> None:
+    encoder = PatchMaskEncoder(dim=DIM, patch=4)
+    masks = torch.zeros(1, SIDE, SIDE)
+    masks[:, :32, :32] = 1
+    seen = tokens(1)
+    shown = encoder.refer(torch.zeros(1, 3, SIDE, SIDE), masks, seen)
+    empty = encoder.refer(torch.zeros(1, 3, SIDE, SIDE), masks * 0, seen)
+    changed = (shown.values - empty.values).abs().amax(dim=-1)[0] > 1e-6
+    assert changed.tolist() == [True, False, False, False]  # of 2 x 2 patches
+    assert torch.equal(shown.keys, empty.keys)
+    corner = encoder.norm(seen.reshape(GRID, GRID, DIM)[:2, :2].mean(dim=(0, 1)))
+    torch.testing.assert_close(shown.summary[0], corner, atol=1e-5, rtol=0)
+    assert not empty.summary.any()
+
+
+@pytest.mark.parametrize("where", [(1, 3, 2, 4), (0, 1, 0, 1)])
+def test_a_coarse_mask_prompts_with_itself_and_its_box(where: tuple[int, int, int, int]) -> None:
+    x0, x1, y0, y1 = where
+    coarse = torch.full((1, GRID, GRID), -3.0)
+    coarse[:, y0:y1, x0:x1] = 2.0
+    prompt = coarse_prompt(coarse, SIDE)
+    assert prompt["masks"].shape == (1, 1, 4 * GRID, 4 * GRID)
+    assert prompt["boxes"].tolist() == [[x0 * 16.0, y0 * 16.0, x1 * 16.0, y1 * 16.0]]
+
+
+def test_where_nothing_is_found_the_likeliest_cell_is_the_box() -> None:
+    coarse = torch.full((1, GRID, GRID), -3.0)
+    coarse[0, 2, 1] = -1.0
+    assert coarse_prompt(coarse, SIDE)["boxes"].tolist() == [[16.0, 32.0, 32.0, 48.0]]
+
+
+@torch.no_grad()
+def test_points_keep_the_masks_of_the_sam_when_the_decoder_is_another() -> None:
+    model = make_small()
+    _, features = encoded(model)
+    shown = model.encode_points(None, None, BOX)
+    before, _ = model.decode(features, [shown], several=False)
+    text = model.encode_text(["the red man"])
+    told, _ = model.decode(features, [text], several=False)
+    assert model.decoder is not None
+    for parameter in model.decoder.parameters():
+        parameter.mul_(1.1)
+    torch.testing.assert_close(model.decode(features, [shown], several=False)[0], before)
+    assert not torch.allclose(model.decode(features, [text], several=False)[0], told, atol=1e-2)
+
+
+@torch.no_grad()
+def test_sentence_mask_and_points_all_have_a_say() -> None:
+    model = make_small()
+    images, features = encoded(model)
+    text = model.encode_text(["the red man"])
+    mask = model.encode_mask(images, features, masks_on(images))
+    shown = model.encode_points(None, None, BOX)
+    answers = [
+        model.decode(features, given, several=False)[0]
+        for given in ([text], [mask], [text, mask], [text, shown], [text, mask, shown])
+    ]
+    for i, first in enumerate(answers):
+        assert all((first - second).abs().max() > 1e-3 for second in answers[:i])
+
+
+def test_what_a_decoder_of_its_own_shares_is_not_trained() -> None:
+    decoder = own_decoder(transformers_sam().mask_decoder)
+    trained = {name for name, p in decoder.named_parameters() if p.requires_grad}
+    assert (
+        "iou_token.weight" in trained and "transformer.layers.0.self_attn.q_proj.weight" in trained
+    )
+    assert not any("upscale" in name or ".mlp." in name for name in trained)
+
+
+def test_features_of_the_classifier_join_what_the_fusion_sees() -> None:
+    torch.manual_seed(3)
+    context = Context(build_backbone("efficientnet_lite0", freeze_at=5), dim=DIM).eval()
+    model = make_small(context=context)
+    _, features = encoded(model)
+    assert features.context.shape == features.levels[0].shape
+    bare = replace(features, context=None)
+    text = model.encode_text(["the red man"])
+    with torch.no_grad():
+        difference = model.fuse(features, [text[0]])[0] - model.fuse(bare, [text[0]])[0]
+        assert difference.abs().max() > 1e-4
+        shown = model.encode_points(None, None, BOX)
+        pointed = [model.decode(f, [shown], several=False)[0] for f in (features, bare)]
+    assert torch.equal(*pointed)
+    assert features.expand(3).context.shape[0] == 3
+
+
+def test_everything_that_is_trained_learns() -> None:
+    context = Context(build_backbone("efficientnet_lite0", freeze_at=5), dim=DIM)
+    model = make_small(context=context).train()
+    model.sam.freeze()
+    model.sam.mask_decoder.requires_grad_(False)
+    images, features = encoded(model)
+    text = model.encode_text(["the red man"])
+    mask = model.encode_mask(images, features, masks_on(images))
+    logits, scores, coarse = model.answer(features, [text[0], mask[0]], several=False)
+    (logits.square().mean() + scores.sum() + coarse.square().mean()).backward()
+    spare = ("hypernetworks_mlps.1", "hypernetworks_mlps.2", "hypernetworks_mlps.3", "bert.")
+    silent = {
+        name
+        for name, p in model.named_parameters()
+        if p.requires_grad and p.grad is None and not any(part in name for part in spare)
+    }
+    assert not silent
+    assert all(p.grad is None for p in model.sam.parameters())
+
+
+def test_a_copy_keeps_its_weights_apart() -> None:
+    decoder = transformers_sam().mask_decoder
+    before = copy.deepcopy(decoder.state_dict())
+    with torch.no_grad():
+        for parameter in own_decoder(decoder).parameters():
+            parameter.zero_()
+    assert all(torch.equal(value, before[name]) for name, value in decoder.state_dict().items())
