@@ -67,6 +67,11 @@ class PointReference(Reference):
     ambiguous: bool
 
 
+@dataclass(frozen=True, kw_only=True)
+class SentenceReference(Reference):
+    """Of a sentence."""
+
+
 class SamUniFusion(nn.Module):
     """Encode the image, encode its references, fuse them into the embedding, decode one mask.
 
@@ -161,7 +166,7 @@ class SamUniFusion(nn.Module):
         if self.text_encoder is None:
             raise ConfigError("this model has no text encoder: it cannot follow a sentence")
         text = self.text_encoder(texts)
-        return (Reference(text.words, text.words, text.padding_mask, text.sentence),)
+        return (SentenceReference(text.words, text.words, text.padding_mask, text.sentence),)
 
     def encode_mask(
         self, images: ImageBatch, features: FeaturePyramid, masks: Tensor
@@ -198,14 +203,16 @@ class SamUniFusion(nn.Module):
     ) -> Segmentation:
         """The best of SAM's masks of every image; scores are its predicted IoU.
 
-        One point alone gets the best of several masks, everything else the one for clear prompts.
+        One point alone, and with a decoder of its own a sentence alone, get the best of several
+        masks, everything else the one for clear prompts.
 
         Raises:
             InputError: there is no reference: SAM does not look for objects by itself.
         """
-        several = top_k > 1 or any(
-            isinstance(level, PointReference) and level.ambiguous for (level,) in references
-        )
+        levels = [level for (level,) in references]
+        pointed = any(isinstance(level, PointReference) and level.ambiguous for level in levels)
+        told = all(isinstance(level, SentenceReference) for level in levels)
+        several = top_k > 1 or pointed or (told and self.decoder is not None)
         logits, scores = self.decode(features, references, several=several)
         best = scores.topk(min(top_k, scores.shape[1]), dim=1).indices  # (B, K)
         logits = logits[torch.arange(len(best), device=best.device)[:, None], best]
