@@ -13,7 +13,6 @@ from torch.nn import functional as F
 from unified.modeling.backbones import Backbone
 
 MEAN, STD = 127.0, 128.0  # of EfficientNet-Lite
-SPREAD = 0.1  # at first: about that of a SAM's embedding, beside which it is seen
 
 
 class Context(nn.Module):
@@ -32,7 +31,6 @@ class Context(nn.Module):
         self.mix = nn.Sequential(
             nn.GroupNorm(1, dim), nn.GELU(), nn.Conv2d(dim, dim, 3, padding=1), nn.GroupNorm(1, dim)
         )
-        nn.init.constant_(self.mix[-1].weight, SPREAD)
 
     def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """RGB (B, 3, S, S) in 0..255 -> features at strides 32 and 64 of them, without gradient."""

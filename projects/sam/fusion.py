@@ -21,7 +21,6 @@ from unified.modeling.layers import sine_position, zero_init
 from unified.structures import Reference
 
 DROPOUT = 0.1  # of what a layer adds, in training
-SPREAD = 0.1  # of a SAM's embedding, about: what is added is as small
 
 
 class DeepFusion(FusionLayer):
@@ -76,7 +75,7 @@ class DeepFusion(FusionLayer):
         for layer in self.layers:
             x = layer(x, references)
         x = self.norm(x)
-        added = rearrange(SPREAD * self.leave(x), "b (h w) c -> b c h w", h=side)
+        added = rearrange(self.leave(x), "b (h w) c -> b c h w", h=side)
         added = F.interpolate(added, scale_factor=2, mode="bilinear", align_corners=False)
         coarse = rearrange(self.mask(x), "b (h w) (y x) -> b (h y) (w x)", h=side, y=2)
         return rearrange(added, "b c h w -> b (h w) c"), coarse

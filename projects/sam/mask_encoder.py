@@ -71,7 +71,6 @@ class PatchMaskEncoder(nn.Module):
     def __init__(self, *, dim: int, patch: int = 8) -> None:
         super().__init__()
         self.patch = patch
-        self.norm = nn.LayerNorm(dim)
         self.mlp = nn.Sequential(
             nn.Linear(dim + patch * patch, dim), nn.GELU(), nn.Linear(dim, dim)
         )
@@ -85,7 +84,7 @@ class PatchMaskEncoder(nn.Module):
         cells = rearrange(
             cells, "b (h y) (w x) -> b (h w) (y x)", y=self.patch, x=self.patch
         )  # (B, n, patch * patch) in [0, 1]
-        keys = self.norm(rearrange(pooled, "b c h w -> b (h w) c"))
+        keys = rearrange(pooled, "b c h w -> b (h w) c")
         values = self.mlp(torch.cat([keys, 2 * cells - 1], dim=-1))
         weights = cells.mean(dim=-1, keepdim=True)  # (B, n, 1)
         summary = (keys * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1e-3)

@@ -245,7 +245,7 @@ class SamUniFusion(nn.Module):
             sparse, dense = self.sam.encode_prompts(len(features))
             summary = [] if shown else [told[0].summary[:, None]]
         else:
-            prompt = coarse_prompt(coarse.detach(), self.sam.image_size)
+            prompt = coarse_prompt(coarse, self.sam.image_size)
             sparse, dense = self.sam.encode_prompts(len(features), **prompt)
             summary = [told[0].summary[:, None]]
         tokens = [*summary, sparse, *(level.keys for level in shown)]
@@ -313,7 +313,7 @@ def coarse_prompt(coarse: Tensor, side: int) -> dict[str, Tensor]:
         side: of the padded input, in pixels, which boxes are in.
     """
     masks = F.interpolate(coarse[:, None], scale_factor=4, mode="bilinear", align_corners=False)
-    found = coarse > 0
+    found = coarse.detach() > 0
     found = torch.where(
         found.any(dim=(1, 2), keepdim=True), found, coarse >= coarse.amax(dim=(1, 2), keepdim=True)
     )

@@ -33,7 +33,7 @@ from unified.engine.config import load_config
 
 logger = logging.getLogger(__name__)
 
-RATE, DECODER_RATE, DECAY, CLIP, WARMUP, EMA = 4e-4, 8e-5, 0.05, 1.0, 150, 0.998
+RATE, DECODER_RATE, DECAY, CLIP, WARMUP, EMA = 4e-4, 1.5e-4, 0.05, 1.0, 150, 0.998
 SAVE_EVERY, LOG_EVERY = 45.0, 25
 
 
