@@ -84,7 +84,7 @@ def _answer(
         f"{name}_pred_masks_sub": masks[..., ::8, ::8],
         f"{name}_mask_mean": masks.mean(dim=(2, 3)),
         f"{name}_mask_std": masks.std(dim=(2, 3)),
-        f"{name}_fused_sub": model.fuse(features, [reference])[:, ::16, ::2, ::2],
+        f"{name}_fused_sub": model.fuse(features, [reference])[0][:, ::16, ::2, ::2],
     }
 
 

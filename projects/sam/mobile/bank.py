@@ -106,7 +106,7 @@ class SceneBank:
         self.made += len(plans)
 
     def _send(self, places: list[int], plans: list[Plan], areas: Tensor) -> _Fresh:
-        if areas.device.type != "cuda":
+        if not areas.is_cuda:
             return _Fresh(places, plans, areas, None)
         kept = torch.empty(areas.shape, dtype=areas.dtype, pin_memory=True)
         kept.copy_(areas, non_blocking=True)

@@ -66,7 +66,7 @@ def train(options: argparse.Namespace) -> None:
         for own, rate in ((False, RATE), (True, DECODER_RATE))
     ]
     optimizer = torch.optim.AdamW(
-        groups, lr=RATE, weight_decay=DECAY, betas=(0.9, 0.98), fused=device.type == "cuda"
+        groups, lr=RATE, weight_decay=DECAY, betas=(0.9, 0.98), fused=device.type != "cpu"
     )
     average = {name: p.detach().clone() for name, p in trained.items()}
     log = options.output.with_suffix(".jsonl").open("w")

@@ -115,7 +115,7 @@ def test_its_models_are_those_that_follow_points() -> None:
 
 
 def test_bad_values_get_one_clear_error() -> None:
-    with pytest.raises(ConfigError, match="choose one of mobile, vit_b, vit_l, vit_h"):
+    with pytest.raises(ConfigError, match="choose one of mobile, sam2_tiny"):
         SYSTEM.build(load_config(MOBILE, ["MODEL.SAM.NAME", "vit_g"]))
     with pytest.raises(ConfigError, match="IMAGE_SIZE is 100: expected a multiple of 16"):
         SYSTEM.build(load_config(MOBILE, ["MODEL.SAM.IMAGE_SIZE", "100"]))
