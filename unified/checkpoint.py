@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from unified.errors import CheckpointError, first_line
-from unified.files import atomic_path
+from unified.files import atomic_path, foreign_content
+from unified.unpickle import why_unread
 
 Weights = dict[str, Tensor]
 
@@ -153,19 +153,18 @@ def read_weights(path: str | Path) -> Weights:
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"weights file {path} does not exist")
+    if foreign := foreign_content(path, "weights"):
+        raise CheckpointError(foreign)
     reader = _READERS.get(path.suffix, _read_torch)
     try:
         content = reader(path)
     except CheckpointError:
         raise
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path} is damaged, or holds Python objects that could run code and are not read: "
-            f"expected a dict of tensors ({first_line(error)})"
-        ) from error
     except Exception as error:  # the readers raise many kinds for a damaged file
         raise CheckpointError(
-            f"{path} cannot be read as a weights file, it may be truncated: {first_line(error)}"
+            f"{path} cannot be read as weights, it may be truncated: {why_unread(error)}. "
+            "Expected a dict of tensors, as torch.save(model.state_dict(), FILE) writes it, or "
+            ".safetensors; a Detectron2 pickle of arrays ends in .pkl"
         ) from error
     for name in ("model", "state_dict"):
         if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):

@@ -12,6 +12,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from unified.errors import InputError
+from unified.unpickle import why_unread
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -109,5 +110,5 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
             return {name: content[name] for name in content.files}
     except (OSError, ValueError, EOFError, BadZipFile, zlib.error) as error:
         raise InputError(
-            f"{path} cannot be read as an .npz file of recorded arrays: {error}"
+            f"{path} cannot be read as an .npz file of recorded arrays: {why_unread(error)}"
         ) from error

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
 
-from unified.errors import CheckpointError
+from unified.errors import CheckpointError, first_line
 
 
 def _dtype(name: Any, *flags: Any) -> np.dtype[Any]:
@@ -68,6 +69,18 @@ def load_restricted(file: BinaryIO, allowed: Mapping[str, Any]) -> Any:
         pickle.UnpicklingError: it refers to anything else. A damaged one can raise nearly anything.
     """
     return _RestrictedUnpickler(file, allowed).load()
+
+
+def why_unread(error: BaseException) -> str:
+    """Why a library did not read a file, without its advice to run what is in a pickle."""
+    text = str(error)
+    if isinstance(error, pickle.UnpicklingError) or "pickle" in text or "weights_only" in text:
+        named = re.search(r"GLOBAL ([\w.]+)|refers to ([\w.]+)", text)
+        objects = f" ({named[1] or named[2]})" if named else ""
+        return (
+            f"it is damaged, or holds Python objects{objects} that could run code and are not read"
+        )
+    return "no known kind" if isinstance(error, LookupError) else first_line(error)
 
 
 def safe_load_pkl(path: str | os.PathLike[str]) -> Any:

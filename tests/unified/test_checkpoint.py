@@ -224,8 +224,45 @@ def test_a_truncated_file_is_named(tmp_path: Path, suffix: str, keep: float) -> 
     else:
         write_weights(path, weights)
     path.write_bytes(path.read_bytes()[: int(keep * path.stat().st_size)])
-    with pytest.raises(CheckpointError, match=r"weights\.\w+ (cannot be read|is damaged|is not)"):
+    with pytest.raises(
+        CheckpointError, match=r"weights\.\w+ (cannot be read|is damaged|is not|is empty)"
+    ):
         read_weights(path)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".pkl", ".npz", ".bin"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            "version https://git-lfs.github.com/spec/v1\noid sha256:abc\n",
+            "is a Git LFS pointer, not",
+        ),
+        ("\n<!DOCTYPE html><html>Google Drive - Quota exceeded", "is a web page, not weights"),
+        ("hello world", "cannot be read|is not a plain pickle"),
+        ("", "is empty"),
+    ],
+)
+def test_what_was_downloaded_instead_of_weights_is_told(
+    tmp_path: Path, suffix: str, content: str, message: str
+) -> None:
+    (tmp_path / f"w{suffix}").write_text(content)
+    with pytest.raises(CheckpointError, match=rf"w\{suffix} ({message})") as caught:
+        read_weights(tmp_path / f"w{suffix}")
+    assert "weights_only" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_pickles_are_refused_without_advice_to_run_them(tmp_path: Path) -> None:
+    model, plain, arrays = (tmp_path / name for name in ("model.pth", "plain.pth", "a.npz"))
+    torch.save(torch.nn.Linear(2, 2), model)
+    plain.write_bytes(pickle.dumps({"a": 1}, protocol=4))
+    np.savez(arrays, a=np.array([{}], dtype=object))
+    for path, named in ((model, "torch.nn.modules.linear.Linear"), (plain, ""), (arrays, "")):
+        with pytest.raises(CheckpointError, match="could run code and are not read") as caught:
+            read_weights(path)
+        message = str(caught.value)
+        assert named in message and "\n" not in message
+        assert not any(word in message for word in ("weights_only", "allow_pickle", "arbitrary"))
 
 
 def test_text_under_the_name_of_weights(tmp_path: Path) -> None:

@@ -21,8 +21,10 @@ from torch import Tensor, nn
 from unified.dependencies import require
 from unified.errors import CheckpointError, ConfigError, InputError, first_line
 from unified.expressions import clean_expression
+from unified.files import foreign_content
 from unified.modeling.precision import full_precision
 from unified.structures import upload
+from unified.unpickle import why_unread
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -428,9 +430,16 @@ def _transformers_errors(source: str | Path) -> Iterator[None]:
         raise
     except (OSError, RuntimeError, ValueError, SafetensorError, UnpicklingError) as error:
         raise CheckpointError(
-            f"no text model can be read from {source}: {first_line(error)}"
+            _foreign_file(source) or f"no text model can be read from {source}: {why_unread(error)}"
         ) from error
     finally:
         transformers_logging.set_verbosity(verbosity)
         if bars:
             transformers_logging.enable_progress_bar()
+
+
+def _foreign_file(source: str | Path) -> str | None:
+    """What is wrong with a file of a folder that is a Git LFS pointer or a web page."""
+    files = sorted(source.iterdir()) if isinstance(source, Path) and source.is_dir() else []
+    weights = (file for file in files if file.suffix in (".safetensors", ".bin", ".json"))
+    return next(filter(None, (foreign_content(file, "a text model") for file in weights)), None)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from unified.errors import CheckpointError, ConfigError, InputError, first_line
 from unified.files import read_text
 from unified.structures import upload
+from unified.unpickle import why_unread
 
 logger = logging.getLogger(__name__)
 
@@ -222,7 +223,7 @@ class WordTable(nn.Module):
             vectors = np.load(path, allow_pickle=False)
         except (OSError, ValueError) as error:
             raise ConfigError(
-                f"the word vectors {path} cannot be read as .npy: {first_line(error)}"
+                f"the word vectors {path} cannot be read as .npy: {why_unread(error)}"
             ) from error
         expected = tuple(self.table.weight.shape)
         if not isinstance(vectors, np.ndarray) or vectors.shape != expected:
