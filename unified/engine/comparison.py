@@ -9,17 +9,13 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from unified.engine.checkpointing import FINAL
-from unified.engine.config import check_pairs, load_config
+from unified.engine.config import check_pairs, load_config, read_runs
 from unified.engine.hooks import EVALUATIONS
 from unified.engine.stages import TRAIN
 from unified.errors import ConfigError
 from unified.files import read_text
-from unified.layout import find_config
 
 logger = logging.getLogger(__name__)
 
@@ -76,15 +72,12 @@ def read_comparison(path: str | Path, options: Sequence[str] = ()) -> Comparison
     Raises:
         ConfigError: the file is missing or wrong, or the configuration of a run is.
     """
-    path = find_config(path)
-    if not path.is_file():
-        raise ConfigError(f"comparison file {path} does not exist")
-    try:
-        content: Any = yaml.safe_load(read_text(path))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is no yaml: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict) or set(content) != KEYS or not content["VALUES"]:
-        raise ConfigError(f"{path}: expected the keys {sorted(KEYS)}, VALUES with one or more")
+    path, content = read_runs(path, "comparison", KEYS, "VALUES")
+    for key in ("OPTIONS", "METRICS"):
+        if not isinstance(content[key], dict) or not content[key]:
+            raise ConfigError(f"{path}: expected keys and values as {key}")
+    if len(set(map(str, content["VALUES"]))) < len(content["VALUES"]):
+        raise ConfigError(f"{path}: two VALUES are the same")
     check_pairs(options)
     pairs = content["OPTIONS"] | dict(zip(options[::2], options[1::2], strict=True))
     folder = Path(pairs.pop("OUTPUT_DIR", content["OUTPUT_DIR"]))
@@ -97,8 +90,18 @@ def read_comparison(path: str | Path, options: Sequence[str] = ()) -> Comparison
         folder=folder,
     )
     for value in comparison.values:
-        load_config(comparison.config, [*comparison.options, comparison.key, value])
+        cfg = load_config(comparison.config, [*comparison.options, comparison.key, value])
+        _check_metrics(comparison.metrics, cfg.DATASETS.TEST)
     return comparison
+
+
+def _check_metrics(metrics: Mapping[str, str], datasets: Sequence[str]) -> None:
+    for metric in metrics.values():
+        if metric.partition("/")[0] not in datasets:
+            raise ConfigError(
+                f"METRICS: {metric} is of no dataset of DATASETS.TEST, which has "
+                f"{', '.join(datasets) or 'none'}: give dataset/protocol/metric of one of them"
+            )
 
 
 def run_comparison(comparison: Comparison) -> int:

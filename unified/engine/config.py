@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +123,33 @@ def _read_file(file: Path) -> dict[str, Any]:
         return content
     beside = file.parent / base
     return _overlay(_read_file(beside if beside.exists() else find_config(base)), content)
+
+
+def read_runs(
+    file: str | Path, kind: str, keys: Set[str], listed: str
+) -> tuple[Path, dict[str, Any]]:
+    """Where a yaml file that lists runs is, and its content.
+
+    Args:
+        kind: what the file is called in errors.
+        keys: that it has, all and no other.
+        listed: the key among them that lists one or more things.
+
+    Raises:
+        ConfigError: the file is missing, no yaml, or has other keys or an empty list.
+    """
+    path = find_config(file)
+    if not path.is_file():
+        raise ConfigError(f"{kind} file {path} does not exist")
+    try:
+        content = yaml.safe_load(read_text(path))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is no yaml: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict) or set(content) != keys:
+        raise ConfigError(f"{path}: expected the keys {sorted(keys)}")
+    if not isinstance(content[listed], list) or not content[listed]:
+        raise ConfigError(f"{path}: expected a list with one or more entries as {listed}")
+    return path, content
 
 
 def _overlay(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:

@@ -10,13 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from unified.engine.checkpointing import FINAL, POINTER
-from unified.engine.config import check_pairs, load_config
+from unified.engine.config import check_pairs, load_config, read_runs
 from unified.errors import ConfigError
-from unified.files import read_text
-from unified.layout import ROOT, find_config
+from unified.layout import ROOT
 
 logger = logging.getLogger(__name__)
 
@@ -58,15 +55,7 @@ def read_stages(path: str | Path, options: Sequence[str] = ()) -> list[Stage]:
     Raises:
         ConfigError: the file is missing or wrong, or the config of a stage is.
     """
-    path = find_config(path)
-    if not path.is_file():
-        raise ConfigError(f"stages file {path} does not exist")
-    try:
-        content = yaml.safe_load(read_text(path))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is no yaml: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict) or set(content) != KEYS or not content["STAGES"]:
-        raise ConfigError(f"{path}: expected the keys {sorted(KEYS)}, STAGES with one or more")
+    path, content = read_runs(path, "stages", KEYS, "STAGES")
     check_pairs(options)
     pairs = dict(zip(options[::2], options[1::2], strict=True))
     root = Path(pairs.pop("OUTPUT_DIR", content["OUTPUT_DIR"]))

@@ -69,7 +69,12 @@ def test_mistakes_are_found_before_anything_runs(options: list[str], tmp_path: P
             read_comparison(write_runs(tmp_path, **changes))
         return str(caught.value)
 
-    assert "expected the keys" in error(VALUES=[])
+    assert "one or more entries as VALUES" in error(VALUES=[])
+    assert "expected the keys" in error(BUDGET=3)
+    assert "expected keys and values as OPTIONS" in error(OPTIONS=None)
+    assert "two VALUES are the same" in error(VALUES=["NoFusion", "NoFusion"])
+    metrics = {"oIoU": "refcoco-unc-val/uniref/oIoU"}
+    assert "no dataset of DATASETS.TEST, which has fss-1000-test" in error(METRICS=metrics)
     assert "MODEL.TOY.FUSIONS" in error(KEY="MODEL.TOY.FUSIONS")
     assert "does not exist" in error(CONFIG="none.yaml")
     with pytest.raises(ConfigError, match="does not exist"):

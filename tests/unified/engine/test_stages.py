@@ -114,7 +114,7 @@ def test_a_stopped_chain_stops_its_training(
     ("content", "message"),
     [
         ("STAGES: [", "is no yaml"),
-        ("OUTPUT_DIR: x\nSTAGES: []", "expected the keys"),
+        ("OUTPUT_DIR: x\nSTAGES: []", "one or more entries as STAGES"),
         ("OUTPUT_DIR: x\nSTAGES: [{NAME: a}]", "a stage has NAME, CONFIG"),
         ("OUTPUT_DIR: x\nSTAGES: [{NAME: a, CONFIG: gone.yaml}]", "gone.yaml does not exist"),
     ],
