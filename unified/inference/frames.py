@@ -15,7 +15,7 @@ import torch
 
 from unified.errors import InputError
 from unified.inference.settings import ModelInput
-from unified.label_maps import object_window
+from unified.label_maps import mask_box, object_window
 from unified.segmenter import PointSegmenter, Segmenter, encode_masks, encode_supports
 from unified.structures import (
     Box,
@@ -169,14 +169,19 @@ class FrameEncoder:
     def _warn_if_few(self, mask: np.ndarray, where: str) -> None:
         """Logs a warning if the model sees little of an object, with a size that shows more."""
         size = self._input_size(mask)
-        area = mask.sum() * (size[0] * size[1] / mask.size)
-        if area < FEW_PIXELS:
-            scale = math.sqrt(FEW_PIXELS / area)
+        share = size[0] * size[1] / mask.size
+        area, width = mask.sum() * share, _mean_width(mask) * math.sqrt(share)
+        if area < FEW_PIXELS or width < 1:
+            scale = max(math.sqrt(FEW_PIXELS / area), 1 / width)
             short, long = (math.ceil(side * scale) for side in (min(size), max(size)))
             logger.warning(
-                "the mask of an object on %s covers %.1f pixels of the %d x %d that the model sees,"
-                " so little may be followed: short_side %d and max_size %d show it on %d",
-                *(where, area, *size, short, max(long, self.settings.max_size), FEW_PIXELS),
+                "the mask of an object on %s covers %.1f pixels, %.1f wide, of the %d x %d that the"
+                " model sees, so little may be followed: short_side %d and max_size %d show it on"
+                " %d, %.1f wide (of the tools: --opts INFERENCE.VIDEO_SHORT_SIDE %d"
+                " INFERENCE.IMAGE_SHORT_SIDE %d INFERENCE.MAX_SIZE %d)",
+                *(where, area, width, *size, short, max(long, self.settings.max_size)),
+                *(round(area * scale**2), width * scale, short, short),
+                max(long, self.settings.max_size),
             )
 
     def _require(self, kind: str) -> None:
@@ -216,6 +221,12 @@ def _row(reference: Reference, index: int) -> Reference:
     """One object of a batch, without keeping the values of the others in memory."""
     row = reference[index : index + 1]
     return replace(row, values=row.values.clone()) if len(reference.keys) > 1 else row
+
+
+def _mean_width(mask: np.ndarray) -> float:
+    """Pixels of an object per pixel of the longer side of its box."""
+    x0, y0, x1, y1 = mask_box(mask) or (0, 0, 1, 1)
+    return float(mask.sum() / max(x1 - x0, y1 - y0))
 
 
 def check_image(image: np.ndarray) -> None:
