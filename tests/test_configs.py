@@ -24,10 +24,11 @@ from unified.weights import WEIGHTS
 
 ROOT = Path(__file__).parents[1]
 OTHER_SETS = ("my_", "lite_")  # of docs/finetune.md, and of datasets/prepare_lite.py
+LISTS = {"STAGES", "VALUES"}  # of runs, each with a configuration
 YAMLS = [
     path
     for path in sorted(CONFIGS.rglob("*.yaml"))
-    if "STAGES" not in yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not LISTS & set(yaml.safe_load(path.read_text(encoding="utf-8")))
 ]
 
 each_yaml = pytest.mark.parametrize("path", YAMLS, ids=lambda path: str(path.relative_to(CONFIGS)))
