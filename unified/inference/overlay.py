@@ -49,17 +49,21 @@ def draw_ids(canvas: np.ndarray, label_map: np.ndarray) -> np.ndarray:
     picture = Image.fromarray(canvas)
     draw, height = ImageDraw.Draw(picture), _text_height(label_map.shape)
     font, colours = _font(round(1.3 * height)), overlay_colours()
+    bold = max(1, height // 10)
     for object_id in ids:
         row, column = inner_pixel(label_map == object_id)
-        draw.text(
-            (column, row),
-            str(object_id),
-            fill=_rgb(object_id),
-            font=font,
-            anchor="mm",
-            stroke_width=max(1, height // 6),
-            stroke_fill="black" if _lightness(colours[object_id]) > 50 else "white",
-        )
+        rim = "black" if _lightness(colours[object_id]) > 50 else "white"
+        # A rim, and on it the digits made bold by a stroke of their own.
+        for colour, width in ((rim, 2 * bold + 1), (_rgb(object_id), bold)):
+            draw.text(
+                (column, row),
+                str(object_id),
+                fill=colour,
+                font=font,
+                anchor="mm",
+                stroke_width=width,
+                stroke_fill=colour,
+            )
     return np.asarray(picture)
 
 

@@ -56,14 +56,14 @@ def test_lightness_and_hue_are_those_of_the_standard() -> None:
 
 
 def test_ids_are_written_on_their_objects_in_their_colours() -> None:
-    label_map = np.zeros((500, 1000), np.uint8)
-    label_map[50:250, 50:300] = 7
-    label_map[150:450, 600:900] = 12
-    drawn = draw_ids(np.full((500, 1000, 3), 128, np.uint8), label_map)
+    label_map = np.zeros((100, 200), np.uint8)
+    label_map[10:50, 10:60] = 7
+    label_map[30:90, 120:180] = 12
+    drawn = draw_ids(np.full((100, 200, 3), 128, np.uint8), label_map)
     for object_id in (7, 12):
         mask = label_map == object_id
         own = (drawn == overlay_colours()[object_id]).all(axis=-1)
-        assert own[mask].any() and not own[~mask].any()
+        assert own[mask].sum() > 15 and not own[~mask].any()
 
 
 def test_the_inner_pixel_lies_in_a_ring() -> None:
