@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from unified.dependencies import require
 from unified.inference import cli
+from unified.inference.chooser.sense import nonsense
 from unified.inference.clip_prompts import check_reached, clip_prompts, describe_prompts
 from unified.inference.inputs import Clip
 from unified.inference.output import ClipWriter
@@ -18,6 +20,8 @@ from unified.inference.results import earlier_results, prepare_folder
 from unified.inference.video_io import FrameReader
 from unified.inference.video_predictor import VideoPredictor
 from unified.structures import Prompt
+
+logger = logging.getLogger(__name__)
 
 
 def segment_clip(
@@ -48,7 +52,7 @@ def segment_clip(
             **part,
             "size": frames.size,
             "fps": frames.fps,
-            "objects": describe_prompts(prompts),
+            "objects": _with_warnings(describe_prompts(prompts), model),
             "merge_rule": predictor.settings.merge_rule,
             **cli.describe_run(model, predictor.settings),
         }
@@ -58,6 +62,20 @@ def segment_clip(
         last = _write(predictor, frames, prompts, folder, header, clip)
     check_reached(prompts, last)
     return True
+
+
+def _with_warnings(objects: list[dict[str, Any]], model: Any) -> list[dict[str, Any]]:
+    """The objects; a sentence that says nothing in English is warned about, here and in the log."""
+    tokenizer = getattr(getattr(model, "text_encoder", None), "tokenizer", None)
+    if tokenizer is None:
+        return objects
+    vocabulary = frozenset(tokenizer.get_vocab())
+    for entry in objects:
+        reason = nonsense(entry["text"], vocabulary) if entry["text"] else None
+        if reason is not None:
+            entry["warning"] = f"not understood: {reason}"
+            logger.warning("%r may be answered with anything: %s", entry["text"], reason)
+    return objects
 
 
 def _write(

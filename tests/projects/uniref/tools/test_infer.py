@@ -342,6 +342,14 @@ def test_several_clips_get_a_folder_each(
     assert "--mask shows an object in one" in capsys.readouterr().err
 
 
+def test_a_sentence_of_another_script_is_warned_about(clip: Path, tmp_path: Path) -> None:
+    arguments = ["--input", str(clip), "--output", str(tmp_path / "out"), "--end", "1", *TINY]
+    assert infer_video(["--text", "the cat", "--text", "собака", *arguments]) == 0
+    known, unknown = results(tmp_path / "out")["objects"]
+    assert "warning" not in known
+    assert unknown["warning"] == "not understood: it is not written in Latin letters"
+
+
 def test_objects_can_be_added_at_later_frames(clip: Path, tmp_path: Path) -> None:
     out, mask = tmp_path / "out", mask_file(tmp_path / "1.png", 1, 2)
     arguments = ["--input", str(clip), "--output", str(out), "--mask", mask, *TINY]
