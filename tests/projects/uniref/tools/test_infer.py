@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -340,6 +341,21 @@ def test_several_clips_get_a_folder_each(
     one = mask_file(tmp_path / "1.png", 1)
     assert infer_video([*arguments, "--mask", one]) == 2
     assert "--mask shows an object in one" in capsys.readouterr().err
+
+
+def test_names_that_are_no_text_do_not_end_the_run(
+    photos: Path, clip: Path, tmp_path: Path
+) -> None:
+    out, latin = tmp_path / "out", os.fsdecode(b"caf\xe9")
+    (photos / "a.png").rename(photos / f"{latin}.png")
+    arguments = ["--output", str(out), "--text", "x", *TINY]
+    assert infer_image(["--input", str(photos), *arguments]) == 0
+    assert files(out / "masks") == ["b.png", f"{latin}.png"]
+    names = [Path(row["image"]).stem for row in results(out)["images"]]
+    assert names == ["b", latin]
+    moved = clip.rename(tmp_path / f"{latin}.mp4")
+    assert infer_video(["--input", str(moved), "--end", "1", *arguments]) == 0
+    assert results(out)["complete"] is True
 
 
 def test_a_sentence_of_another_script_is_warned_about(clip: Path, tmp_path: Path) -> None:
