@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from unified.modeling.layers import masked_mean, xavier_init
 
 COORDINATES = 8
+RECOMPUTE_FROM = 1 << 20  # numbers of one word: fewer are kept for the backward pass
 
 
 def coordinates(height: int, width: int, *, like: Tensor) -> Tensor:
@@ -167,8 +168,9 @@ class CrossModalSelfAttention(nn.Module):
         return torch.cat((visual, word, place), dim=2)
 
     def _run(self, *inputs: Tensor) -> Tensor:
-        """One word's pairs; in training their activations are computed again when needed."""
-        if self.training and torch.is_grad_enabled():
+        """One word's pairs; in training many activations are computed again when needed."""
+        many = inputs[0].shape[0] * inputs[0].shape[1] * self.width >= RECOMPUTE_FROM
+        if many and self.training and torch.is_grad_enabled():
             said: Tensor = checkpoint(self._attend_word, *inputs, use_reentrant=False)
             return said
         return self._attend_word(*inputs)

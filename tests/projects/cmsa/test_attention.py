@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from projects.cmsa import attention
 from projects.cmsa.attention import CrossModalSelfAttention, coordinates, words_first
 
 VISUAL, WORD, GRID = 5, 6, (5, 4)
@@ -95,6 +96,18 @@ def test_training_computes_the_same_and_reaches_every_parameter(reduced: int | N
         assert parameter.grad is not None and parameter.grad.any(), name
     assert visual.grad is not None and visual.grad.any()
     assert words.grad is not None and words.grad[0].any() and not words.grad[1, 2].any()
+
+
+def test_computing_again_gives_the_same_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = make(reduced=7).train()
+    visual, words, padding = inputs(5, batch=2)
+    gradients = []
+    for limit in (0, attention.RECOMPUTE_FROM):
+        monkeypatch.setattr(attention, "RECOMPUTE_FROM", limit)
+        loss = layer(visual, words, padding).square().sum()
+        gradients.append(torch.autograd.grad(loss, list(layer.parameters())))
+    for again, kept in zip(*gradients, strict=True):
+        assert torch.equal(again, kept)
 
 
 def test_pairs_of_twenty_words_are_never_stored() -> None:
