@@ -26,6 +26,7 @@ RECORDING = ROOT / "tests/data/restr/restr_fusion_small.npz"
 SMALL = [
     *("MODEL.RESTR.BACKBONE_WEIGHTS", "", "MODEL.RESTR.IMAGE_SIZE", "64", "MODEL.DEVICE", "cpu"),
     *("MODEL.RESTR.WORD_DIM", "8", "MODEL.RESTR.DIM", "48", "MODEL.RESTR.LANGUAGE_BLOCKS", "1"),
+    *("MODEL.RESTR.PATCH_SIZE", "16", "MODEL.RESTR.NUM_HEADS", "6"),
     *("INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MAX_SIZE_TRAIN", "64"),
     *("INFERENCE.IMAGE_SHORT_SIDE", "64", "INFERENCE.MAX_SIZE", "64"),
     *("SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "2", "DATALOADER.NUM_WORKERS", "0"),
@@ -103,7 +104,8 @@ def test_bad_values_get_one_clear_error(trained: Path, tmp_path: Path) -> None:
     assert "choose one of ['logit', 'sigmoid_scaled']" in error("MODEL.RESTR.GATE", "soft")
     assert "choose one of ['any', 'mean']" in error("MODEL.RESTR.PATCH_LABEL", "all")
     assert "expected a multiple of PATCH_SIZE, which is 16" in error("MODEL.RESTR.IMAGE_SIZE", "70")
-    assert "no map with one cell for 2 x 2 pixels" in error("MODEL.RESTR.PATCH_SIZE", "2")
+    small = ("MODEL.RESTR.BACKBONE", "efficientnet_lite0", "MODEL.RESTR.PATCH_SIZE", "2")
+    assert "no map with one cell for 2 x 2 pixels" in error(*small)
     assert "cannot be read" in error("MODEL.RESTR.VOCABULARY", str(tmp_path / "none.txt"))
     assert "words, expected 12112" in error("MODEL.RESTR.VOCABULARY_SIZE", "12112")
     other = tmp_path / "other.txt"
