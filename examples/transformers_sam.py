@@ -23,6 +23,7 @@ from projects.sam.adapters import Sam
 from projects.sam.mask_encoder import SamMaskEncoder
 from projects.sam.model import SamUniFusion
 from unified import ImagePredictor
+from unified.commands import run_command
 from unified.inference.image_io import read_image
 from unified.modeling.fusion import build_fusion
 from unified.modeling.text_encoder import build_text_encoder
@@ -50,6 +51,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("sentence")
     parser.add_argument("--sam", help="name or folder that transformers loads")
     given = parser.parse_args(arguments)
+    return run_command(lambda: show(given))
+
+
+def show(given: argparse.Namespace) -> None:
+    """Plugs UniFusion into a SAM and asks it for one sentence."""
     sam = SamModel.from_pretrained(given.sam) if given.sam else tiny_sam()
 
     model = SamUniFusion(
@@ -62,7 +68,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     predictor = ImagePredictor(model, short_side=side, max_size=side)
     predictor.set_image(read_image(given.picture))
     print(printed(*predictor.predict(Prompt(text=given.sentence))))
-    return 0
 
 
 if __name__ == "__main__":

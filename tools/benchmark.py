@@ -53,8 +53,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     cli.add_model_arguments(parser)
     parser.set_defaults(threads=2)
     options = parser.parse_args(arguments)
-    if min(options.frames, options.objects) < 1:
-        parser.error("--frames and --objects are at least 1")
+    benchmark.check_options(parser, options)
     return options
 
 

@@ -43,8 +43,18 @@ class Outcome:
     lap: Lap
 
 
+def check_options(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Ends the program after a number that is too small, or an option that its mode does not use."""
+    if min(options.frames, options.objects) < 1:
+        parser.error("--frames and --objects are at least 1")
+    others = vars(options).keys() - {"mode", "model", "frames", "threads", "json"}
+    for name in sorted(others if options.mode == "systems" else ()):
+        if getattr(options, name) != parser.get_default(name):
+            parser.error(f"systems takes no --{name.replace('_', '-')}: choose by --model alone")
+
+
 def picture_size(text: str) -> Size:
-    """ "HxW" of a command line as (h, w)."""
+    """The (h, w) that HxW of a command line says."""
     if not re.fullmatch(r"\d+x\d+", text) or min(map(int, text.split("x"))) < MIN_SIDE:
         raise argparse.ArgumentTypeError(f"expected HxW of at least {MIN_SIDE}, got {text}")
     height, width = map(int, text.split("x"))

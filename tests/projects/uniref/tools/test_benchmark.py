@@ -145,3 +145,6 @@ def test_the_table_of_systems_has_a_row_of_a_model(
     assert 200 < measured["peak_mb"] < 4000
     assert main(["systems", "--model", "uniref-swin-l"]) == 2
     assert "has no row in the table: choose among" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["systems", "--max-size", "320"])
+    assert "systems takes no --max-size" in capsys.readouterr().err
