@@ -44,7 +44,7 @@ class Outcome:
 
 
 def check_options(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    """Ends the program after a number that is too small, or an option that its mode does not use."""
+    """Ends the program after a number below 1, or an option that the mode does not use."""
     if min(options.frames, options.objects) < 1:
         parser.error("--frames and --objects are at least 1")
     others = vars(options).keys() - {"mode", "model", "frames", "threads", "json"}
