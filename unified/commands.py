@@ -7,6 +7,7 @@ the others are done; 130 stopped by Ctrl-C.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -31,6 +32,10 @@ def run_command(work: Callable[[], int | None], *, stopped: str = "") -> int:
         The code of ``work``; 2 after an error that a user can mend or a file that cannot be read or
         written; 130 after Ctrl-C.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # Names on disk may be no text in any encoding: they are shown escaped.
+            stream.reconfigure(errors="backslashreplace")
     try:
         return work() or 0
     except UnifiedError as error:

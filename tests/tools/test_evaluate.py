@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -101,3 +102,19 @@ def test_protocols_can_be_listed_and_must_fit_the_task(
     assert "choose from ref-davis17" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["--task", "vos"])
+
+
+def test_names_that_are_no_text_are_written_escaped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = os.fsdecode(b"caf\xe9")  # of a disk from before UTF-8
+    for side in ("gt", "pred"):
+        for frame in range(3):
+            write(tmp_path / side / name / f"{frame}.png", np.eye(20))
+    arguments = ["--gt", str(tmp_path / "gt"), "--pred", str(tmp_path / "pred")]
+    arguments += ["--protocol", "vos-benchmark", "--out", str(tmp_path / "out"), "--workers", "1"]
+    assert main(arguments) == 0
+    assert "caf\\udce9,1," in (tmp_path / "out/per_item.csv").read_text()
+    (tmp_path / "pred" / name / "1.png").unlink()
+    assert main(arguments) == 2
+    assert "caf\\udce9/1.png is missing" in capsys.readouterr().err

@@ -313,7 +313,11 @@ def per_sequence(rows: Iterable[Row]) -> list[Row]:
 def write_csv(path: Path, rows: Sequence[Row], protocol: str) -> None:
     """One line per row; numbers with all their digits, and the protocol that they follow."""
     names = list(rows[0].values) if rows else []
-    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    escape = "backslashreplace"  # names on disk may be no text in any encoding
+    with (
+        atomic_path(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors=escape) as file,
+    ):
         writer = csv.writer(file)
         writer.writerow(["sequence", "item", *names, "protocol"])
         for row in rows:
