@@ -26,12 +26,15 @@ PAGES = sorted(
     }
 )
 OF_THE_READER = "datasets/own/"
-VARIABLES = {"DETECTRON2_DATASETS", "OMP_NUM_THREADS", "OMP_WAIT_POLICY"}  # of the environment
-SHARED = (  # module of unified/inference and its function that adds options
-    ("cli", "add_model_arguments"),
-    ("cli", "add_input_arguments"),
-    ("places", "add_place_arguments"),
-    ("clip_prompts", "add_prompt_arguments"),
+VARIABLES = {  # of the environment
+    *("DETECTRON2_DATASETS", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "UNIFIED_MAX_PIXELS")
+}
+SHARED = (  # module of unified and its function that adds options
+    ("commands", "add_max_pixels"),
+    ("inference/cli", "add_model_arguments"),
+    ("inference/cli", "add_input_arguments"),
+    ("inference/places", "add_place_arguments"),
+    ("inference/clip_prompts", "add_prompt_arguments"),
 )
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -103,7 +106,7 @@ def options_of(path: Path) -> frozenset[str]:
     if "default_argument_parser" in text:
         options |= set(default_argument_parser()._option_string_actions)
     for module, added in SHARED:
-        file = ROOT / f"unified/inference/{module}.py"
+        file = ROOT / f"unified/{module}.py"
         if f"{added}(parser" in text and file != path:
             options |= options_of(file)
     return frozenset(options)
