@@ -93,10 +93,12 @@ def run(options: argparse.Namespace) -> int:
                 batch.earlier += 1
             if len(clips) > 1:
                 reason = batch.failed.get(title)
-                told = {"folder": clip.folder} if reason is None else {"error": reason}
-                summary.add({"clip": title, **told})
+                found = {"folder": clip.folder} if reason is None else {"error": reason}
+                summary.add({"clip": title, **found})
     if not batch.failed:
-        print(f"done: see {options.output}/overlay.mp4, masks/ and results.json")
+        made = "overlay.mp4, masks/ and results.json"
+        made = made if len(clips) == 1 else "results.json, and the folder of each clip beside it"
+        print(f"done: see {options.output}/{made}")
     return batch.report()
 
 

@@ -211,8 +211,8 @@ class SamUniFusion(nn.Module):
         """
         levels = [level for (level,) in references]
         pointed = any(isinstance(level, PointReference) and level.ambiguous for level in levels)
-        told = all(isinstance(level, SentenceReference) for level in levels)
-        several = top_k > 1 or pointed or (told and self.decoder is not None)
+        by_sentence = all(isinstance(level, SentenceReference) for level in levels)
+        several = top_k > 1 or pointed or (by_sentence and self.decoder is not None)
         logits, scores = self.decode(features, references, several=several)
         best = scores.topk(min(top_k, scores.shape[1]), dim=1).indices  # (B, K)
         logits = logits[torch.arange(len(best), device=best.device)[:, None], best]
@@ -238,18 +238,18 @@ class SamUniFusion(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """As ``decode``, of at least one reference, and the coarse mask of ``fuse``."""
         shown = [level for level in levels if isinstance(level, PointReference)]
-        told = [level for level in levels if not isinstance(level, PointReference)]
+        injected = [level for level in levels if not isinstance(level, PointReference)]
         assert isinstance(features, SamPyramid)
-        fused, coarse = self.fuse(features, told)
+        fused, coarse = self.fuse(features, injected)
         if coarse is None:
             sparse, dense = self.sam.encode_prompts(len(features))
-            summary = [] if shown else [told[0].summary[:, None]]
+            summary = [] if shown else [injected[0].summary[:, None]]
         else:
             prompt = coarse_prompt(coarse, self.sam.image_size)
             sparse, dense = self.sam.encode_prompts(len(features), **prompt)
-            summary = [told[0].summary[:, None]]
+            summary = [injected[0].summary[:, None]]
         tokens = [*summary, sparse, *(level.keys for level in shown)]
-        own = {"decoder": self.decoder} if told and self.decoder is not None else {}
+        own = {"decoder": self.decoder} if injected and self.decoder is not None else {}
         logits, scores = self.sam.decode_masks(
             (fused, *features.extras), torch.cat(tokens, dim=1), dense, several=several, **own
         )

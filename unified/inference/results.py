@@ -156,9 +156,11 @@ def earlier_results(folder: Path, header: Mapping[str, Any], rows: str) -> dict[
     if not path.is_file():
         return None
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found: Any = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{path} cannot be read: {error}: run without --resume") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path} is no result of a run: run without --resume")
     asked = json.loads(json.dumps(header))
     other = [key for key in asked if key not in MAY_DIFFER and asked[key] != found.get(key)]
     if other or not isinstance(found.get(rows), list):
@@ -166,4 +168,4 @@ def earlier_results(folder: Path, header: Mapping[str, Any], rows: str) -> dict[
             f"{path} is of a run with other {', '.join(other) or rows}, so it cannot be resumed: "
             "give the arguments of that run, another output folder, or leave out --resume"
         )
-    return dict(found)
+    return found

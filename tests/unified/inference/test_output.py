@@ -251,6 +251,9 @@ def test_a_run_goes_on_from_its_own_results_only(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text("{")
     with pytest.raises(InputError, match="cannot be read"):
         earlier_results(tmp_path, header, "images")
+    (tmp_path / "results.json").write_text("[1]")
+    with pytest.raises(InputError, match="is no result of a run"):
+        earlier_results(tmp_path, header, "images")
 
 
 def make_run(folder: Path) -> None:
