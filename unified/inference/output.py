@@ -189,6 +189,8 @@ class ImageWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        if kind is None and self._resumed:
+            self._open()  # a run that was stopped after its last image is complete now
         if self._results is None:
             return
         if self._detections is not None:

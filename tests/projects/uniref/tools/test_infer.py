@@ -300,6 +300,10 @@ def test_a_damaged_image_does_not_end_the_run(
     assert (out / "masks/b.png").stat().st_mtime_ns == kept
     rows = results(out)["images"]
     assert [Path(row["image"]).name for row in rows] == ["b.png", "b.png", "a.png"]
+    stopped = (out / "results.json").read_text().replace('"complete": true', '"complete": false')
+    (out / "results.json").write_text(stopped)
+    assert infer_image(["--input", str(photos), "--resume", *arguments]) == 0
+    assert results(out)["complete"] is True and len(results(out)["images"]) == 3
     # Another question is another run.
     assert infer_image(["--input", str(photos), "--resume", *arguments[:3], "y", *TINY]) == 2
     assert "other objects, so it cannot be resumed" in capsys.readouterr().err
