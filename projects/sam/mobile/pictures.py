@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,10 @@ import numpy as np
 from unified.commands import run_command
 from unified.data.catalog import load_records
 from unified.data.formats.records import Record, annotation_mask, frame_masks
+from unified.errors import InputError
 from unified.files import atomic_path
 from unified.inference.image_io import read_image
+from unified.parity import read_arrays
 from unified.tasks import Task
 
 logger = logging.getLogger(__name__)
@@ -159,9 +161,14 @@ def save(pictures: Sequence[Picture], path: Path) -> None:
 
 
 def load(path: Path) -> list[Picture]:
-    """What ``save`` wrote."""
-    with np.load(path, allow_pickle=False) as stored:
-        arrays: Mapping[str, np.ndarray] = dict(stored)
+    """What ``save`` wrote.
+
+    Raises:
+        InputError: the file is missing, damaged or holds something else.
+    """
+    arrays = read_arrays(path)
+    if not {"jpegs", "masks", "meant_counts"} <= set(arrays):
+        raise InputError(f"{path} holds no pictures: make it with projects.sam.mobile.pictures")
     masks = np.unpackbits(arrays["masks"], axis=-1).astype(bool)
     jpegs = _parts(arrays["jpegs"], arrays["lengths"])
     objects = _parts(masks, arrays["counts"])

@@ -42,7 +42,7 @@ def train(options: argparse.Namespace) -> None:
 
     Raises:
         CheckpointError: weights that the configuration names are not there.
-        InputError: the pictures do not fit.
+        InputError: the file of pictures is missing, damaged or another one.
     """
     torch.manual_seed(options.seed)
     torch.set_float32_matmul_precision("high")

@@ -19,6 +19,7 @@ from projects.sam.mobile.scenes import FRAMES, SceneMaker, about_place
 from projects.sam.model import SamUniFusion
 from tests.projects.sam.test_fusion import make_small
 from tests.projects.sam.tiny import DIM, SIDE
+from unified.errors import InputError
 from unified.modeling.backbones import build_backbone
 
 SIZE = (384, 512)  # of the pictures on their canvas
@@ -64,6 +65,15 @@ def test_pictures_come_back_from_their_file(tmp_path: Path) -> None:
         assert before.names == after.names and before.clip == after.clip
         assert before.sentences == after.sentences
         assert all(map(np.array_equal, before.masks, after.masks))
+
+
+def test_what_is_no_file_of_pictures_is_said_so(tmp_path: Path) -> None:
+    (tmp_path / "text.npz").write_text("pictures")
+    with pytest.raises(InputError, match="cannot be read"):
+        load(tmp_path / "text.npz")
+    np.savez(tmp_path / "other.npz", jpegs=np.zeros(3))
+    with pytest.raises(InputError, match="holds no pictures: make it with"):
+        load(tmp_path / "other.npz")
 
 
 def test_sets_that_speak_of_one_picture_are_joined(
