@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MAX_PIXELS = 256_000_000  # a phone's 200 megapixels are read, in about 2 GB of memory
+MAX_PIXELS = 256_000_000  # a phone's 200 megapixels are read
 LIMIT = "UNIFIED_MAX_PIXELS"  # environment variable, so that worker processes have it too
 _PILLOW = Lock()
 MOVING = frozenset({"GIF", "PNG", "TIFF", "WEBP", "AVIF"})  # formats of Pillow
