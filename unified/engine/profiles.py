@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -129,9 +130,10 @@ class Ask(nn.Module):
 
 
 def count_multiply_adds(model: nn.Module, images: Tensor) -> int:
-    """Multiply-adds of ``Ask``, by fvcore, which does not know attention by itself."""
+    """Multiply-adds of ``Ask``, by fvcore, which by itself knows no attention, nor vectors."""
     analysis = require("fvcore.nn").FlopCountAnalysis(Ask(model), images)
     analysis.set_op_handle("aten::scaled_dot_product_attention", _attention)
+    analysis.set_op_handle("aten::matmul", _product)
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     with torch.no_grad():
         return int(analysis.total())
@@ -140,10 +142,12 @@ def count_multiply_adds(model: nn.Module, images: Tensor) -> int:
 def _attention(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
     """Of both products of an attention: query (..., N, D), key (..., M, D), value (..., M, E)."""
     query, key, value = (x.type().sizes() for x in inputs[:3])
-    scores = query[-2] * key[-2]
-    for length in query[:-2]:
-        scores *= length
-    return int(scores * (query[-1] + value[-1]))
+    return math.prod(query[:-1]) * int(key[-2] * (query[-1] + value[-1]))
+
+
+def _product(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
+    """Of a product with a matrix or a vector: as many for each number as it sums."""
+    return math.prod(outputs[0].type().sizes()) * int(inputs[0].type().sizes()[-1])
 
 
 def _seconds(work: Callable[[], Tensor]) -> float:

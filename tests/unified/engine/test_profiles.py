@@ -12,7 +12,7 @@ from unified.structures import FeaturePyramid, ImageBatch, Reference, Segmentati
 
 
 class Counted(nn.Module):
-    """As little as a model can do: one projection of pixels and one attention to three words."""
+    """As little as a model can do: pixels are projected, attend to three words, and are scored."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,14 +40,14 @@ class Counted(nn.Module):
         words = references[0][0].keys[:, None]
         query = features.levels[0].flatten(2).transpose(1, 2)[:, None]  # (B, 1, H*W, 8)
         attended = F.scaled_dot_product_attention(query, words, words)
-        logits = attended.mean(dim=-1).unflatten(2, features.levels[0].shape[-2:])
+        logits = (attended @ torch.ones(8)).unflatten(2, features.levels[0].shape[-2:])
         return Segmentation.of_masks(logits, features)
 
 
 def test_projections_and_both_products_of_attention_are_counted() -> None:
     pixels = 6 * 5
     counted = count_multiply_adds(Counted(), torch.zeros(1, 3, 6, 5))
-    assert counted == pixels * 3 * 8 + 2 * pixels * 3 * 8
+    assert counted == pixels * 3 * 8 + 2 * pixels * 3 * 8 + pixels * 8
 
 
 def test_every_system_of_the_toolkit_has_a_row() -> None:
