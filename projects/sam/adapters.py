@@ -191,9 +191,10 @@ class Sam2(nn.Module):
         """See ``PromptableModel``."""
         *finer, coarse = self.model.get_image_features(images).fpn_hidden_states  # (h*w, B, C)
         maps = [*finer, coarse + self.model.no_memory_embedding]
+        # SAM 3 has a fourth map; its library leaves it out only now, too.
         fine, middle, embedding = (
             tokens.permute(1, 2, 0).unflatten(2, size)
-            for tokens, size in zip(maps, self.model.backbone_feature_sizes, strict=True)
+            for tokens, size in zip(maps, self.model.backbone_feature_sizes, strict=False)
         )
         return embedding, fine, middle
 

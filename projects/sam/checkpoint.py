@@ -78,6 +78,23 @@ _SHARED: Rules = (
 _CLASSIFIER = ("image_encoder.norm_head.*", "image_encoder.head.*")
 MOBILE_KEYS = KeyTable(rules=(*_TINY_VIT, *_SHARED), unused=_CLASSIFIER)
 VIT_KEYS = KeyTable(rules=(*_VIT, *_SHARED))
+# Meta releases SAM 2 and 2.1 in transformers' layout too, with a memory that is not used here.
+SAM2_KEYS = KeyTable(
+    rules=(
+        ("no_memory_embedding", "model.no_memory_embedding"),
+        *(
+            (f"{part}.*", f"model.{part}.*")
+            for part in (
+                *("vision_encoder", "prompt_encoder", "mask_decoder"),
+                "shared_image_embedding",
+            )
+        ),
+    ),
+    unused=(
+        *("mask_downsample.*", "memory_*", "no_memory_positional_encoding", "no_object_pointer"),
+        *("object_pointer_proj.*", "occlusion_*", "temporal_*"),
+    ),
+)
 
 _FUSION = {
     "adaLN_modulation": "modulation",

@@ -10,8 +10,9 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from projects.sam.adapters import build_sam
+from projects.sam.baseline import BoxTracking
 from projects.sam.cache import GIGABYTE, EmbeddingCache
-from projects.sam.checkpoint import MOBILE_KEYS, VIT_KEYS
+from projects.sam.checkpoint import MOBILE_KEYS, SAM2_KEYS, VIT_KEYS
 from projects.sam.context import Context
 from projects.sam.fusion import DeepFusion
 from projects.sam.losses import MaskLosses
@@ -25,8 +26,8 @@ from unified.modeling.text_encoder import TextEncoder, build_text_encoder
 from unified.weights import WEIGHTS, cache_dir, resolve
 
 WIDTH = 256  # of the embedding of every SAM here
-MOBILE = "mobile"
-MASK_ENCODERS = ("resnet", "patches", "")
+_KEYS = {"mobile": MOBILE_KEYS, "sam2": SAM2_KEYS}  # of released files
+MASK_ENCODERS = ("resnet", "patches", "box", "")
 SHARED = (".mlp.", "upscale_")  # of a mask decoder, never trained
 _SAM, _TEXT_MODEL, _BACKBONE = "sam.", "text_encoder.bert.", "context.backbone."
 
@@ -34,7 +35,8 @@ _SAM, _TEXT_MODEL, _BACKBONE = "sam.", "text_encoder.bert.", "context.backbone."
 def add_config(cfg: CfgNode) -> None:
     """Adds ``MODEL.SAM``; the defaults are the reference's model."""
     node = CfgNode()
-    node.NAME = "vit_h"  # or vit_l, vit_b, mobile
+    # Or vit_l, vit_b, mobile, sam2_tiny, sam2_small, sam2_base_plus, sam2_large (also SAM 2.1).
+    node.NAME = "vit_h"
     # Side of the square that is encoded; released ViTs have positions for 1024 pixels only.
     node.IMAGE_SIZE = 1024
     node.WEIGHTS = ""  # of the SAM alone: name in the weights registry or an official file
@@ -52,7 +54,9 @@ def add_config(cfg: CfgNode) -> None:
     node.TEXT_ENCODER.DROPOUT = 0.1
     node.TEXT_ENCODER.FREEZE = False  # the language model, not the projection of its words
     node.MASK_ENCODER = CfgNode()
-    node.MASK_ENCODER.NAME = "resnet"  # or patches; "" builds a model that follows no masks
+    # Or patches; "" builds a model that follows no masks, and box a SAM with nothing trained, which
+    # follows the box of its previous mask.
+    node.MASK_ENCODER.NAME = "resnet"
     node.MASK_ENCODER.WIDTH = 64  # of the ResNet
     node.CONTEXT = CfgNode()
     node.CONTEXT.WEIGHTS = ""  # of EfficientNet-Lite0, which the fusion sees too; "" for none
@@ -74,6 +78,8 @@ def build(cfg: CfgNode) -> SamUniFusion:
     node = cfg.MODEL.SAM
     sam = build_sam(node.NAME, node.IMAGE_SIZE)
     encoder = sam.freeze()
+    if node.MASK_ENCODER.NAME == "box":
+        return BoxTracking(sam)
     if node.OWN_DECODER:
         sam.mask_decoder.requires_grad_(False)
     return SamUniFusion(
@@ -155,7 +161,7 @@ def load_parts(model: SamUniFusion, cfg: CfgNode, given: Collection[str]) -> tup
     node = cfg.MODEL.SAM
     loaded = []
     if node.WEIGHTS and not _holds(given, f"{_SAM}vision_encoder."):
-        table = MOBILE_KEYS if node.NAME == MOBILE else VIT_KEYS
+        table = _KEYS.get(node.NAME.partition("_")[0], VIT_KEYS)
         weights = read_weights(_file(node.WEIGHTS))
         load_weights(model.sam, weights, table=table, source=node.WEIGHTS)
         loaded.append(_SAM)

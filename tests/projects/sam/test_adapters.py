@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 
 from projects.sam.adapters import ADAPTERS, Sam, Sam2, build_mobile, build_sam
-from projects.sam.checkpoint import MOBILE_KEYS, VIT_KEYS
-from projects.sam.system import WEIGHTS
+from projects.sam.checkpoint import MOBILE_KEYS, SAM2_KEYS, VIT_KEYS
+from projects.sam.system import SYSTEM, WEIGHTS
 from tests.projects.sam.tiny import SIDE, transformers_sam
-from unified.checkpoint import load_weights, read_weights
+from unified.checkpoint import FOREIGN_PREFIX, load_weights, read_weights
+from unified.engine.config import load_config
 from unified.errors import CheckpointError, ConfigError
 from unified.weights import register_weights, resolve
 
+BASE = Path(__file__).parents[3] / "configs/base_sam.yaml"
 RECORDED = Path(__file__).parents[2] / "data/sam/mobile_sam.npz"
 TOLERANCE = 1e-4
 POINTS = torch.tensor([[[20.0, 30.0], [50.0, 10.0]]])
@@ -129,6 +131,83 @@ def test_official_files_fill_every_entry(name: str) -> None:
     assert "mask_decoder.output_hypernetworks_mlps.3.layers.2.bias" in official
     native, report = VIT_KEYS.to_native(official)
     assert native.keys() == weights.keys() and not report.unexpected
+
+
+@pytest.mark.parametrize("name", ["tiny", "small", "base_plus", "large"])
+def test_files_of_sam2_fill_every_entry_and_leave_its_memory_out(name: str) -> None:
+    """In transformers' layout, made by its own class for clips."""
+    from transformers import Sam2VideoConfig, Sam2VideoModel
+
+    with torch.device("meta"):
+        ours = ADAPTERS[f"sam2_{name}"]()
+        config = Sam2VideoConfig(vision_config=ours.model.config.vision_config.to_dict())
+        released = Sam2VideoModel(config).state_dict()
+    native, report = SAM2_KEYS.to_native(released)
+    assert not report.unexpected
+    kept = {k: v.shape for k, v in native.items() if not k.startswith(FOREIGN_PREFIX)}
+    assert kept == {k: v.shape for k, v in ours.state_dict().items()}
+    millions = {"tiny": 31, "small": 39, "base_plus": 73, "large": 217}  # without the memory
+    assert round(sum(p.numel() for p in ours.parameters()) / 1e6) == millions[name]
+
+
+def test_sam2_is_built_frozen_by_its_name() -> None:
+    with torch.device("meta"):
+        model = SYSTEM.build(load_config(BASE, ["MODEL.SAM.NAME", "sam2_tiny"]))
+    learning = {n.split(".")[2] for n, p in model.sam.named_parameters() if p.requires_grad}
+    assert learning <= {
+        *("iou_token", "mask_tokens", "transformer", "iou_prediction_head"),
+        *("upscale_conv1", "upscale_conv2", "upscale_layer_norm", "output_hypernetworks_mlps"),
+        *("conv_s0", "conv_s1", "obj_score_token", "pred_obj_score_head"),
+    }
+
+
+def transformers_sam3_tracker() -> Any:
+    """The part of SAM 3 that takes clicks, on pictures of 56 pixels."""
+    from transformers import Sam3TrackerConfig, Sam3TrackerModel
+
+    from tests.projects.sam.tiny import randomise
+
+    vision = {
+        "model_type": "sam3_vision_model",
+        "backbone_config": {
+            "model_type": "sam3_vit_model",
+            "hidden_size": 32,
+            "intermediate_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": 56,
+            "pretrain_image_size": 56,
+            "window_size": 2,
+            "global_attn_indexes": [1],
+        },
+        "fpn_hidden_size": 64,
+        "backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]],
+    }
+    decoder = {
+        "hidden_size": 64,
+        "mlp_dim": 64,
+        "num_attention_heads": 2,
+        "iou_head_hidden_dim": 32,
+    }
+    config = Sam3TrackerConfig(
+        vision_config=vision,
+        prompt_encoder_config={"hidden_size": 64, "image_size": 56},
+        mask_decoder_config=decoder,
+    )
+    return randomise(Sam3TrackerModel(config))
+
+
+@torch.no_grad()
+def test_the_tracker_of_sam3_has_the_masks_of_its_library() -> None:
+    theirs = transformers_sam3_tracker()
+    ours = Sam2(theirs)
+    picture = torch.randn(1, 3, 56, 56, generator=torch.Generator().manual_seed(1))
+    expected = theirs(pixel_values=picture, input_boxes=BOXES[:, None], multimask_output=False)
+    sparse, dense = ours.encode_prompts(1, boxes=BOXES)
+    masks, scores = ours.decode_masks(ours.encode_image(picture), sparse, dense, several=False)
+    assert expected.pred_masks.std() > 0.05
+    torch.testing.assert_close(masks, expected.pred_masks[:, 0], atol=TOLERANCE, rtol=0)
+    torch.testing.assert_close(scores, expected.iou_scores[:, 0], atol=TOLERANCE, rtol=0)
 
 
 def test_unknown_names_and_files_of_another_sam_get_one_clear_error() -> None:

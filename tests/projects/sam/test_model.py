@@ -7,12 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from projects.sam.baseline import BoxTracking
 from projects.sam.losses import MaskLosses, dice_loss
 from projects.sam.model import SamUniFusion
 from tests.projects.sam.tiny import SIDE, ToySam, make_model, opened
 from unified.errors import ConfigError, InputError
 from unified.segmenter import Segmenter
-from unified.structures import FeaturePyramid, ImageBatch, Target
+from unified.structures import FeaturePyramid, ImageBatch, Target, join_levels
 
 SIZES = ((64, 40), (30, 64))
 BOX = torch.tensor([[8.0, 10.0, 40.0, 52.0]])
@@ -173,3 +174,16 @@ def test_what_it_cannot_do_gets_one_clear_error() -> None:
         bare.encode_text(["a dog"])
     with pytest.raises(ConfigError, match="follows points and boxes only"):
         bare.segment(features, [model.encode_text(["a dog"])])
+
+
+@torch.no_grad()
+def test_plain_tracking_prompts_with_the_box_of_the_latest_mask() -> None:
+    model = BoxTracking(make_model().sam).eval()
+    images, features = encoded(model)
+    first, latest = masks_on(images), torch.zeros(1, SIDE, SIDE)
+    latest[:, 10:52, 8:40] = 1
+    memory = join_levels([model.encode_mask(images, features, mask) for mask in (first, latest)])
+    shown = model.encode_points(None, None, BOX)
+    torch.testing.assert_close(memory[0].keys, shown[0].keys)
+    found = model.segment(features, [memory])
+    assert torch.equal(found.mask_logits, model.segment(features, [shown]).mask_logits)

@@ -1,0 +1,48 @@
+"""The examples run and print a mask."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from unified.errors import CheckpointError
+from unified.samples import sample_path
+from unified.weights import resolve
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def needs(*names: str) -> None:
+    for name in names:
+        try:
+            resolve(name)
+        except (CheckpointError, KeyError) as error:
+            pytest.skip(f"needs the weights: {error}")
+
+
+def printed(example: str, *arguments: str) -> str:
+    command = [sys.executable, "-W", "ignore", str(EXAMPLES / example), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_sam_of_transformers_follows_a_sentence() -> None:
+    needs("minilm")
+    lines = printed("transformers_sam.py", str(sample_path("cat")), "the cat").splitlines()
+    assert len(lines) == 22 and all(re.fullmatch("[#.]{64}", line) for line in lines[:-1])
+    assert re.fullmatch(r"score [01]\.\d\d, \d+ of 135300 pixels", lines[-1])
+
+
+def test_mobile_sam_finds_the_cat() -> None:
+    from unified.engine.system import find_systems
+
+    assert "SamUniFusion" in find_systems()  # registers the weights
+    needs("sam_unifusion_mobile", "mobile_sam", "minilm", "efficientnet_lite0")
+    *_, last = printed("mobile_sam.py", str(sample_path("cat")), "the cat").splitlines()
+    score, area = re.fullmatch(r"score (.+), (\d+) of 135300 pixels", last).groups()
+    assert float(score) > 0.8 and 90_000 < int(area) < 125_000
