@@ -31,10 +31,10 @@ from unified.commands import add_max_pixels, run_command
 from unified.data.catalog import load_records
 from unified.data.samples import view_of
 from unified.errors import InputError
-from unified.inference.chooser.choosing import weights_of
+from unified.inference.chooser.choosing import margin, weights_of
 from unified.inference.chooser.fitting import Recipe, fit
 from unified.inference.chooser.network import ChooserNetwork
-from unified.inference.chooser.rules import fit_rules, margin, right
+from unified.inference.chooser.rules import fit_rules, right
 from unified.inference.chooser.student import Picture, Referred, Student
 from unified.inference.image_io import read_image
 
@@ -88,27 +88,31 @@ def train(options: argparse.Namespace) -> None:
     if not lessons:
         raise InputError(f"no candidate was found in {' '.join(options.sets)}")
     first = lessons[0]
-    torch.manual_seed(options.seed)
-    network = ChooserNetwork(
-        seen_dim=first.described.seen.shape[1], text_dim=first.sentences[0].words.shape[1]
-    ).to(student.device)
+    sizes = {
+        "seen_dim": first.described.seen.shape[1],
+        "text_dim": first.sentences[0].words.shape[1],
+    }
     described = time.monotonic()
-    curve = fit(network, lessons, naming, Recipe(epochs=options.epochs), options.seed)
+    networks, curves = [], []
+    for seed in range(options.seed, options.seed + options.networks):
+        torch.manual_seed(seed)
+        networks.append(ChooserNetwork(**sizes).to(student.device))
+        curves.append(fit(networks[-1], lessons, naming, Recipe(epochs=options.epochs), seed))
     trained = time.monotonic()
-    trials = student.trials(network, pictures(tried, "choose rules"))
+    trials = student.trials(networks, pictures(tried, "choose rules"))
     present = [trial for trial in trials if trial.truth is not None]
     if not present:
         raise InputError(f"no sentence of {options.choose} is understood: give English ones")
     threshold = model.inference.image.score_threshold
     rules = fit_rules(trials, threshold=threshold, keep=options.keep)
-    write_weights(options.output, weights_of(network, rules, model.info.sha256))
+    write_weights(options.output, weights_of(networks, rules, model.info.sha256))
     absent = [trial for trial in trials if trial.truth is None]
     limit = -float(torch.tensor(1 / threshold - 1).log())
-    refused = sum(margin(trial, rules) < limit for trial in absent)
+    refused = sum(margin(trial.choices, rules) < limit for trial in absent)
     print(
         f"{sum(len(lesson.sentences) for lesson in lessons)} sentences about {len(lessons)} "
         f"pictures: described in {described - start:.0f} s, trained in {trained - described:.0f} "
-        f"s, loss {curve[0]:.2f} to {curve[-1]:.2f}; of {len(present)} sentences of "
+        f"s, loss {curves[0][0]:.2f} to {curves[-1][-1]:.2f}; of {len(present)} sentences of "
         f"{options.choose} "
         f"{right(present, rules):.1%} right before refusal, {refused} of {len(absent)} about "
         f"nothing refused; {rules}; {options.output}"
@@ -135,6 +139,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--keep", type=share, default=0.8, help="share of true sentences that are not refused"
     )
     parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--networks", type=int, default=2, help="whose scores are averaged")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", required=True, type=Path, metavar="FILE")
     parser.add_argument("--device", default="auto")

@@ -36,7 +36,6 @@ MODELS = {
         default=True,
         profile=Profile((352, 480), made="77.2 at 128 lines"),
     ),
-    "uniref-lite-written": ModelEntry("lite/uniref_lite.yaml", "uniref_lite_written"),
     "uniref-r50": ModelEntry("video_joint_r50.yaml", "uniref_video_r50"),
     "uniref-r50-image": ModelEntry(
         "image_joint_r50.yaml",
@@ -56,10 +55,10 @@ WEIGHTS = {
         bundled=Path(__file__).parent / "weights/uniref_lite.safetensors",
         sha256="3e95906763257a307bb8253a706482a605de640e37af9c58742c7106a747fdd7",
     ),
-    "uniref_lite_written": WeightsEntry(
+    "uniref_lite_chooser": WeightsEntry(
         licence="Apache-2.0",  # see MODEL_CARD.md
-        bundled=Path(__file__).parent / "weights/uniref_lite_written.safetensors",
-        sha256="9f8b174c2e0c3aafeb5f19cc6d8c50ac91979d121e16c662e355f4bed4d75675",
+        bundled=Path(__file__).parent / "weights/uniref_lite_chooser.safetensors",
+        sha256="6eba05befd6a4139091563b7c6c51c9661a6a94e5c08c093c913ddf3731fd8bb",
     ),
     **{
         f"uniref_{stage}_{size}": WeightsEntry(licence="MIT", page=_PAGE)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from unified.checkpoint import read_weights
 from unified.errors import ConfigError
-from unified.inference.chooser.choosing import Chooser, made_for, network_of
+from unified.inference.chooser.choosing import Chooser, made_for, networks_of
 from unified.modeling.backbones import Backbone, build_backbone, load_pretrained
 from unified.modeling.text_encoder import TextEncoder
 from unified.weights import resolve
@@ -22,7 +22,8 @@ MEAN, STD = (127.0, 127.0, 127.0), (128.0, 128.0, 128.0)
 
 
 def build_chooser(model: Any, file: Path, sha256: str | None) -> Chooser | None:
-    """The chooser of a weights file, on the device of ``model``; None if it is of other weights.
+    """The chooser of a weights file, on the device of ``model``; None if it is of other weights, or
+    the model has none.
 
     Args:
         model: in eval mode; a segmenter with a language model as ``text_encoder``.
@@ -32,25 +33,28 @@ def build_chooser(model: Any, file: Path, sha256: str | None) -> Chooser | None:
         ConfigError: the model has no language model, or one of another width.
         CheckpointError: the file holds no chooser, or weights of the backbone are missing.
     """
+    if sha256 is None:  # untrained
+        return None
     weights = read_weights(file)
-    if sha256 is None or not made_for(weights, sha256):
+    if not made_for(weights, sha256):
         logger.warning(
             "%s was trained for other weights: sentences are answered without a chooser. Train one "
             "with tools/train_chooser.py, or set INFERENCE.CHOOSER ''",
             file.name,
         )
         return None
-    network, rules = network_of(weights)
+    networks, rules = networks_of(weights)
     device = next(iter(model.parameters())).device
     text, backbone, mean, std = parts_of(model)
     config: Any = text.bert.config
-    if config.hidden_size != network.read.in_features:
+    width = networks[0].read.in_features
+    if config.hidden_size != width:
         raise ConfigError(
-            f"{file.name} reads words of width {network.read.in_features}, those of the model have "
+            f"{file.name} reads words of width {width}, those of the model have "
             f"{config.hidden_size}: set INFERENCE.CHOOSER '' or train another"
         )
     return Chooser(
-        network=network.to(device),
+        networks=[network.to(device) for network in networks],
         rules=rules,
         model=model,
         text=text,

@@ -60,8 +60,8 @@ class Chooser:
     """Answers sentences about images around a segmenter.
 
     Args:
-        network: trained on candidates of ``model``, on the device of ``model``.
-        rules: that go with it.
+        networks: trained on candidates of ``model``, on its device; their scores are averaged.
+        rules: that go with them.
         model: finds the candidates.
         text: the language model that ``network`` was trained with.
         backbone, mean, std: as of ``Describer``.
@@ -70,7 +70,7 @@ class Chooser:
     def __init__(
         self,
         *,
-        network: ChooserNetwork,
+        networks: Sequence[ChooserNetwork],
         rules: Rules,
         model: Segmenter,
         text: TextEncoder,
@@ -78,7 +78,8 @@ class Chooser:
         mean: Tensor,
         std: Tensor,
     ) -> None:
-        self.network, self.rules, self.model, self.text = network.eval(), rules, model, text
+        self.networks = [network.eval() for network in networks]
+        self.rules, self.model, self.text = rules, model, text
         self.backbone, self.mean, self.std = backbone, mean, std
         vocabulary = {} if text.tokenizer is None else text.tokenizer.get_vocab()
         self.vocabulary = frozenset(vocabulary)
@@ -105,21 +106,30 @@ class Chooser:
         if not len(found):
             return Answer(asked.probabilities.new_zeros(scene.size), 0.0)
         words = self.text([text])
-        choices = self.network(
+        given = (
             Candidates.stack([described]),
             torch.zeros(1, dtype=torch.int64, device=words.words.device),
             words.last_hidden.float(),
             words.padding_mask,
         )
+        choices = Choices.mean([network(*given) for network in self.networks])
         logits = heard_logits(choices, heard(found, asked), self.rules)
         chosen = pick(choices, logits, self.rules)
-        score = float((logits.logsumexp(dim=0) - choices.none[0] + self.rules.shift).sigmoid())
+        score = float(torch.tensor(margin(choices, self.rules)).sigmoid())
         return Answer(found.probabilities[chosen].amax(dim=0), score)
 
 
 def heard_logits(choices: Choices, heard: Tensor, rules: Rules) -> Tensor:
     """Logits (K,) of one sentence with the segmenter's own scores (K,) in them."""
     return choices.logits[0] + rules.heard * heard.clamp(UNHEARD, 1 - UNHEARD).logit()
+
+
+def margin(choices: Choices, rules: Rules) -> float:
+    """Logit of the score of one sentence.
+
+    Without the segmenter's own scores, which hardly differ for what is there and what is not.
+    """
+    return float(choices.logits[0].logsumexp(dim=0) - choices.none[0]) + rules.shift
 
 
 def pick(choices: Choices, logits: Tensor, rules: Rules) -> Tensor:
@@ -130,31 +140,44 @@ def pick(choices: Choices, logits: Tensor, rules: Rules) -> Tensor:
     return best | (logits - choices.none[0] > rules.accepted)
 
 
-def network_of(weights: Mapping[str, Tensor]) -> tuple[ChooserNetwork, Rules]:
-    """The network and the rules of a weights file.
+def networks_of(weights: Mapping[str, Tensor]) -> tuple[list[ChooserNetwork], Rules]:
+    """The networks and the rules of a weights file.
 
     Raises:
         CheckpointError: it is none of a chooser, or of another one.
     """
-    own = {key.removeprefix(NETWORK): w for key, w in weights.items() if key.startswith(NETWORK)}
-    if RULES not in weights or "mean" not in own or "read.weight" not in own:
+    parts: dict[str, dict[str, Tensor]] = {}
+    for key, value in weights.items():
+        if key.startswith(NETWORK):
+            number, _, name = key.removeprefix(NETWORK).partition(".")
+            parts.setdefault(number, {})[name] = value.float()
+    if RULES not in weights or not all(
+        {"mean", "read.weight"} <= set(own) for own in parts.values()
+    ):
         raise CheckpointError("the file holds no chooser: expected network.* and rules")
-    dim, text_dim = own["read.weight"].shape
-    network = ChooserNetwork(seen_dim=len(own["mean"]), text_dim=text_dim, dim=dim)
-    try:
-        network.load_state_dict({key: value.float() for key, value in own.items()})
-    except RuntimeError as error:
-        raise CheckpointError("the file holds another chooser than this one") from error
-    return network, Rules(*weights[RULES].tolist())
+    networks = []
+    for own in parts.values():
+        dim, text_dim = own["read.weight"].shape
+        network = ChooserNetwork(seen_dim=len(own["mean"]), text_dim=text_dim, dim=dim)
+        try:
+            network.load_state_dict(own)
+        except RuntimeError as error:
+            raise CheckpointError("the file holds another chooser than this one") from error
+        networks.append(network)
+    return networks, Rules(*weights[RULES].tolist())
 
 
-def weights_of(network: ChooserNetwork, rules: Rules, sha256: str) -> dict[str, Tensor]:
-    """What ``network_of`` and ``made_for`` read; numbers of the network in half precision.
+def weights_of(networks: Sequence[ChooserNetwork], rules: Rules, sha256: str) -> dict[str, Tensor]:
+    """What ``networks_of`` and ``made_for`` read; numbers of networks in half precision.
 
     Args:
         sha256: of the weights file of the segmenter, hexadecimal.
     """
-    content = {f"{NETWORK}{key}": value.half().cpu() for key, value in network.state_dict().items()}
+    content = {
+        f"{NETWORK}{number}.{key}": value.half().cpu()
+        for number, network in enumerate(networks)
+        for key, value in network.state_dict().items()
+    }
     digest = torch.tensor(list(bytes.fromhex(sha256)), dtype=torch.uint8)
     return content | {RULES: torch.tensor(list(vars(rules).values())), SEGMENTER: digest}
 

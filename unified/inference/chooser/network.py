@@ -86,6 +86,17 @@ class Choices:
     none: Tensor
     many: Tensor
 
+    @classmethod
+    def mean(cls, each: Sequence[Choices]) -> Choices:
+        """Of several networks about the same candidates and sentences."""
+        if len(each) == 1:
+            return each[0]
+        logits, none, many = (
+            torch.stack([getattr(one, name) for one in each]).mean(dim=0)
+            for name in ("logits", "none", "many")
+        )
+        return cls(logits, none, many)
+
 
 class ChooserNetwork(nn.Module):
     """Scores the candidates of images for sentences.

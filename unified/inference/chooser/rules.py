@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from unified.inference.chooser.choosing import Rules, heard_logits, pick
+from unified.inference.chooser.choosing import Rules, heard_logits, margin, pick
 from unified.inference.chooser.network import Choices
 
 HEARD = (0.0, 0.15, 0.3, 0.45, 0.6, 0.8, 1.0)
@@ -49,14 +49,8 @@ def fit_rules(trials: Sequence[Trial], *, threshold: float, keep: float) -> Rule
         for accepted in (ACCEPTED if several < np.inf else ACCEPTED[:1])
     )
     rules = Rules(heard, 0.0, several, accepted)
-    lowest = float(np.quantile([margin(trial, rules) for trial in present], 1 - keep))
+    lowest = float(np.quantile([margin(trial.choices, rules) for trial in present], 1 - keep))
     return Rules(heard, float(np.log(threshold / (1 - threshold))) - lowest, several, accepted)
-
-
-def margin(trial: Trial, rules: Rules) -> float:
-    """Logit of the score of the answer to a sentence."""
-    logits = heard_logits(trial.choices, trial.heard, rules)
-    return float(logits.logsumexp(dim=0) - trial.choices.none[0]) + rules.shift
 
 
 def right(present: Sequence[Trial], rules: Rules) -> float:

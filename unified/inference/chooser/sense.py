@@ -47,7 +47,8 @@ def nonsense(text: str, vocabulary: Collection[str]) -> str | None:
     if share > MOST_STRANGE:
         return f"its words are unknown: {', '.join(strange)}"
     expected = expected_words()
-    if len(words) > 1 and not any(_near(word, expected) for word in words):
+    short = any(len(word) < LEAST_FOREIGN for word in words)
+    if len(words) > 1 and short and not any(_near(word, expected) for word in words):
         return "none of its words is known from sentences about pictures"
     return None
 

@@ -15,7 +15,7 @@ from unified.expressions import swap_left_right
 from unified.inference.chooser.building import parts_of
 from unified.inference.chooser.candidates import Found, joined, overlaps
 from unified.inference.chooser.fitting import Lesson, Naming, Sentence, padded
-from unified.inference.chooser.network import Candidates, ChooserNetwork
+from unified.inference.chooser.network import Candidates, Choices, ChooserNetwork
 from unified.inference.chooser.rules import Trial
 from unified.inference.chooser.scene import LIMIT, Scene, heard
 from unified.inference.chooser.sense import nonsense
@@ -87,8 +87,10 @@ class Student:
         return lessons, self._naming(seen, names)
 
     @torch.inference_mode()
-    def trials(self, network: ChooserNetwork, pictures: Iterable[Picture]) -> list[Trial]:
-        """Every sentence of pictures that makes sense, with what the network says."""
+    def trials(
+        self, networks: Sequence[ChooserNetwork], pictures: Iterable[Picture]
+    ) -> list[Trial]:
+        """Every sentence of pictures that makes sense, with what the networks say."""
         vocabulary = {} if self.text.tokenizer is None else self.text.tokenizer.get_vocab()
         found = []
         for image, referred in pictures:
@@ -98,17 +100,18 @@ class Student:
                 truth = masks.any(dim=0) if len(masks) else None
                 for text in one.sentences:
                     if nonsense(text, vocabulary) is None:
-                        found.append(self._trial(network, scene, text, truth))
+                        found.append(self._trial(networks, scene, text, truth))
         return found
 
     def _trial(
-        self, network: ChooserNetwork, scene: Scene, text: str, truth: Tensor | None
+        self, networks: Sequence[ChooserNetwork], scene: Scene, text: str, truth: Tensor | None
     ) -> Trial:
         asked = scene.asked(self.encoder.text(text))
         candidates, described = scene.candidates(asked)
         only = torch.zeros(1, dtype=torch.int64, device=self.device)
         words = padded(self._words([text]))
-        choices = network(Candidates.stack([described]), only, *words)
+        given = (Candidates.stack([described]), only, *words)
+        choices = Choices.mean([network(*given) for network in networks])
         return Trial(choices, heard(candidates, asked), candidates.masks, truth)
 
     def _look(self, image: np.ndarray) -> Scene:

@@ -9,10 +9,10 @@ import torch
 from tests.toy.model import Toy, make_toy
 from tests.unified.inference.chooser.test_candidates import SETTINGS, photo
 from unified import ImagePredictor
-from unified.inference.chooser.choosing import Chooser, Rules, heard_logits, pick
+from unified.inference.chooser.choosing import Chooser, Rules, heard_logits, margin, pick
 from unified.inference.chooser.fitting import Recipe, fit
 from unified.inference.chooser.network import Choices, ChooserNetwork
-from unified.inference.chooser.rules import Trial, fit_rules, margin
+from unified.inference.chooser.rules import Trial, fit_rules
 from unified.inference.chooser.student import Referred, Student
 from unified.inference.settings import InferenceSettings
 from unified.structures import Prompt
@@ -26,7 +26,7 @@ def chosen() -> Toy:
     channels = segmenter.backbone.channels
     seen = sum(channels[stage] for stage in ("res3", "res4", "res5")) + 3 * 64
     segmenter.chooser = Chooser(
-        network=ChooserNetwork(seen_dim=seen, text_dim=16, dim=32),
+        networks=[ChooserNetwork(seen_dim=seen, text_dim=16, dim=32) for _ in range(2)],
         rules=Rules(0.3, 5.0, 0.0, 0.0),
         model=segmenter,
         text=segmenter.text_encoder,
@@ -93,7 +93,7 @@ def test_rules_follow_what_is_right() -> None:
     ]
     rules = fit_rules(trials, threshold=0.3, keep=0.99)
     assert rules.heard > 0
-    lowest = min(margin(trial, rules) for trial in trials[:3])
+    lowest = min(margin(trial.choices, rules) for trial in trials[:3])
     assert lowest == pytest.approx(float(np.log(0.3 / 0.7)), abs=0.05)
 
 
@@ -118,7 +118,7 @@ def test_a_student_describes_pictures_with_sentences(chosen: Toy) -> None:
     assert torch.equal(said[0].mirrored, said[0].words)
     assert not torch.equal(said[1].mirrored, said[1].words)
     assert naming is not None and naming.labels.tolist() == [1, 1, 0]
-    curve = fit(chosen.chooser.network, lessons, naming, Recipe(epochs=1), seed=0)
+    curve = fit(chosen.chooser.networks[0], lessons, naming, Recipe(epochs=1), seed=0)
     assert np.isfinite(curve).all()
-    trials = student.trials(chosen.chooser.network, [(photo(), referred)])
+    trials = student.trials(chosen.chooser.networks, [(photo(), referred)])
     assert [trial.truth is None for trial in trials] == [False, False, False, True]

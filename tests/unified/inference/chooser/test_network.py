@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 
 from tests.unified.inference.chooser.scenes import TEXT, make_network, random_described
-from unified.inference.chooser.choosing import Rules, made_for, network_of, weights_of
+from unified.inference.chooser.choosing import Rules, made_for, networks_of, weights_of
 from unified.inference.chooser.fitting import Lesson, Naming, Recipe, Sentence, fit, padded
 from unified.inference.chooser.network import Candidates
 
@@ -83,9 +83,10 @@ def test_learns_which_candidate_a_word_means() -> None:
 
 def test_weights_come_back() -> None:
     network, rules, digest = make_network(), Rules(0.3, -1.0, 0.0, 0.5), "ab" * 32
-    file = weights_of(network, rules, digest)
-    again, own = network_of(file)
+    file = weights_of([network, make_network(1)], rules, digest)
+    (again, other), own = networks_of(file)
     assert own == Rules(*torch.tensor([0.3, -1.0, 0.0, 0.5]).tolist())
+    assert not torch.equal(other.read.weight, again.read.weight)
     assert made_for(file, digest) and not made_for(file, "cd" * 32)
     for name, value in network.state_dict().items():
         torch.testing.assert_close(again.state_dict()[name], value.half().float())
