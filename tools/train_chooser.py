@@ -88,15 +88,12 @@ def train(options: argparse.Namespace) -> None:
     if not lessons:
         raise InputError(f"no candidate was found in {' '.join(options.sets)}")
     first = lessons[0]
-    sizes = {
-        "seen_dim": first.described.seen.shape[1],
-        "text_dim": first.sentences[0].words.shape[1],
-    }
+    seen, words = first.described.seen.shape[1], first.sentences[0].words.shape[1]
     described = time.monotonic()
     networks, curves = [], []
     for seed in range(options.seed, options.seed + options.networks):
         torch.manual_seed(seed)
-        networks.append(ChooserNetwork(**sizes).to(student.device))
+        networks.append(ChooserNetwork(seen_dim=seen, text_dim=words).to(student.device))
         curves.append(fit(networks[-1], lessons, naming, Recipe(epochs=options.epochs), seed))
     trained = time.monotonic()
     trials = student.trials(networks, pictures(tried, "choose rules"))
@@ -113,9 +110,8 @@ def train(options: argparse.Namespace) -> None:
         f"{sum(len(lesson.sentences) for lesson in lessons)} sentences about {len(lessons)} "
         f"pictures: described in {described - start:.0f} s, trained in {trained - described:.0f} "
         f"s, loss {curves[0][0]:.2f} to {curves[-1][-1]:.2f}; of {len(present)} sentences of "
-        f"{options.choose} "
-        f"{right(present, rules):.1%} right before refusal, {refused} of {len(absent)} about "
-        f"nothing refused; {rules}; {options.output}"
+        f"{options.choose} {right(present, rules):.1%} right before refusal, {refused} of "
+        f"{len(absent)} about nothing refused; {rules}; {options.output}"
     )
 
 
@@ -136,10 +132,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--sets", required=True, nargs="+", metavar="SET", help="to train on")
     parser.add_argument("--choose", required=True, metavar="SET", help="to choose the rules on")
     parser.add_argument(
-        "--keep", type=share, default=0.8, help="share of true sentences that are not refused"
+        "--keep", type=share, default=0.9, help="share of true sentences that are not refused"
     )
     parser.add_argument("--epochs", type=int, default=40)
-    parser.add_argument("--networks", type=int, default=2, help="whose scores are averaged")
+    parser.add_argument("--networks", type=int, default=1, help="whose scores are averaged")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", required=True, type=Path, metavar="FILE")
     parser.add_argument("--device", default="auto")
