@@ -26,7 +26,7 @@ from unified.data.catalog import load_records
 from unified.data.samples import view_of
 from unified.errors import InputError
 from unified.inference.image_io import read_image, write_image
-from unified.label_maps import contour
+from unified.inference.overlay import contour
 from unified.structures import Prompt
 
 CELL, TITLE, FONT, COLUMNS = (240, 200), 46, 13, 5  # (w, h) of a picture, lines above it
