@@ -11,12 +11,12 @@ from typing import Any
 
 from unified.dependencies import require
 from unified.inference import cli
-from unified.inference.chooser.sense import nonsense
 from unified.inference.clip_prompts import check_reached, clip_prompts, describe_prompts
 from unified.inference.inputs import Clip
 from unified.inference.output import ClipWriter
 from unified.inference.places import Prompts
 from unified.inference.results import earlier_results, prepare_folder
+from unified.inference.sense import nonsense
 from unified.inference.video_io import FrameReader
 from unified.inference.video_predictor import VideoPredictor
 from unified.structures import Prompt

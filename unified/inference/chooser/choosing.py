@@ -13,8 +13,8 @@ from torch import Tensor
 from unified.errors import CheckpointError
 from unified.inference.chooser.network import Candidates, Choices, ChooserNetwork
 from unified.inference.chooser.scene import Scene, heard
-from unified.inference.chooser.sense import nonsense
 from unified.inference.frames import EncodedFrame
+from unified.inference.sense import nonsense
 from unified.modeling.backbones import Backbone
 from unified.modeling.text_encoder import TextEncoder
 from unified.segmenter import Segmenter

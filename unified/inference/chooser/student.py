@@ -18,8 +18,8 @@ from unified.inference.chooser.fitting import Lesson, Naming, Sentence, padded
 from unified.inference.chooser.network import Candidates, Choices, ChooserNetwork
 from unified.inference.chooser.rules import Trial
 from unified.inference.chooser.scene import LIMIT, Scene, heard
-from unified.inference.chooser.sense import nonsense
 from unified.inference.frames import FrameEncoder
+from unified.inference.sense import nonsense
 
 # Masks for sentences belong to the candidates of a training image: of so many sentences so many
 # masks, after the ones that are found without.

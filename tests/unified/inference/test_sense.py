@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from unified.inference.chooser.sense import nonsense
+from unified.inference.sense import nonsense
 
 VOCABULARY = frozenset("accordion undefined import het met de la".split())
-EXPRESSIONS = Path(__file__).parents[4] / "datasets/expressions"
+EXPRESSIONS = Path(__file__).parents[3] / "datasets/expressions"
 
 
 @pytest.mark.parametrize(
