@@ -92,7 +92,14 @@ class Chooser:
         return reason is None
 
     def look(self, frames: Sequence[EncodedFrame], image: np.ndarray) -> Scene:
-        """The candidates of an image (H, W, 3) uint8 RGB; frames as of ``Scene``."""
+        """The candidates of an image (H, W, 3) uint8 RGB; frames as of ``Scene``.
+
+        The model may have been moved since it got its chooser, which follows it.
+        """
+        device = frames[0].images.tensor.device
+        for module in (*self.networks, self.backbone):
+            module.to(device)
+        self.mean, self.std = self.mean.to(device), self.std.to(device)
         return Scene(self.model, frames, image, self.backbone, self.mean, self.std)
 
     def answer(self, scene: Scene, text: str, references: References) -> Answer:

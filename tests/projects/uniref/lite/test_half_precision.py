@@ -38,7 +38,7 @@ def overlaps(first: list[np.ndarray], second: list[np.ndarray]) -> list[float]:
 
 @pytest.fixture(scope="module")
 def model() -> nn.Module:
-    return unified.load("uniref-lite", device="cpu")
+    return unified.load("uniref-lite", device="cpu", options=["INFERENCE.CHOOSER", ""])
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +54,8 @@ def test_autocast_keeps_the_masks(model: nn.Module, full: list[np.ndarray]) -> N
 
 
 def test_stored_weights_keep_the_masks(full: list[np.ndarray]) -> None:
-    stored = unified.load("uniref-lite", device="cpu").to(torch.bfloat16)
+    stored = unified.load("uniref-lite", device="cpu", options=["INFERENCE.CHOOSER", ""]).to(
+        torch.bfloat16
+    )
     found = overlaps(full, list(masks(stored, "float32")))
     assert np.mean(found) >= 0.98 and min(found) >= 0.9, found
