@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unified.checkpoint import KeyTable
@@ -27,6 +28,11 @@ if TYPE_CHECKING:
 _FILES = "https://dl.fbaipublicfiles.com/segment_anything"
 _PAGE = "https://github.com/FoundationVision/UniRef"
 WEIGHTS = {
+    "sam_unifusion_mobile": WeightsEntry(
+        licence="Apache-2.0",  # see MODEL_CARD.md for that of the training data
+        bundled=Path(__file__).parent / "weights/sam_unifusion_mobile.safetensors",
+        sha256="73e68a358b1332baa2880f2728e245b3c72c937dbf88d48ea87f240d8fc3db65",
+    ),
     "mobile_sam": WeightsEntry(
         licence="Apache-2.0",
         url="https://github.com/ChaoningZhang/MobileSAM/raw/master/weights/mobile_sam.pt",
@@ -63,7 +69,10 @@ MODELS = {
     ),
     "sam-unifusion-image": ModelEntry("sam_image.yaml", "uniref_sam_image", points=True),
     "sam-unifusion-mobile": ModelEntry(
-        "lite/sam_mobile.yaml", points=True, profile=Profile((1024, 1024))
+        "lite/sam_mobile.yaml",
+        "sam_unifusion_mobile",
+        points=True,
+        profile=Profile((1024, 1024)),
     ),
 }
 
