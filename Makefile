@@ -47,4 +47,6 @@ test: $(READY)
 	OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
 
 demo: $(READY)
+	@# Of what MobileSAM needs; without it the demo shows one model less.
+	-$(PY) tools/download_weights.py mobile_sam
 	$(PY) tools/demo.py $(DEMO)

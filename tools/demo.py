@@ -4,7 +4,8 @@
 
 Clips and photos come with packages of the index. Besides the results of the inference tools the
 folder receives clips.png, frames of the overlays of the clip, photos.png, those of the photos, and
-demo.jpg, a row of both.
+demo.jpg, a row of both. Other models that come with weights and follow points as well are asked
+about the photos, if what they need is there.
 """
 
 from __future__ import annotations
@@ -20,10 +21,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from unified.commands import MISUSE, run_command
+from unified.engine.models import load, model_entries, models
+from unified.errors import UnifiedError
 from unified.inference.frames import resize_image
 from unified.inference.image_io import read_image, write_image
 from unified.inference.video_io import FrameReader
 from unified.samples import sample_path
+from unified.weights import WEIGHTS
 
 TOOLS = Path(__file__).resolve().parent
 CLIP, PERSON = "carphone", "the man"
@@ -39,13 +43,29 @@ def segment_clip(folder: Path, *prompts: str) -> Path:
     return folder / "overlay.mp4"
 
 
-def segment_photo(folder: Path, name: str, sentences: Sequence[str]) -> Path:
+def segment_photo(folder: Path, name: str, sentences: Sequence[str], *model: str) -> Path:
     """Returns the overlay."""
     texts = [word for sentence in sentences for word in ("--text", sentence)]
-    photo = ["--input", str(sample_path(name)), *texts, "--output", str(folder)]
+    photo = ["--input", str(sample_path(name)), *texts, *model, "--output", str(folder)]
     run("infer_image.py", "python tools/infer_image.py", *photo)
     (overlay,) = (folder / "overlay").iterdir()
     return overlay
+
+
+def other_models() -> list[str]:
+    """Models that come with weights and follow points; those that lack something are named."""
+    found = []
+    for name in models(points=True):
+        entry = model_entries()[name]
+        if entry.weights is None or WEIGHTS[entry.weights].bundled is None:
+            continue
+        try:
+            load(name, device="cpu")
+        except UnifiedError as error:
+            print(f"{name} is left out: {error}", flush=True)
+            continue
+        found.append(name)
+    return found
 
 
 def run(tool: str, shown: str, *arguments: str) -> None:
@@ -96,6 +116,10 @@ def make_demo(folder: Path) -> None:
     write_image(folder / "clips.png", sheet(clips))
     write_image(folder / "photos.png", sheet([stills]))
     write_image(folder / "demo.jpg", sheet([[*clips[0][::2], *stills]]))
+    for other in other_models():
+        chosen = ("--model", other)
+        seen = [segment_photo(folder / other / n, n, t, *chosen) for n, t in PHOTOS.items()]
+        write_image(folder / f"{other}.png", sheet([[read_image(path) for path in seen]]))
     print(f"look at {folder}/demo.jpg, clips.png and photos.png, and at the overlays beside them")
 
 
