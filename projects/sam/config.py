@@ -62,6 +62,8 @@ def add_config(cfg: CfgNode) -> None:
     node.CONTEXT.WEIGHTS = ""  # of EfficientNet-Lite0, which the fusion sees too; "" for none
     # A second mask decoder for sentences and masks; MLPs and upscaling stay as the SAM's.
     node.OWN_DECODER = False
+    # The SAM's own decoder is asked about the box of what was found, and both masks are joined.
+    node.SECOND_PASS = False
     node.LOSS = CfgNode()
     node.LOSS.BCE = 2.0
     node.LOSS.DICE = 0.5
@@ -93,6 +95,7 @@ def build(cfg: CfgNode) -> SamUniFusion:
             else None
         ),
         decoder=own_decoder(sam.mask_decoder) if node.OWN_DECODER else None,
+        second_pass=node.SECOND_PASS,
         criterion=MaskLosses(bce=node.LOSS.BCE, dice=node.LOSS.DICE, score=node.LOSS.SCORE),
         cache=(
             EmbeddingCache(

@@ -34,6 +34,8 @@ from unified.structures import (
     Target,
 )
 
+SURE = 6.0  # logits beyond say no more when two masks are joined
+
 
 @dataclass(frozen=True, kw_only=True)
 class SamPyramid(FeaturePyramid):
@@ -88,6 +90,7 @@ class SamUniFusion(nn.Module):
         context: what else the fusion sees of a picture.
         decoder: a mask decoder of its own for sentences and masks, so that the SAM's stays as it is
             for points and boxes; None shares that of the SAM.
+        second_pass: the SAM inside is asked about the box of what was found, see ``look_again``.
         pixel_mean, pixel_std: RGB on the 0..255 scale, as the SAM was trained.
         criterion: losses, for training.
         cache: where the embeddings of a frozen encoder are kept in training.
@@ -105,6 +108,7 @@ class SamUniFusion(nn.Module):
         mask_encoder: SamMaskEncoder | PatchMaskEncoder | None = None,
         context: Context | None = None,
         decoder: nn.Module | None = None,
+        second_pass: bool = False,
         pixel_mean: Sequence[float] = (123.675, 116.28, 103.53),
         pixel_std: Sequence[float] = (58.395, 57.12, 57.375),
         criterion: MaskLosses | None = None,
@@ -113,7 +117,7 @@ class SamUniFusion(nn.Module):
         super().__init__()
         self.sam, self.cache = sam, cache
         self.fusion, self.text_encoder, self.mask_encoder = fusion, text_encoder, mask_encoder
-        self.context, self.decoder = context, decoder
+        self.context, self.decoder, self.second_pass = context, decoder, second_pass
         self.criterion = MaskLosses() if criterion is None else criterion
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std), persistent=False)
@@ -216,9 +220,28 @@ class SamUniFusion(nn.Module):
         logits, scores = self.decode(features, references, several=several)
         best = scores.topk(min(top_k, scores.shape[1]), dim=1).indices  # (B, K)
         logits = logits[torch.arange(len(best), device=best.device)[:, None], best]
+        alone = all(isinstance(level, PointReference) for level in levels)
+        if self.second_pass and top_k == 1 and not alone:
+            logits = self.look_again(features, logits)
         found = Segmentation.of_masks(_at_stride(logits, features, mask_stride), features)
         visible = found.scores > 0
         return replace(found, scores=scores.gather(1, best).float().clamp(0, 1) * visible)
+
+    def look_again(self, features: FeaturePyramid, logits: Tensor) -> Tensor:
+        """The mean of masks (B, 1, h, w) and what the SAM inside says of the boxes around them.
+
+        Its edges are sharper where no reference changed its embedding; empty masks stay.
+        """
+        assert isinstance(features, SamPyramid)
+        found = _at_stride(logits, features, 1)[:, 0] > 0
+        for mask, (height, width) in zip(found, features.image_sizes, strict=True):
+            mask[height:], mask[:, width:] = False, False
+        boxes, some = _boxes(found)
+        sparse, dense = self.sam.encode_prompts(len(boxes), boxes=boxes)
+        embedding = (*features.levels, *features.extras)
+        again, _ = self.sam.decode_masks(embedding, sparse, dense, several=False)
+        mean = (logits.clamp(-SURE, SURE) + again.clamp(-SURE, SURE)) / 2
+        return torch.where(some[:, None, None, None], mean, logits)
 
     def decode(
         self, features: FeaturePyramid, references: Sequence[References], *, several: bool
@@ -317,19 +340,20 @@ def coarse_prompt(coarse: Tensor, side: int) -> dict[str, Tensor]:
     found = torch.where(
         found.any(dim=(1, 2), keepdim=True), found, coarse >= coarse.amax(dim=(1, 2), keepdim=True)
     )
+    boxes = _boxes(found)[0] * (side / coarse.shape[-1])
+    return {"boxes": boxes, "masks": masks}
+
+
+def _boxes(masks: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, h, w) bool -> x0, y0, x1, y1 around each (B, 4), and which are not empty (B,)."""
     ends = []
     for axis in (1, 2):  # columns, then rows
-        line = found.any(dim=axis)
+        line = masks.any(dim=axis)
         index = torch.arange(line.shape[1], device=line.device)
-        ends.append(
-            (
-                torch.where(line, index, line.shape[1]).amin(dim=1),
-                torch.where(line, index + 1, 0).amax(dim=1),
-            )
-        )
-    (x0, x1), (y0, y1) = ends
-    boxes = torch.stack((x0, y0, x1, y1), dim=1) * (side / coarse.shape[-1])
-    return {"boxes": boxes.float(), "masks": masks}
+        ends.append(torch.where(line, index, line.shape[1]).amin(dim=1))
+        ends.append(torch.where(line, index + 1, 0).amax(dim=1))
+    x0, x1, y0, y1 = ends
+    return torch.stack((x0, y0, x1, y1), dim=1).float(), masks.flatten(1).any(dim=1)
 
 
 def _size(maps: Tensor) -> tuple[int, int]:

@@ -207,3 +207,28 @@ def test_a_copy_keeps_its_weights_apart() -> None:
         for parameter in own_decoder(decoder).parameters():
             parameter.zero_()
     assert all(torch.equal(value, before[name]) for name, value in decoder.state_dict().items())
+
+
+@torch.no_grad()
+def test_the_second_pass_asks_the_sam_about_the_box_of_what_was_found() -> None:
+    model = make_small()
+    _, features = encoded(model)
+    text = model.encode_text(["the red man"])
+    logits = torch.full((1, 1, SIDE // 4, SIDE // 4), -9.0)
+    assert torch.equal(model.look_again(features, logits), logits)
+    logits[..., 3:10, 2:8] = 9.0
+    box = torch.tensor([[8.0, 12.0, 32.0, 40.0]])
+    sparse, dense = model.sam.encode_prompts(1, boxes=box)
+    again, _ = model.sam.decode_masks(features.levels, sparse, dense, several=False)
+    expected = (logits.clamp(-6, 6) + again.clamp(-6, 6)) / 2
+    torch.testing.assert_close(model.look_again(features, logits), expected, atol=1e-4, rtol=0)
+    before = model.segment(features, [text])
+    model.second_pass = True
+    after = model.segment(features, [text])
+    shown = model.segment(features, [model.encode_points(None, None, BOX)])
+    assert torch.equal(before.scores > 0, after.scores > 0)
+    model.second_pass = False
+    assert torch.equal(
+        shown.mask_logits,
+        model.segment(features, [model.encode_points(None, None, BOX)]).mask_logits,
+    )
