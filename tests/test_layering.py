@@ -16,7 +16,15 @@ import pytest
 from unified.tasks import TASKS
 
 ROOT = Path(__file__).parents[1]
-LAYERS = ("modeling", "inference", "metrics", "data", "evaluation", "engine")  # left to right
+LAYERS = (
+    "modeling",
+    "inference",
+    "export",
+    "metrics",
+    "data",
+    "evaluation",
+    "engine",
+)  # left to right
 DETECTRON2 = (
     "unified/data/*",
     "unified/evaluation/*",

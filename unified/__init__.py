@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from importlib import import_module
+from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from torch import nn
     from yacs.config import CfgNode
 
@@ -68,9 +68,15 @@ def load(
 ) -> nn.Module:
     """A model in eval mode with its weights, ready for the predictors; by default the small one.
 
-    See ``unified.engine.models.load``; importing it at the top would import Detectron2.
+    A folder that ``tools/export.py`` wrote is run by its programs. See
+    ``unified.engine.models.load``; importing it at the top would import Detectron2.
     """
     from unified.dependencies import require
+
+    if isinstance(name_or_config, (str, PathLike)) and Path(name_or_config).is_dir():
+        from unified.export.runtime import load_exported
+
+        return load_exported(Path(name_or_config), weights, device, options, kinds)
 
     require("detectron2.config")
     from unified.engine.models import load

@@ -15,6 +15,7 @@ INSTALL = {
     "detectron2": "python tools/install_detectron2.py",
     "cv2": "python -m pip install opencv-python-headless",
     "flash_attn": 'python -m pip install "flash-attn>=2.5"',
+    "onnxscript": "python -m pip install onnx onnxscript",
     "nltk": 'python -m pip install "nltk>=3.9"',
     "wandb": "python -m pip install wandb",
 }

@@ -132,6 +132,21 @@ class PointSegmenter(Segmenter, Protocol):
 
 
 @runtime_checkable
+class TokenSegmenter(Protocol):
+    """A segmenter of sentences that can be exported: what follows the vocabulary is tensors."""
+
+    @property
+    def sentence_ends(self) -> tuple[str, ...]:
+        """A pattern for each row of tokens that it reads: its first match in the cleaned sentence,
+        with a space added, ends it; "" takes the whole sentence."""
+        ...
+
+    def encode_tokens(self, rows: Sequence[tuple[Tensor, Tensor]]) -> tuple[Reference, ...]:
+        """As ``encode_text``, of ids (B, N) and their mask (B, N) int64, 1 on tokens, per row."""
+        ...
+
+
+@runtime_checkable
 class PixelClassifier(Protocol):
     """A model that says which of some named classes each pixel is."""
 

@@ -393,6 +393,12 @@ def resized_size(size: Sequence[int], short_side: int, max_size: int | None) -> 
     return height, width
 
 
+def fitted_size(size: Size, limit: Size) -> Size:
+    """(h, w), scaled down where it does not fit into the limit."""
+    scale = min(1.0, limit[0] / size[0], limit[1] / size[1])
+    return max(1, int(size[0] * scale + 0.5)), max(1, int(size[1] * scale + 0.5))
+
+
 def _extent(occupied: Tensor) -> Tensor:
     """First index and one past the last of each row (..., N) of bools: (..., 2), 0 where none."""
     length = occupied.shape[-1]

@@ -23,7 +23,7 @@ from unified.modeling.mask_encoder import MaskEncoder
 from unified.modeling.mask_head import MaskHead
 from unified.modeling.neck import Neck
 from unified.modeling.precision import halve_only, in_stored_precision
-from unified.modeling.selection import select_queries
+from unified.modeling.selection import select_in_steps, select_queries
 from unified.modeling.text_encoder import TextEncoder, TextFeatures
 from unified.structures import (
     MASK_STRIDE,
@@ -118,6 +118,17 @@ class UniRef(nn.Module):
         if self.text_encoder is None:
             raise ConfigError("this model has no text encoder: it cannot follow a sentence")
         return self.text_reference(self.text_encoder(texts))
+
+    @property
+    def sentence_ends(self) -> tuple[str, ...]:
+        """See ``TokenSegmenter``."""
+        return ("",)
+
+    @in_stored_precision
+    def encode_tokens(self, rows: Sequence[tuple[Tensor, Tensor]]) -> tuple[Reference, ...]:
+        """As ``encode_text``, of tokens."""
+        assert self.text_encoder is not None
+        return self.text_reference(self.text_encoder.encode_ids(*rows[0]))
 
     def text_reference(self, text: TextFeatures) -> tuple[Reference, ...]:
         """Encoded sentences as a reference: keys and values are the words, at every level."""
@@ -225,6 +236,8 @@ class UniRef(nn.Module):
         """Queries, scores in float32 (of those in half little is left) and classes, each (B, K)."""
         logits = self.head.logits(queries, self.head.num_layers - 1).float()
         boxes = queries.references[-1]
+        if torch.compiler.is_compiling():
+            return select_in_steps(logits, boxes, top_k, self.nms_threshold)
         picked = [
             select_queries(*image, top_k, nms_threshold)
             for image in zip(logits, boxes, strict=True)
@@ -313,9 +326,12 @@ class UniRef(nn.Module):
         return self.mask_head(shared, hidden, points, mask_stride=mask_stride)
 
 
-def _widths_and_heights(sizes: Sequence[tuple[int, int]], boxes: Tensor) -> Tensor:
+def _widths_and_heights(sizes: Sequence[tuple[int, int]] | Tensor, boxes: Tensor) -> Tensor:
     """B x (h, w) as (B, 2), (w, h): what makes pixels of relative coordinates.
 
-    In the dtype of boxes: half precision cannot hold the width of every image.
+    In the dtype of boxes: half precision cannot hold the width of every image. In an exported
+    program sizes are a tensor.
     """
+    if isinstance(sizes, Tensor):
+        return sizes.flip(-1).to(boxes.dtype)
     return upload(torch.tensor([(w, h) for h, w in sizes], dtype=boxes.dtype), boxes.device)

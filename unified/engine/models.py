@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +19,7 @@ from unified.engine.inference import settings_of
 from unified.engine.system import ModelEntry, find_systems, system
 from unified.errors import CheckpointError, ConfigError, InputError
 from unified.files import file_sha256
+from unified.inference.settings import ModelInfo
 from unified.layout import ROOT
 from unified.weights import WEIGHTS, resolve
 
@@ -27,25 +27,6 @@ logger = logging.getLogger(__name__)
 
 CONFIGS = ROOT / "configs"
 CHOOSER = "unified.inference.chooser"
-
-
-@dataclass(frozen=True)
-class ModelInfo:
-    """Where a loaded model comes from.
-
-    Attributes:
-        name: as the user named it.
-        system: name of the system.
-        config: file of the configuration, or None for a ``CfgNode``.
-        weights: file of the weights, or None when they are untrained.
-        sha256: of that file.
-    """
-
-    name: str
-    system: str
-    config: str | None
-    weights: str | None
-    sha256: str | None
 
 
 def model_entries() -> dict[str, ModelEntry]:

@@ -27,6 +27,7 @@ from unified.structures import (
     References,
     Size,
     Support,
+    fitted_size,
     join_levels,
     resized_size,
 )
@@ -82,7 +83,9 @@ class FrameEncoder:
 
     def _input_size(self, image: np.ndarray) -> Size:
         """What the model sees of an image or mask (H, W, ...)."""
-        return resized_size(image.shape[:2], self.settings.short_side, self.settings.max_size)
+        size = resized_size(image.shape[:2], self.settings.short_side, self.settings.max_size)
+        limit: Size | None = getattr(self.model, "input_size", None)  # of an exported model
+        return size if limit is None else fitted_size(size, limit)
 
     def _text(self, text: str) -> References:
         """References of one sentence.

@@ -96,6 +96,25 @@ class InferenceSettings:
     video: VideoSettings = field(default_factory=VideoSettings)
 
 
+@dataclass(frozen=True)
+class ModelInfo:
+    """Where a loaded model comes from.
+
+    Attributes:
+        name: as the user named it.
+        system: name of the system.
+        config: file of the configuration, or None for a ``CfgNode``.
+        weights: file of the weights, or None when they are untrained.
+        sha256: of that file.
+    """
+
+    name: str
+    system: str
+    config: str | None
+    weights: str | None
+    sha256: str | None
+
+
 def as_json(settings: ModelInput) -> dict[str, Any]:
     """The fields; an infinite margin is None."""
     return {key: None if value == math.inf else value for key, value in asdict(settings).items()}

@@ -55,7 +55,8 @@ def attend(
     learning = dropout > 0 or any(x.requires_grad for x in (query, key, value))
     # A GPU answers only after all work before, which in training costs more than a needless mask.
     costly = learning and backend == "sdpa" and query.device.type != "cpu"
-    if padding_mask is not None and not costly and not bool(padding_mask.any()):
+    unknown = costly or torch.compiler.is_compiling()  # a program may not depend on values
+    if padding_mask is not None and not unknown and not bool(padding_mask.any()):
         padding_mask = None
     if backend == "eager":
         return _eager(query, key, value, padding_mask, dropout)

@@ -172,6 +172,32 @@ def sum_of_grids(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tens
     return rearrange(summed, "(b heads) d q -> b q (heads d)", b=len(value)).to(value.dtype)
 
 
+def sum_of_gathers(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
+    """``sample_and_sum`` of elementary operations alone, for programs that leave torch.
+
+    Runtimes disagree about ``grid_sample``, and some convert it wrongly; what a gather does is the
+    same everywhere.
+    """
+    batch, num_tokens, num_heads, _ = value.shape
+    table = value.float().flatten(0, 2)  # (B * N * heads, D)
+    image = torch.arange(batch, device=value.device).view(-1, 1, 1, 1) * num_tokens
+    head = torch.arange(num_heads, device=value.device).view(-1, 1)
+    summed = value.new_zeros((), dtype=torch.float32)
+    start = 0
+    for level, (height, width) in enumerate(shapes):
+        x, y = locations[:, :, :, level].float().unbind(-1)  # (B, Q, heads, P)
+        weight = weights[:, :, :, level].float()
+        places, shares = [], []
+        for row, down, _ in _with_slopes(y * height - 0.5, height):
+            for column, across, _ in _with_slopes(x * width - 0.5, width):
+                places.append((image + start + row * width + column) * num_heads + head)
+                shares.append(down * across * weight)
+        samples = table[torch.cat(places, dim=-1)]  # (B, Q, heads, 4 * P, D)
+        summed = summed + (samples * torch.cat(shares, dim=-1)[..., None]).sum(dim=3)
+        start += height * width
+    return summed.flatten(2).to(value.dtype)
+
+
 def sum_of_bags(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
     """``sample_and_sum`` for CPUs, where it is several times as fast as ``sum_of_grids``.
 

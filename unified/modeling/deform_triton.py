@@ -17,8 +17,8 @@ import triton.language as tl
 from torch import Tensor
 
 Shapes = Sequence[tuple[int, int]]
-FORWARD = {"BLOCK": 32, "num_warps": 4}
-BACKWARD = {"BLOCK": 32, "num_warps": 4}
+FORWARD = {"BLOCK": 8, "num_warps": 1}  # the fastest of ten on an H200
+BACKWARD = {"BLOCK": 8, "num_warps": 1}
 
 
 def forward(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:

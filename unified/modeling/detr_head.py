@@ -114,7 +114,7 @@ class DetrHead(nn.Module):
 
         with full_precision(memory.device):
             position = transformer.query_position(boxes)
-        hidden = self.query_embed.weight[: selected.shape[1]].expand(len(boxes), -1, -1)
+        hidden = self.query_embed.weight[: selected.shape[1]].expand(boxes.shape[0], -1, -1)
         valid = torch.cat((layout.valid_ratios, layout.valid_ratios), dim=-1)  # (B, L, 4)
         hiddens, references = [], [boxes.sigmoid()]
         for index, layer in enumerate(transformer.decoder.layers):

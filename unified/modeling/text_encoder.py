@@ -7,7 +7,6 @@ only inside the builders.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,21 +14,18 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from unified.dependencies import require
-from unified.errors import CheckpointError, ConfigError, InputError, first_line
-from unified.expressions import clean_expression
+from unified.errors import CheckpointError, ConfigError, first_line
 from unified.files import foreign_content
 from unified.modeling.precision import full_precision
+from unified.modeling.sentences import SentenceReader
 from unified.structures import upload
 from unified.unpickle import why_unread
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -137,15 +133,11 @@ class TextEncoder(nn.Module):
                 "tokenizer=FOLDER, the folder of that model with its tokenizer.json (or "
                 "vocabulary files)"
             )
-        if isinstance(texts, str) or not texts:
-            raise InputError(f"expected a list of one or more sentences, got {texts!r}")
-        rows = self._shortened(texts, [self._ids(text) for text in texts])
-        longest = max(len(row) for row in rows)
         device = next(self.bert.parameters()).device
         padding = config.pad_token_id or 0
-        ids = [row + [padding] * (longest - len(row)) for row in rows]
-        valid = [[1] * len(row) + [0] * (longest - len(row)) for row in rows]
-        return upload(torch.tensor(ids), device), upload(torch.tensor(valid), device)
+        read = SentenceReader(self.tokenizer, self.context_length, padding)
+        ids, valid = read(texts)
+        return upload(ids, device), upload(valid, device)
 
     def encode_ids(self, input_ids: Tensor, attention_mask: Tensor) -> TextFeatures:
         """Encodes token ids (B, N) as they are given; attention_mask is 0 on padding.
@@ -168,37 +160,6 @@ class TextEncoder(nn.Module):
     def forward(self, texts: Sequence[str]) -> TextFeatures:
         """Encodes B sentences; N is the length of the longest."""
         return self.encode_ids(*self.tokenize(texts))
-
-    def _ids(self, text: str) -> list[int]:
-        assert self.tokenizer is not None
-        ids = self.tokenizer.encode(clean_expression(text)).ids
-        if len(ids) <= self.tokenizer.num_special_tokens_to_add(is_pair=False):
-            raise InputError(
-                f"the sentence {_excerpt(text)} has no word in it: describe the object in a few "
-                "words"
-            )
-        return ids
-
-    def _shortened(self, texts: Sequence[str], rows: list[list[int]]) -> list[list[int]]:
-        limit = self.context_length
-        lengths = [len(row) for row in rows]
-        if max(lengths) <= limit:
-            return rows
-        logger.warning(
-            "%d of %d sentences are longer than the context of %d tokens and were truncated; the "
-            "longest has %d tokens: %s",
-            sum(length > limit for length in lengths),
-            len(rows),
-            limit,
-            max(lengths),
-            _excerpt(texts[lengths.index(max(lengths))]),
-        )
-        # All vocabularies here end a sentence with one special token.
-        return [row if len(row) <= limit else [*row[: limit - 1], row[-1]] for row in rows]
-
-
-def _excerpt(text: str) -> str:
-    return repr(text if len(text) <= 60 else text[:57] + "...")
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,8 @@ class EncoderLayer(nn.Module):
         )
         tokens = self.norm1(tokens + self.dropout(attended))
         # On CPUs by parts of the tokens: the wide hidden states then stay in the cache.
-        length = self.cpu_part if tokens.device.type == "cpu" else tokens.shape[1]
+        by_parts = tokens.device.type == "cpu" and not torch.compiler.is_compiling()
+        length = self.cpu_part if by_parts else tokens.shape[1]
         hidden = [self._feed_forward(part) for part in tokens.split(length, dim=1)]
         return self.norm2(tokens + self.dropout(torch.cat(hidden, dim=1)))
 

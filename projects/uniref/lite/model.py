@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from projects.uniref.lite.name_head import NameHead
-from projects.uniref.lite.phrases import opening_phrase
+from projects.uniref.lite.phrases import TURN, opening_phrase
 from projects.uniref.model import UniRef
 from unified.modeling.backbones import Backbone
 from unified.modeling.layers import masked_mean
+from unified.modeling.text_encoder import TextFeatures
 from unified.structures import FeaturePyramid, ImageBatch, Reference, References, Segmentation
 
 
@@ -97,12 +98,25 @@ class NamedUniRef(UniRef):
             return finest, *coarser
         return _with_phrase(finest, self.encode_phrases(texts)), *coarser
 
+    @property
+    def sentence_ends(self) -> tuple[str, ...]:
+        """The sentence, and its opening phrase."""
+        return ("", TURN.pattern) if self.name_head.trained else ("",)
+
+    def encode_tokens(self, rows: Sequence[tuple[Tensor, Tensor]]) -> tuple[Reference, ...]:
+        """As ``encode_text``, of tokens of sentences and of their opening phrases."""
+        finest, *coarser = super().encode_tokens(rows)
+        if len(rows) == 1:
+            return finest, *coarser
+        assert self.text_encoder is not None
+        phrase = _mean_word(self.text_encoder.encode_ids(*rows[1]))
+        return _with_phrase(finest, phrase), *coarser
+
     @torch.no_grad()
     def encode_phrases(self, texts: Sequence[str]) -> Tensor:
         """What B sentences are about, (B, D) in the space of the language model."""
         assert self.text_encoder is not None
-        text = self.text_encoder([opening_phrase(text) for text in texts])
-        return masked_mean(text.last_hidden, text.padding_mask)
+        return _mean_word(self.text_encoder([opening_phrase(text) for text in texts]))
 
     def segment(
         self,
@@ -136,7 +150,7 @@ class NamedUniRef(UniRef):
         joint = candidates.scores.logit() + self.name_head(described, phrase)
         unseen = (candidates.scores == 0) | ~described.any(dim=-1)
         best = joint.masked_fill(unseen, -torch.inf).argmax(dim=1)
-        images = torch.arange(len(best), device=best.device)
+        images = torch.arange(best.shape[0], device=best.device)
 
         def take(values: Tensor) -> Tensor:
             return values[images, best][:, None]  # (B, 1, ...)
@@ -147,6 +161,10 @@ class NamedUniRef(UniRef):
             boxes=take(candidates.boxes),
             classes=take(candidates.classes),
         )
+
+
+def _mean_word(text: TextFeatures) -> Tensor:
+    return masked_mean(text.last_hidden, text.padding_mask)
 
 
 def _phrase(references: Sequence[References]) -> Tensor | None:

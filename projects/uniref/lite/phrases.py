@@ -7,11 +7,10 @@ import re
 from unified.expressions import clean_expression
 
 # After one of these a sentence describes other things, or the state of this one.
-_TURN = re.compile(
+TURN = re.compile(
     r"\s(?:with|without|in|on|at|of|to|by|near|next|beside|behind|before|under|below|above|over|"
     r"between|against|around|from|inside|outside|for|that|which|who|whose|is|are|"
-    r"wearing|holding|carrying|riding|standing|sitting|lying|playing|eating|dressed)\s",
-    re.IGNORECASE,
+    r"wearing|holding|carrying|riding|standing|sitting|lying|playing|eating|dressed)\s"
 )
 
 
@@ -21,4 +20,4 @@ def opening_phrase(text: str) -> str:
     "the woman with the umbrella" is about a woman, but as a whole it lies near "umbrella". Such a
     word at the very start ends nothing.
     """
-    return _TURN.split(f"{clean_expression(text).strip()} ", maxsplit=1)[0].strip()
+    return TURN.split(f"{clean_expression(text).strip()} ", maxsplit=1)[0].strip()

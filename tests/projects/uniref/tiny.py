@@ -26,8 +26,9 @@ def make_uniref(
     backbone: nn.Module | None = None,
     num_queries: int = 12,
     num_classes: int = 1,
+    num_layers: int = 2,
 ) -> UniRef:
-    """C = 64, two encoder and decoder layers, every weight random, in eval mode.
+    """C = 64, two encoder and decoder layers by default, every weight random, in eval mode.
 
     The zero-initialised layers (box refinement, fusion gate, sampling offsets) get random weights
     too, so that nothing is an identity. With C = 32 each of GroupNorm's 32 groups would be one
@@ -35,7 +36,12 @@ def make_uniref(
     """
     torch.manual_seed(seed)
     transformer = DeformableTransformer(
-        dim=DIM, num_heads=4, encoder_layers=2, decoder_layers=2, feedforward_dim=64, num_points=2
+        dim=DIM,
+        num_heads=4,
+        encoder_layers=num_layers,
+        decoder_layers=num_layers,
+        feedforward_dim=64,
+        num_points=2,
     )
     backbone = TinyBackbone() if backbone is None else backbone
     model = UniRef(

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unified.modeling.deform_attn import MultiScaleDeformableAttention
-from unified.modeling.deform_sum import sum_of_bags, sum_of_grids
+from unified.modeling.deform_sum import sum_of_bags, sum_of_gathers, sum_of_grids
 
 SHAPES = ((6, 8), (3, 4), (2, 2))
 TOKENS = sum(h * w for h, w in SHAPES)
@@ -44,7 +44,7 @@ def random_inputs(outside: float = 0.4) -> tuple[Tensor, Tensor, Tensor]:
     return value, locations * (1 + 2 * outside) - outside, weights
 
 
-@pytest.mark.parametrize("sample", [sum_of_bags, sum_of_grids])
+@pytest.mark.parametrize("sample", [sum_of_bags, sum_of_gathers, sum_of_grids])
 @pytest.mark.parametrize("outside", [0.0, 0.4, 3.0])
 def test_sampling_and_its_gradients_equal_the_loop(
     sample: Callable[..., Tensor], outside: float
@@ -63,7 +63,7 @@ def test_sampling_and_its_gradients_equal_the_loop(
         torch.testing.assert_close(mine.grad, reference.grad, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("sample", [sum_of_bags, sum_of_grids])
+@pytest.mark.parametrize("sample", [sum_of_bags, sum_of_gathers, sum_of_grids])
 @pytest.mark.parametrize("corner", [0.0, 1.0])
 def test_samples_at_the_border_count_only_what_is_inside(
     sample: Callable[..., Tensor], corner: float
@@ -75,7 +75,7 @@ def test_samples_at_the_border_count_only_what_is_inside(
     assert sample(value, SHAPES, locations, weights).item() == pytest.approx(0.25 * len(SHAPES))
 
 
-@pytest.mark.parametrize("sample", [sum_of_bags, sum_of_grids])
+@pytest.mark.parametrize("sample", [sum_of_bags, sum_of_gathers, sum_of_grids])
 def test_output_has_the_dtype_of_the_values(sample: Callable[..., Tensor]) -> None:
     value, locations, weights = random_inputs()
     half = sample(value.bfloat16(), SHAPES, locations, weights)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from unified.modeling.box_ops import cxcywh_to_xyxy, pairwise_iou, xyxy_to_cxcywh
-from unified.modeling.selection import select_queries
+from unified.modeling.selection import select_in_steps, select_queries
 
 
 def random_boxes(num: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -76,3 +76,21 @@ def test_the_best_pairs_of_what_survives() -> None:
     ]
     assert scores.tolist() == sorted(scores.tolist(), reverse=True)
     assert len(select_queries(logits, boxes, 2, 0.7)[0]) == 2
+
+
+@pytest.mark.parametrize("num_classes", [1, 3])
+@pytest.mark.parametrize("top_k", [1, 5, 30])
+def test_steps_select_what_suppression_leaves(top_k: int, num_classes: int) -> None:
+    boxes = torch.stack([xyxy_to_cxcywh(random_boxes(20, seed)[0]) for seed in (1, 2, 3)])
+    logits = torch.randn(3, 20, num_classes, generator=torch.Generator().manual_seed(4))
+    if num_classes > 1:  # one class of each query counts
+        logits = logits.masked_fill(logits < logits.amax(dim=-1, keepdim=True), -30.0)
+    found = zip(*select_in_steps(logits, boxes, top_k, 0.5), strict=True)
+    for image, (index, scores, classes) in enumerate(found):
+        kept, best, label = select_queries(logits[image], boxes[image], top_k, 0.5)
+        likely = best > 1e-6
+        num = int(likely.sum())
+        assert top_k == 1 or 0 < num < 20
+        assert torch.equal(index[:num], kept[likely])
+        torch.testing.assert_close(scores[:num], best[likely])
+        assert torch.equal(classes[:num], label[likely]) and not scores[num:].gt(1e-6).any()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import pytest
@@ -12,6 +13,7 @@ from projects.uniref.lite.model import NamedPyramid, NamedReference, NamedUniRef
 from projects.uniref.model import UniRef
 from tests.projects.uniref.lite.tiny import NUM_CANDIDATES, make_named
 from tests.projects.uniref.test_model import SENTENCES, SIZES, close, encode, segment
+from unified.expressions import clean_expression
 from unified.structures import FeaturePyramid, References, Segmentation, stack_levels
 
 
@@ -165,3 +167,17 @@ def test_names_work_in_half_precision(named: NamedUniRef) -> None:
     # Weights are random here, so that rounding may let another candidate win; what half precision
     # does to the trained model is in test_half_precision.py.
     torch.testing.assert_close(found.scores, wanted.scores, atol=0.2, rtol=0.1)
+
+
+def test_tokens_say_what_sentences_say(named: NamedUniRef) -> None:
+    """As exported models read them."""
+    texts = ["The woman with the umbrella", "a cat."]
+    rows = []
+    for end in named.sentence_ends:
+        cleaned = [f"{clean_expression(text).strip()} " for text in texts]
+        parts = [re.split(end, text, maxsplit=1)[0] if end else text for text in cleaned]
+        rows.append(named.text_encoder.tokenize(parts))
+    for ours, theirs in zip(named.encode_tokens(rows), named.encode_text(texts), strict=True):
+        assert type(ours) is type(theirs)
+        for name, value in vars(theirs).items():
+            assert torch.equal(getattr(ours, name), value)
