@@ -21,7 +21,7 @@ import unified
 from unified.commands import run_command
 from unified.errors import InputError
 from unified.export.manifest import SUFFIXES
-from unified.inference.output import check_writable
+from unified.inference.results import check_writable
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
