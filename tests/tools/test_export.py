@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from tools.export import main, parse_arguments
+from unified.__main__ import main
 
 
 def test_a_folder_is_no_model_to_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--model", str(tmp_path), "--output", str(tmp_path / "out")]) == 2
+    assert main(["export", "--model", str(tmp_path), "--output", str(tmp_path / "out")]) == 2
     assert "name the model that is to be exported" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("size", ["480", "16x480", "axb"])
 def test_sizes_are_two_numbers(size: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        parse_arguments(["--output", "out", "--size", size])
+        main(["export", "--output", "out", "--size", size])
     assert f"expected HEIGHTxWIDTH of at least 32x32, got {size}" in capsys.readouterr().err
