@@ -422,7 +422,7 @@ VIDEO_FAULTS = {
 def test_bad_input_gives_one_error_and_no_file(
     fault: str, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_image(tmp_path / "rgb.png", np.zeros((*SIZE, 3), np.uint8))
+    write_image(tmp_path / "rgb.png", np.full((*SIZE, 3), (0, 90, 200), np.uint8))
     Image.fromarray(np.full(SIZE, 300, np.uint16)).save(tmp_path / "ids.png")
     Image.fromarray(np.zeros(SIZE, np.uint8)).save(tmp_path / "empty.png")
     mask_file(tmp_path / "small.png", 1, size=(8, 8))

@@ -129,7 +129,7 @@ def sentences(folder: Path, record: Mapping[str, Any], scratch: Path) -> None:
     infer("infer_image", scratch, *arguments, dataset=record["dataset"])
     for place, each in enumerate(records_of(record)):
         name = f"{each['image_id']}_{each['expression_id']}.png"
-        copy(scratch / f"masks/{Path(record['file_name']).stem}/{place}.png", folder / name)
+        copy(scratch / f"masks/{Path(record['file_name']).stem}/{place + 1}.png", folder / name)
 
 
 def examples(folder: Path, record: Mapping[str, Any], scratch: Path) -> None:
@@ -152,7 +152,7 @@ def clip_sentences(folder: Path, record: Mapping[str, Any], scratch: Path) -> No
     for place, each in enumerate(records_of(record)):
         for name in record["frame_names"]:
             target = folder / each["clip_id"] / each["expression_id"] / f"{name}.png"
-            copy(scratch / f"masks/{place}/{name}.png", target)
+            copy(scratch / f"masks/{place + 1}/{name}.png", target)
 
 
 def clip_masks(folder: Path, record: Mapping[str, Any], scratch: Path) -> None:
