@@ -28,7 +28,7 @@ from tqdm import tqdm
 import unified
 from unified import ImagePredictor
 from unified.checkpoint import read_weights, write_weights
-from unified.commands import add_max_pixels, run_command
+from unified.commands import add_max_pixels, run_command, share
 from unified.data.catalog import load_records
 from unified.engine.system import system
 from unified.errors import InputError
@@ -79,13 +79,6 @@ def calibrate(options: argparse.Namespace) -> None:
         f"{len(true)} true sentences of {options.true} are kept, {refused:.1%} of {len(absent)} of "
         f"{options.absent} are refused; area under the curve {better:.3f}; {options.output}"
     )
-
-
-def share(text: str) -> float:
-    """A number between 0 and 1, both excluded."""
-    if not 0 < (value := float(text)) < 1:
-        raise argparse.ArgumentTypeError(f"expected a number between 0 and 1, got {text}")
-    return value
 
 
 def main(arguments: list[str] | None = None) -> int:

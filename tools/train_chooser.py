@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 import unified
 from unified.checkpoint import write_weights
-from unified.commands import add_max_pixels, run_command
+from unified.commands import add_max_pixels, run_command, share
 from unified.data.catalog import load_records
 from unified.data.samples import view_of
 from unified.errors import InputError
@@ -113,13 +113,6 @@ def train(options: argparse.Namespace) -> None:
         f"{options.choose} {right(present, rules):.1%} right before refusal, {refused} of "
         f"{len(absent)} about nothing refused; {rules}; {options.output}"
     )
-
-
-def share(text: str) -> float:
-    """A number between 0 and 1, both excluded."""
-    if not 0 < (value := float(text)) < 1:
-        raise argparse.ArgumentTypeError(f"expected a number between 0 and 1, got {text}")
-    return value
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -50,6 +50,13 @@ def run_command(work: Callable[[], int | None], *, stopped: str = "") -> int:
     return MISUSE
 
 
+def share(text: str) -> float:
+    """An argument between 0 and 1, both excluded."""
+    if not 0 < (value := float(text)) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number between 0 and 1, got {text}")
+    return value
+
+
 def add_max_pixels(parser: argparse.ArgumentParser) -> None:
     """Adds the limit of the images that a command reads, in all of its processes."""
     parser.add_argument(

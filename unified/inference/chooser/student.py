@@ -21,7 +21,7 @@ from unified.inference.chooser.scene import LIMIT, Scene, heard
 from unified.inference.frames import FrameEncoder
 from unified.inference.sense import nonsense
 
-# Masks for sentences belong to the candidates of a training image: of so many sentences so many
+# Masks for a sentence belong to the candidates of a training image: of so many sentences so many
 # masks, after the ones that are found without.
 ASKED, BEST, SHARE = 2, 5, 0.3
 
