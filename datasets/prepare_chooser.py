@@ -18,15 +18,14 @@ from pathlib import Path
 
 import yaml
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from projects.uniref.lite.data.short import short_sentences
 from unified.commands import run_command
 from unified.data.formats.files import read_json, require, write_json
 from unified.errors import InputError
 
-WRITTEN = ROOT / "datasets/expressions"
+WRITTEN = Path(__file__).resolve().with_name("expressions")
 
 
 def write_sets(images: Path, annotations: Path, out: Path, seed: int) -> int:

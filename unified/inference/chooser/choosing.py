@@ -12,7 +12,7 @@ from torch import Tensor
 
 from unified.errors import CheckpointError
 from unified.inference.chooser.network import Candidates, Choices, ChooserNetwork
-from unified.inference.chooser.scene import Scene, heard
+from unified.inference.chooser.scene import Scene, own_scores
 from unified.inference.frames import EncodedFrame
 from unified.inference.sense import nonsense
 from unified.modeling.backbones import Backbone
@@ -23,7 +23,7 @@ from unified.structures import References
 logger = logging.getLogger(__name__)
 
 NETWORK, RULES, SEGMENTER = "network.", "rules", "segmenter"
-UNHEARD = 1e-3  # least share that counts as heard
+LEAST_SCORE = 1e-3  # so that logits stay finite
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,13 @@ class Rules:
     """What turns scores into an answer; chosen on sentences that nothing is trained on.
 
     Attributes:
-        heard: weight of the segmenter's own logit of a candidate.
+        own: weight of the segmenter's own logit of a candidate.
         shift: added to the logit of the answer: where its score meets the threshold.
         several: logit from which a sentence means several things.
         accepted: logit from which each further candidate belongs to them.
     """
 
-    heard: float
+    own: float
     shift: float
     several: float
     accepted: float
@@ -120,15 +120,15 @@ class Chooser:
             words.padding_mask,
         )
         choices = Choices.mean([network(*given) for network in self.networks])
-        logits = heard_logits(choices, heard(found, asked), self.rules)
+        logits = with_own_scores(choices, own_scores(found, asked), self.rules)
         chosen = pick(choices, logits, self.rules)
         score = float(torch.tensor(margin(choices, self.rules)).sigmoid())
         return Answer(found.probabilities[chosen].amax(dim=0), score)
 
 
-def heard_logits(choices: Choices, heard: Tensor, rules: Rules) -> Tensor:
+def with_own_scores(choices: Choices, scores: Tensor, rules: Rules) -> Tensor:
     """Logits (K,) of one sentence with the segmenter's own scores (K,) in them."""
-    return choices.logits[0] + rules.heard * heard.clamp(UNHEARD, 1 - UNHEARD).logit()
+    return choices.logits[0] + rules.own * scores.clamp(LEAST_SCORE, 1 - LEAST_SCORE).logit()
 
 
 def margin(choices: Choices, rules: Rules) -> float:
@@ -158,9 +158,8 @@ def networks_of(weights: Mapping[str, Tensor]) -> tuple[list[ChooserNetwork], Ru
         if key.startswith(NETWORK):
             number, _, name = key.removeprefix(NETWORK).partition(".")
             parts.setdefault(number, {})[name] = value.float()
-    if RULES not in weights or not all(
-        {"mean", "read.weight"} <= set(own) for own in parts.values()
-    ):
+    whole = all({"mean", "read.weight"} <= set(own) for own in parts.values())
+    if RULES not in weights or not parts or not whole:
         raise CheckpointError("the file holds no chooser: expected network.* and rules")
     networks = []
     for own in parts.values():

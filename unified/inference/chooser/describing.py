@@ -26,8 +26,8 @@ class Described:
     Attributes:
         seen: (K, F) means within the mask of frozen features and of the segmenter's own.
         colours: (K, 42) means of ``colour_maps`` in the mask, in its upper and its lower half.
-        places: (K, 8): centre x, y, then x0, y0, x1, y1, area, all as shares of the image, and how
-            sure the mask is.
+        places: (K, 8): centre x, y, then x0, y0, x1, y1, area, all as shares of the image, and its
+            certainty: how far probabilities in the mask are from 0.5, times 2, on average.
         scores: (K,) of the segmenter.
         iou, within: (K, K) IoU, and the share of the first that lies in the second.
     """
@@ -95,9 +95,11 @@ class Describer:
         height, width = self.size
         y = ((torch.arange(height, device=masks.device) + 0.5) / height)[:, None]
         x = (torch.arange(width, device=masks.device) + 0.5) / width
-        sure = ((found.probabilities - 0.5).abs() * 2 * masks).sum(dim=(1, 2)) / area
+        certainty = ((found.probabilities - 0.5).abs() * 2 * masks).sum(dim=(1, 2)) / area
         centres = [(masks * axis).sum(dim=(1, 2)) / area for axis in (x, y)]
-        places = torch.stack((*centres, *edges.unbind(1), area / masks[0].numel(), sure), dim=1)
+        places = torch.stack(
+            (*centres, *edges.unbind(1), area / masks[0].numel(), certainty), dim=1
+        )
         upper = masks * (y < edges[:, 1::2].mean(dim=1)[:, None, None])
         iou, within = overlaps(masks, masks)
         return Described(

@@ -69,7 +69,7 @@ class Recipe:
     naming: float = 0.3
     accepting: float = 0.3
     several: float = 0.1
-    unheard: float = 0.5  # chance that a batch does not see the scores of the segmenter
+    without_scores: float = 0.5  # chance that a batch does not see those of the segmenter
     lost: float = 0.15  # share of candidates that are left out
     average: float = 0.995
 
@@ -147,7 +147,7 @@ def _loss(
     lost = torch.rand(candidates.there.shape, device=device) < recipe.lost
     there = candidates.there & ~lost
     there[:, 0] |= ~there.any(dim=1)
-    scores = candidates.scores * float(rng.random() >= recipe.unheard)
+    scores = candidates.scores * float(rng.random() >= recipe.without_scores)
     candidates = replace(candidates, there=there, scores=scores)
     longest = candidates.there.shape[1]
     fit = torch.stack([F.pad(f.float(), (0, longest - len(f))) for f in fits]) * there[image]

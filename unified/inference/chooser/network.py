@@ -241,14 +241,14 @@ def _cosines(things: Tensor, image: Tensor, meant: Tensor) -> Tensor:
 
 def _places(places: Tensor) -> Tensor:
     """(..., 8) of ``Described`` as (..., 16) numbers about 1."""
-    x, y, x0, y0, x1, y1, area, sure = places.unbind(-1)
+    x, y, x0, y0, x1, y1, area, certainty = places.unbind(-1)
     width, height = x1 - x0, y1 - y0
     return torch.stack(
         (
             *(2 * side - 1 for side in (x, y, x0, y0, x1, y1)),
             *(width, height, area.clamp(min=1e-4).log() / 4),
             (width.clamp(min=0.01) / height.clamp(min=0.01)).log() / 2,
-            *(sure, area / (width * height).clamp(min=1e-4)),
+            *(certainty, area / (width * height).clamp(min=1e-4)),
             *((side - 0.5).abs() * 2 for side in (x, y)),
             *(2 * torch.minimum(start, 1 - end) for start, end in ((x0, x1), (y0, y1))),
         ),

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from unified.inference.chooser.choosing import Rules, heard_logits, margin, pick
+from unified.inference.chooser.choosing import Rules, margin, pick, with_own_scores
 from unified.inference.chooser.network import Choices
 
-HEARD = (0.0, 0.15, 0.3, 0.45, 0.6, 0.8, 1.0)
+OWN = (0.0, 0.15, 0.3, 0.45, 0.6, 0.8, 1.0)
 SEVERAL = (-1.0, 0.0, 1.0, np.inf)
 ACCEPTED = (-1.0, 0.0, 1.0)
 RIGHT = 0.5
@@ -23,13 +23,13 @@ class Trial:
 
     Attributes:
         choices: of the network, S = 1.
-        heard: (K,) of the segmenter.
+        own_scores: (K,) of the segmenter, in [0, 1].
         masks: (K, h, w) bool.
         truth: (h, w) bool; None if nothing is meant.
     """
 
     choices: Choices
-    heard: Tensor
+    own_scores: Tensor
     masks: Tensor
     truth: Tensor | None
 
@@ -42,15 +42,15 @@ def fit_rules(trials: Sequence[Trial], *, threshold: float, keep: float) -> Rule
         keep: share of sentences about something that is there whose score is to reach it.
     """
     present = [trial for trial in trials if trial.truth is not None]
-    _, heard, several, accepted = max(
-        (right(present, Rules(heard, 0.0, several, accepted)), heard, several, accepted)
-        for heard in HEARD
+    _, own, several, accepted = max(
+        (right(present, Rules(own, 0.0, several, accepted)), own, several, accepted)
+        for own in OWN
         for several in SEVERAL
         for accepted in (ACCEPTED if several < np.inf else ACCEPTED[:1])
     )
-    rules = Rules(heard, 0.0, several, accepted)
+    rules = Rules(own, 0.0, several, accepted)
     lowest = float(np.quantile([margin(trial.choices, rules) for trial in present], 1 - keep))
-    return Rules(heard, float(np.log(threshold / (1 - threshold))) - lowest, several, accepted)
+    return Rules(own, float(np.log(threshold / (1 - threshold))) - lowest, several, accepted)
 
 
 def right(present: Sequence[Trial], rules: Rules) -> float:
@@ -59,7 +59,7 @@ def right(present: Sequence[Trial], rules: Rules) -> float:
 
 
 def _iou(trial: Trial, rules: Rules) -> float:
-    logits = heard_logits(trial.choices, trial.heard, rules)
+    logits = with_own_scores(trial.choices, trial.own_scores, rules)
     answer = trial.masks[pick(trial.choices, logits, rules)].any(dim=0)
     assert trial.truth is not None
     shared = (answer & trial.truth).sum()

@@ -86,7 +86,7 @@ class Scene:
         return on_grid(found, frame, self.size, mirrored=mirrored)
 
 
-def heard(candidates: Found, asked: Found) -> Tensor:
+def own_scores(candidates: Found, asked: Found) -> Tensor:
     """How well each candidate (K,) fits the sentence by the segmenter's own score, in [0, 1].
 
     The best score among the masks for the sentence, times the IoU with it.

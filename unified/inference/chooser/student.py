@@ -17,13 +17,13 @@ from unified.inference.chooser.candidates import Found, joined, overlaps
 from unified.inference.chooser.fitting import Lesson, Naming, Sentence, padded
 from unified.inference.chooser.network import Candidates, Choices, ChooserNetwork
 from unified.inference.chooser.rules import Trial
-from unified.inference.chooser.scene import LIMIT, Scene, heard
+from unified.inference.chooser.scene import LIMIT, Scene, own_scores
 from unified.inference.frames import FrameEncoder
 from unified.inference.sense import nonsense
 
 # Masks for a sentence belong to the candidates of a training image: of so many sentences so many
 # masks, after the ones that are found without.
-ASKED, BEST, SHARE = 2, 5, 0.3
+ASKED, BEST, SHARE = 1, 5, 0.3
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Student:
         words = padded(self._words([text]))
         given = (Candidates.stack([described]), only, *words)
         choices = Choices.mean([network(*given) for network in networks])
-        return Trial(choices, heard(candidates, asked), candidates.masks, truth)
+        return Trial(choices, own_scores(candidates, asked), candidates.masks, truth)
 
     def _look(self, image: np.ndarray) -> Scene:
         frames = [self.encoder.image(image)]

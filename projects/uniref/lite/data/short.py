@@ -7,6 +7,7 @@ import random
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 NAMES = {
@@ -59,7 +60,7 @@ def short_sentences(
 ) -> list[dict[str, Any]]:
     """Entries like those of ``datasets/expressions`` about annotated images.
 
-    A class of which a crowd is in the image is not named.
+    Nothing is said of a class of which a crowd is in the image.
 
     Args:
         coco: the content of a COCO-style file.
@@ -74,9 +75,12 @@ def short_sentences(
         for category, alike in things.items():
             if category not in crowds:
                 said += _about(alike, NAMES.get(names[category], (names[category],)), rng)
-        absent = [name for number, name in names.items() if number not in things]
-        for name in rng.sample(absent, min(NUM_ABSENT, len(absent))):
-            said.append((rng.choice(("the ", "", "a ")) + rng.choice(NAMES.get(name, (name,))), []))
+        absent = [category for category in names if category not in things]
+        for category in rng.sample(absent, min(NUM_ABSENT, len(absent))):
+            article = rng.choice(("the ", "", "a "))
+            name = rng.choice(NAMES.get(names[category], (names[category],)))
+            if category not in crowds:
+                said.append((article + name, []))
         entries += [
             {
                 "image_id": image,
@@ -128,7 +132,7 @@ def _about(things: Sequence[_Thing], names: Sequence[str], rng: random.Random) -
         return []
     said = _in_order(things, names, rng)
     low = sorted(things, key=lambda thing: thing.y)
-    if min(b.y - a.y for a, b in zip(low, low[1:], strict=False)) > APART_Y:
+    if min(b.y - a.y for a, b in pairwise(low)) > APART_Y:
         said += [say(TOP, low[0]), say(BOTTOM, low[-1])]
     large = sorted(things, key=lambda thing: -thing.area)
     if large[0].area > LARGER * large[1].area:
@@ -144,7 +148,7 @@ def _about(things: Sequence[_Thing], names: Sequence[str], rng: random.Random) -
 def _in_order(things: Sequence[_Thing], names: Sequence[str], rng: random.Random) -> list[Said]:
     """Things of one class from left to right, if their centres are apart."""
     row = sorted(things, key=lambda thing: thing.x)
-    if min(b.x - a.x for a, b in zip(row, row[1:], strict=False)) <= APART_X:
+    if min(b.x - a.x for a, b in pairwise(row)) <= APART_X:
         return []
     left, right = rng.choice(ENDS)
     said = [

@@ -9,7 +9,7 @@ import torch
 from tests.toy.model import Toy, make_toy
 from tests.unified.inference.chooser.test_candidates import SETTINGS, photo
 from unified import ImagePredictor
-from unified.inference.chooser.choosing import Chooser, Rules, heard_logits, margin, pick
+from unified.inference.chooser.choosing import Chooser, Rules, margin, pick, with_own_scores
 from unified.inference.chooser.fitting import Recipe, fit
 from unified.inference.chooser.network import Choices, ChooserNetwork
 from unified.inference.chooser.rules import Trial, fit_rules
@@ -77,10 +77,12 @@ def test_nonsense_is_not_asked_and_said_so(chosen: Toy, caplog: pytest.LogCaptur
 
 def test_several_things_are_joined_where_several_are_meant() -> None:
     logits = torch.tensor([[2.0, 1.0, -3.0]])
-    rules = Rules(heard=0.0, shift=0.0, several=0.5, accepted=0.0)
+    rules = Rules(own=0.0, shift=0.0, several=0.5, accepted=0.0)
     for many, wanted in ((1.0, [True, True, False]), (0.0, [True, False, False])):
         choices = Choices(logits, torch.zeros(1), torch.tensor([many]))
-        assert pick(choices, heard_logits(choices, torch.ones(3), rules), rules).tolist() == wanted
+        assert (
+            pick(choices, with_own_scores(choices, torch.ones(3), rules), rules).tolist() == wanted
+        )
 
 
 def test_rules_follow_what_is_right() -> None:
@@ -92,7 +94,7 @@ def test_rules_follow_what_is_right() -> None:
         for k in (0, 1, 2, 3)
     ]
     rules = fit_rules(trials, threshold=0.3, keep=0.99)
-    assert rules.heard > 0
+    assert rules.own > 0
     lowest = min(margin(trial.choices, rules) for trial in trials[:3])
     assert lowest == pytest.approx(float(np.log(0.3 / 0.7)), abs=0.05)
 

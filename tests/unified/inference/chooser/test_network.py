@@ -2,9 +2,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
 
 from tests.unified.inference.chooser.scenes import TEXT, make_network, random_described
+from unified.errors import CheckpointError
 from unified.inference.chooser.choosing import Rules, made_for, networks_of, weights_of
 from unified.inference.chooser.fitting import Lesson, Naming, Recipe, Sentence, fit, padded
 from unified.inference.chooser.network import Candidates
@@ -90,3 +92,9 @@ def test_weights_come_back() -> None:
     assert made_for(file, digest) and not made_for(file, "cd" * 32)
     for name, value in network.state_dict().items():
         torch.testing.assert_close(again.state_dict()[name], value.half().float())
+
+
+def test_a_file_with_rules_alone_is_no_chooser() -> None:
+    file = weights_of([], Rules(0.3, -1.0, 0.0, 0.5), "ab" * 32)
+    with pytest.raises(CheckpointError, match="no chooser: expected network"):
+        networks_of(file)
