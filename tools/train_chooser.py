@@ -1,8 +1,10 @@
 """Train what chooses among the masks of a model for a sentence.
 
-    python tools/train_chooser.py --sets my_written \\
+    python datasets/prepare_chooser.py --coco images instances.json --out chooser_data
+    DETECTRON2_DATASETS=chooser_data python tools/train_chooser.py --sets my_written my_short \\
         --choose my_choose --output chooser.safetensors
 
+The first line makes the sets of the small model, see docs/runs.md.
 The candidates of every image are described once; then a small network is trained on them, in
 minutes on a CPU. How much the model's own scores count, and which score is refused, is chosen on
 --choose. Sets are own data with sentences, see docs/own_data.md; those of --sets are for training.
