@@ -99,6 +99,7 @@ def run(options: argparse.Namespace) -> int:
         "objects": objects,
         "merge_rule": "separate" if options.separate else "score",
         "input": options.input,
+        "chooser": getattr(model, "chooser", None) is not None,
         **cli.describe_run(model, predictor.settings),
     }
     earlier = earlier_results(options.output, header, "images") if options.resume else None

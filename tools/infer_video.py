@@ -19,7 +19,6 @@ import argparse
 import logging
 import sys
 from collections.abc import Iterable
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -81,20 +80,21 @@ def run(options: argparse.Namespace) -> int:
             models.append(cli.load_model(options, prompts))
         return models[0]
 
-    with ExitStack() as stack:
-        if len(clips) > 1:
-            header = {"tool": "infer_video", "input": options.input}
-            summary = stack.enter_context(ResultsFile(options.output / RESULTS, header, "clips"))
-        for clip in clips:
-            title = clip.sources[0]
-            done = batch.attempt(title, partial(segment_clip, options, clip, load))
-            if done is False:
-                batch.finished.remove(title)
-                batch.earlier += 1
-            if len(clips) > 1:
-                reason = batch.failed.get(title)
-                found = {"folder": clip.folder} if reason is None else {"error": reason}
-                summary.add({"clip": title, **found})
+    rows = []
+    for clip in clips:
+        title = clip.sources[0]
+        done = batch.attempt(title, partial(segment_clip, options, clip, load))
+        if done is False:
+            batch.finished.remove(title)
+            batch.earlier += 1
+        reason = batch.failed.get(title)
+        found = {"folder": clip.folder} if reason is None else {"error": reason}
+        rows.append({"clip": title, **found})
+    if len(clips) > 1:  # not before: the list of another run stays where this one is refused
+        header = {"tool": "infer_video", "input": options.input}
+        with ResultsFile(options.output / RESULTS, header, "clips") as summary:
+            for row in rows:
+                summary.add(row)
     if not batch.failed:
         made = "overlay.mp4, masks/ and results.json"
         made = made if len(clips) == 1 else "results.json, and the folder of each clip beside it"

@@ -17,6 +17,10 @@ class InputError(UnifiedError):
     """An input (image, mask, clip, sentence, annotation) is missing, corrupt or does not fit."""
 
 
+class OtherRunError(InputError):
+    """A run is to go on in a folder that holds the results of one that was asked something else."""
+
+
 class ConfigError(UnifiedError):
     """A configuration is wrong, or a dependency that it needs is not installed."""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from unified.commands import MISUSE, PARTLY
-from unified.errors import InputError
+from unified.errors import InputError, OtherRunError
 
 NAMES_SHOWN = 20
 T = TypeVar("T")
@@ -33,9 +33,12 @@ class Batch:
 
         Raises:
             InputError: the only input failed.
+            OtherRunError: the folder holds another run's results, which no input may replace.
         """
         try:
             result = work()
+        except OtherRunError:
+            raise
         except InputError as error:
             if self.num == 1:
                 raise
@@ -55,9 +58,9 @@ class Batch:
             lines.append(f"already done: {self._count(self.earlier)}")
         if skipped:
             names = _names([path.name for path in skipped])
-            lines.append(f"skipped, not of a kind that is read: {names}")
+            lines.append(f"skipped, not of a kind that is read:{names}")
         if self.failed:
-            lines.append(f"finished: {self._count(len(self.finished))} {_names(self.finished)}")
+            lines.append(f"finished: {self._count(len(self.finished))}{_names(self.finished)}")
             lines.append(f"failed: {self._count(len(self.failed))}")
             lines += [f"  {name}: {reason}" for name, reason in self.failed.items()]
         sys.stderr.write("".join(f"{line}\n" for line in lines))
@@ -72,4 +75,4 @@ class Batch:
 def _names(names: Sequence[str]) -> str:
     shown = ", ".join(names[:NAMES_SHOWN])
     more = len(names) - NAMES_SHOWN
-    return f"({shown}{f' and {more} more' if more > 0 else ''})" if names else ""
+    return f" ({shown}{f' and {more} more' if more > 0 else ''})" if names else ""

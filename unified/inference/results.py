@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-from unified.errors import InputError
+from unified.errors import InputError, OtherRunError
 from unified.files import atomic_path
 
 RESULTS = "results.json"
@@ -150,7 +150,8 @@ def earlier_results(folder: Path, header: Mapping[str, Any], rows: str) -> dict[
         rows: the key of the list of rows.
 
     Raises:
-        InputError: it was asked something else, or the file is not one of ours.
+        OtherRunError: it was asked something else.
+        InputError: the file is not one of ours.
     """
     path = folder / RESULTS
     if not path.is_file():
@@ -164,7 +165,7 @@ def earlier_results(folder: Path, header: Mapping[str, Any], rows: str) -> dict[
     asked = json.loads(json.dumps(header))
     other = [key for key in asked if key not in MAY_DIFFER and asked[key] != found.get(key)]
     if other or not isinstance(found.get(rows), list):
-        raise InputError(
+        raise OtherRunError(
             f"{path} is of a run with other {', '.join(other) or rows}, so it cannot be resumed: "
             "give the arguments of that run, another output folder, or leave out --resume"
         )

@@ -12,7 +12,8 @@ from unified.engine.stages import read_stages
 
 ROOT = Path(__file__).parents[3]
 CONFIGS = ROOT / "configs"
-RECIPES = [path for path in sorted(CONFIGS.rglob("*.yaml")) if not path.name.startswith("stages")]
+RUNS = ("stages", "fusions")  # lists of runs, each with a configuration
+RECIPES = [path for path in sorted(CONFIGS.rglob("*.yaml")) if not path.name.startswith(RUNS)]
 
 
 def test_recipes_name_sets_of_the_made_recipe_by_their_split() -> None:

@@ -342,6 +342,11 @@ def test_several_clips_get_a_folder_each(
     assert "already done: 1 clip\n" in told and "finished: 1 clip (" in told
     assert (out / "clip/masks/00000.png").stat().st_mtime_ns == kept
     assert results(out / "photos")["complete"] is True
+    before = (out / "results.json").read_text()
+    other = [*inputs, "--output", str(out), "--text", "y", *TINY]
+    assert infer_video([*other, "--resume"]) == 2
+    assert "so it cannot be resumed" in capsys.readouterr().err
+    assert (out / "results.json").read_text() == before
     one = mask_file(tmp_path / "1.png", 1)
     assert infer_video([*arguments, "--mask", one]) == 2
     assert "--mask shows an object in one" in capsys.readouterr().err
