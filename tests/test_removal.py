@@ -51,7 +51,7 @@ def python(tree: Path, code: str) -> subprocess.CompletedProcess[str]:
 
 
 def copy_tree(tree: Path, *tops: str) -> None:
-    skipped = shutil.ignore_patterns("__pycache__", "*.safetensors")
+    skipped = shutil.ignore_patterns("__pycache__")
     for top in tops:
         shutil.copytree(ROOT / top, tree / top, ignore=skipped)
     shutil.copyfile(ROOT / "pyproject.toml", tree / "pyproject.toml")

@@ -55,7 +55,8 @@ def run(options: argparse.Namespace) -> None:
     from unified.export.programs import export_model
 
     check_writable(options.output)
-    if options.model and Path(options.model).is_dir():
+    named = options.model is None or options.model in unified.models()
+    if not named and Path(options.model).is_dir():
         raise InputError(f"{options.model} is a folder: name the model that is to be exported")
     model = unified.load(options.model, options.weights, device="cpu")
     manifest = export_model(

@@ -59,6 +59,13 @@ def models(*, points: bool = False) -> tuple[str, ...]:
     return models(points=points)
 
 
+def _is_export(folder: Path) -> bool:
+    """Whether an exported model is meant: a model's name wins over a folder without manifest."""
+    from unified.export.manifest import MANIFEST
+
+    return folder.is_dir() and ((folder / MANIFEST).is_file() or str(folder) not in models())
+
+
 def load(
     name_or_config: str | Path | CfgNode | None = None,
     weights: str | Path | None = None,
@@ -73,7 +80,7 @@ def load(
     """
     from unified.dependencies import require
 
-    if isinstance(name_or_config, (str, PathLike)) and Path(name_or_config).is_dir():
+    if isinstance(name_or_config, (str, PathLike)) and _is_export(Path(name_or_config)):
         from unified.export.runtime import load_exported
 
         return load_exported(Path(name_or_config), weights, device, options, kinds)

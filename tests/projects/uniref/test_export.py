@@ -132,3 +132,11 @@ def test_what_an_export_cannot_do_is_said(
         unified.load(folder, device="cuda")
     with pytest.raises(CheckpointError, match=r"has no manifest\.json"):
         unified.load(tmp_path)
+
+
+def test_a_folder_named_as_a_model_does_not_hide_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "uniref-lite").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert unified.load("uniref-lite").info.name == "uniref-lite"
