@@ -355,13 +355,7 @@ def _affine(
 ) -> np.ndarray:
     """Output pixels (x, y, 1) to canvas pixels; the middle of the output sees ``centre``."""
     height, width = size
-    turn = math.radians(angle)
-    k = scale * SIDE / side
-    matrix = k * np.array([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]])
-    if flipped:
-        matrix[:, 0] *= -1
-    middle = np.array([width, height]) * (side / SIDE) / 2
-    return np.concatenate([matrix, (np.array(centre) - matrix @ middle)[:, None]], axis=1)
+    return _placed(side, (width / 2, height / 2), centre, scale, angle, flipped)
 
 
 def _placed(

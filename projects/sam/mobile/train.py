@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TextIO
 
 import torch
 from torch import Tensor, nn
@@ -110,7 +111,7 @@ def _blend(average: Mapping[str, Tensor], latest: Mapping[str, Tensor], keep: fl
 
 
 def _report(
-    log: object,
+    log: TextIO,
     step: int,
     seconds: float,
     sums: Mapping[str, Tensor],
