@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from unified.data.synthetic.releases import RELEASES
+from unified.engine.interruption import Interruption
 from unified.files import file_sha256
 
 ROOT = Path(__file__).parents[2]
@@ -225,24 +226,46 @@ def load_tool() -> ModuleType:
     return module
 
 
-def test_ctrl_c_prints_the_command_that_goes_on(
-    environment: dict[str, str], tmp_path: Path
+@pytest.mark.parametrize("flags", [(), ("--num-gpus", "2")])
+def test_ctrl_c_saves_the_steps_and_prints_the_command_that_goes_on(
+    flags: tuple[str, ...], environment: dict[str, str], tmp_path: Path
 ) -> None:
-    """A terminal sends it to the workers of the loader too."""
+    """A terminal sends it to the workers of the loader and to other processes too."""
     folder = tmp_path / "run"
     options = ("SOLVER.MAX_ITER", "5000", "DATALOADER.NUM_WORKERS", "1", "SEED", "1")
     process = subprocess.Popen(
-        command(folder, *options, "SOLVER.CHECKPOINT_PERIOD", "2"),
+        command(folder, *options, "SOLVER.IMS_PER_BATCH", "2", flags=flags),
         env=environment,
         start_new_session=True,
         stderr=subprocess.PIPE,
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    wait_for((folder / "last_checkpoint").exists, process)
+    log = folder / "metrics.json"
+    wait_for(lambda: log.exists() and log.read_text().count("\n") > 1, process)
     os.killpg(process.pid, signal.SIGINT)
-    told = process.communicate()[1].splitlines()
+    told = process.communicate(timeout=120)[1].splitlines()
     assert process.returncode == 130
-    go_on = f"stopped: go on with python {TOOL[-1]} --resume --config-file {CONFIG}"
-    assert told[-1].startswith(go_on) and told[-1].endswith("SOLVER.CHECKPOINT_PERIOD 2")
+    (go_on,) = (line for line in told if line.startswith("stopped: "))
+    assert go_on.startswith(
+        f"stopped: go on with python {TOOL[-1]} --resume --config-file {CONFIG}"
+    )
+    assert go_on.endswith("SOLVER.IMS_PER_BATCH 2")
     assert not any("Traceback" in line for line in told), "\n".join(told)
+    steps = [line["iteration"] for line in losses(folder)]
+    assert steps == list(range(len(steps)))
+    assert (folder / "last_checkpoint").read_text() == f"model_{steps[-1]:07d}.pth"
+    assert (folder / f"model_{steps[-1]:07d}.pth").exists()
+
+
+def test_a_second_ctrl_c_does_not_save_half_a_step() -> None:
+    stop = Interruption(decides=True)
+    with stop.heeded(), pytest.raises(KeyboardInterrupt):
+        stop.begin_step()
+        signal.raise_signal(signal.SIGINT)
+        assert stop.in_step, "the first one waits"
+        signal.raise_signal(signal.SIGINT)
+    assert stop.in_step
+    with stop.heeded(), pytest.raises(KeyboardInterrupt):
+        stop.end_step()
+    assert not stop.in_step

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import signal
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -203,7 +204,7 @@ class TrainLoader:
             batch_sampler=_Batches(self, states),
             num_workers=self.num_workers,
             collate_fn=pack if self.num_workers else list,
-            worker_init_fn=_one_thread,
+            worker_init_fn=_set_up_worker,
             generator=torch.Generator(),  # so that the global random state stays as it is
         )
         for content in loader:
@@ -270,8 +271,9 @@ class _Batches:
             yield shares[0][loader.rank * size : (loader.rank + 1) * size]
 
 
-def _one_thread(worker: int) -> None:
+def _set_up_worker(worker: int) -> None:
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends with the process that it works for
 
 
 def _check_sources(sources: Sequence[Source], world_size: int) -> None:
@@ -325,7 +327,7 @@ def build_test_loader(
         samples,
         batch_size=None,
         num_workers=num_workers,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_set_up_worker,
         collate_fn=_as_it_is,
     )
 

@@ -172,7 +172,7 @@ class WandbWriter(EventWriter):
 
 
 class Checkpoints(HookBase):
-    """Saves every ``period`` steps and at the end."""
+    """Saves every ``period`` steps and at the end; what is logged before it is of whole steps."""
 
     trainer: Trainer
 
@@ -180,6 +180,7 @@ class Checkpoints(HookBase):
         self.period = period
 
     def after_step(self) -> None:
+        self.trainer.interruption.end_step()
         if is_due(self, self.period):
             self.trainer.save()
 

@@ -8,6 +8,7 @@ the same numbers.
 
 from __future__ import annotations
 
+import logging
 import random
 import re
 import time
@@ -38,6 +39,7 @@ from unified.engine.checkpointing import (
     remove_partial_files,
     save_checkpoint,
 )
+from unified.engine.interruption import Interruption
 from unified.engine.launch import ended_in_order
 from unified.engine.meta_arch import SegmenterShell
 from unified.engine.optimizer import (
@@ -52,6 +54,8 @@ from unified.engine.optimizer import (
 from unified.engine.system import system
 from unified.errors import ConfigError, UnifiedError
 
+logger = logging.getLogger(__name__)
+
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -65,6 +69,7 @@ class Trainer(TrainerBase):
     Attributes:
         model: the shell, wrapped for distributed training where there are several processes.
         batch: samples of the latest step of this process.
+        interruption: what Ctrl-C asks for.
     """
 
     def __init__(self, cfg: CfgNode, loader: TrainLoader, *, resume: bool = False) -> None:
@@ -107,6 +112,7 @@ class Trainer(TrainerBase):
         decay = cfg.SOLVER.EMA_DECAY
         self.average = average_weights(self.segmenter, decay) if decay else None
         self.batch: Sequence[Sample] = ()
+        self.interruption = Interruption(decides=comm.is_main_process())
         self._stream: Iterator[list[Sample]] = iter(())
         if state is not None:
             self._restore(state)
@@ -182,6 +188,8 @@ class Trainer(TrainerBase):
     def train(self) -> None:
         """Runs the remaining steps, evaluates, then names the weights ``model_final.pth``.
 
+        After Ctrl-C the last whole step is saved.
+
         Raises:
             TrainingError: a loss became NaN or infinite.
             InputError: too many samples are broken.
@@ -190,14 +198,21 @@ class Trainer(TrainerBase):
             remove_partial_files(self.folder)
         self.iter = self.start_iter
         self._stream = iter(self.loader)
-        with ended_in_order(), EventStorage(self.start_iter) as self.storage:
+        stop = self.interruption
+        with ended_in_order(), stop.heeded(), EventStorage(self.start_iter) as self.storage:
             self.before_train()
             try:
                 for number in range(self.start_iter, self.max_iter):
+                    stop.begin_step()
                     self.iter = number
                     self.before_step()
                     self.run_step()
-                    self.after_step()
+                    self.after_step()  # a hook ends the step
+            except KeyboardInterrupt:
+                if not stop.in_step:
+                    self.save()
+                    logger.info("stopped: %d steps are done and saved", self.iter + 1)
+                raise
             finally:
                 self.after_train()  # the curves are of use after an error or SIGTERM too
         if comm.is_main_process():

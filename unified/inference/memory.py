@@ -1,4 +1,4 @@
-"""What the video loop remembers of each object: two frames, however long the video is."""
+"""What the video loop remembers of each object: at most three frames, however long the video is."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ class Track:
     Attributes:
         text: its sentence, for the whole video.
         first: the frame (or the supports) that defined it.
-        latest: the last frame on which it was seen; ``first`` itself until then.
+        corrected: the last frame on which the user corrected it with a mask.
+        latest: the last frame on which it was seen; the one of the last mask of the user, or
+            ``first``, until then.
         shown: points or a box on this frame.
         tentative: the next mask of the object defines it.
         found_with: the score with which the sentence alone found it on the ``first`` frame; None
@@ -28,6 +30,7 @@ class Track:
 
     text: References | None = None
     first: References | None = None
+    corrected: References | None = None
     latest: References | None = None
     shown: References | None = None
     tentative: bool = False
@@ -37,22 +40,29 @@ class Track:
     def references(self) -> tuple[References, ...]:
         """The kinds of reference there are, text before masks."""
         kinds = [] if self.text is None else [self.text]
-        if self.first is not None and self.latest is not None:
-            # Attending to the same tokens twice gives what attending once gives.
-            frames = [self.first] if self.latest is self.first else [self.first, self.latest]
-            kinds.append(join_levels(frames))
+        if self.frames:
+            kinds.append(join_levels(self.frames))
         if self.shown is not None:
             kinds.append(self.shown)
         return tuple(kinds)
 
     @property
-    def layout(self) -> tuple[bool, bool, bool]:
+    def frames(self) -> tuple[References, ...]:
+        """The frames remembered, each once: attending to the same tokens twice changes nothing."""
+        kept = (self.first, self.corrected, self.latest)
+        return tuple({id(frame): frame for frame in kept if frame is not None}.values())
+
+    @property
+    def layout(self) -> tuple[bool, int]:
         """Objects of one layout can share a batch without much padding."""
-        return self.text is not None, self.first is not None, self.latest is not self.first
+        return self.text is not None, len(self.frames)
 
 
 class VideoMemory:
-    """Two slots per object, first and latest. Source: UniRef++ (arXiv:2312.15715), section 3.5."""
+    """Slots per object: the first frame and the latest, and a correction if there is one.
+
+    Source: UniRef++ (arXiv:2312.15715), section 3.5, which knows no corrections.
+    """
 
     def __init__(self) -> None:
         self._tracks: dict[int, Track] = {}
@@ -83,7 +93,10 @@ class VideoMemory:
         if text is not None:
             track = replace(track, text=text)
         if mask is not None or tentative:
-            track = replace(track, first=mask, latest=mask, found_with=None)
+            if track.first is not None and track.found_with is None and not tentative:
+                track = replace(track, corrected=mask, latest=mask)
+            else:
+                track = replace(track, first=mask, corrected=None, latest=mask, found_with=None)
             track = replace(track, shown=shown, tentative=tentative)
         self._tracks[object_id] = track
 
@@ -142,7 +155,7 @@ class VideoMemory:
 
         Ids without any reference are left out.
         """
-        groups: dict[tuple[tuple[bool, bool, bool], int], list[int]] = defaultdict(list)
+        groups: dict[tuple[tuple[bool, int], int], list[int]] = defaultdict(list)
         for object_id in object_ids:
             track = self._tracks[object_id]
             if track.references:
