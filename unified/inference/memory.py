@@ -82,7 +82,10 @@ class VideoMemory:
         shown: References | None = None,
         tentative: bool = False,
     ) -> None:
-        """Makes an object known, or corrects a known one: what is given replaces what was.
+        """Makes an object known, or corrects a known one.
+
+        A sentence replaces the one before. A mask is remembered beside the first one that the user
+        gave, and replaces what a sentence found.
 
         Args:
             shown: points or a box on this frame, which are forgotten after it.
@@ -93,7 +96,8 @@ class VideoMemory:
         if text is not None:
             track = replace(track, text=text)
         if mask is not None or tentative:
-            if track.first is not None and track.found_with is None and not tentative:
+            was_shown = track.first is not None and track.found_with is None
+            if was_shown and not track.tentative and not tentative:
                 track = replace(track, corrected=mask, latest=mask)
             else:
                 track = replace(track, first=mask, corrected=None, latest=mask, found_with=None)

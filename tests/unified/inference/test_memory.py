@@ -88,16 +88,42 @@ def test_what_a_sentence_was_found_with_is_known_until_the_user_shows_the_object
     assert memory.found_with(2) is None
 
 
-def test_a_correction_replaces_what_it_gives() -> None:
-    memory, text, mask = VideoMemory(), references(1), references(2)
-    memory.add(1, text=text, mask=mask)
+def test_a_correction_is_remembered_beside_the_first_mask() -> None:
+    """The next correction takes its place; the sentence stays, or is replaced by another."""
+    memory, text, first = VideoMemory(), references(1), references(2)
+    memory.add(1, text=text, mask=first)
+    memory.update(1, references(3), 0.9)
+    for number in (4, 14):
+        memory.add(1, mask=references(number))
+        words, visual = only(memory, 1)
+        assert same(words, text) and same(visual, join_levels([first, references(number)]))
+        memory.update(1, references(5), 0.9)
+        visual = only(memory, 1)[1]
+        assert same(visual, join_levels([first, references(number), references(5)]))
+    memory.add(1, text=references(6))
+    assert same(only(memory, 1)[0], references(6))
+
+
+def test_a_correction_takes_the_place_of_what_a_sentence_found() -> None:
+    memory, text = VideoMemory(), references(1)
+    memory.add(1, text=text)
+    memory.update(1, references(2), 0.9)
     memory.update(1, references(3), 0.9)
     memory.add(1, mask=references(4))
     words, visual = only(memory, 1)
     assert same(words, text) and same(visual, references(4))
-    memory.add(1, text=references(5))
-    words, visual = only(memory, 1)
-    assert same(words, references(5)) and same(visual, references(4))
+
+
+def test_what_points_show_starts_the_object_anew() -> None:
+    memory = VideoMemory()
+    memory.add(1, mask=references(1))
+    memory.add(1, mask=references(2))
+    memory.update(1, references(3), 0.9)
+    memory.add(1, tentative=True, shown=references(4))
+    assert [same(kind, references(4)) for kind in only(memory, 1)] == [True]
+    memory.update(1, references(5), 0.9)
+    memory.end_frame()
+    assert [same(kind, references(5)) for kind in only(memory, 1)] == [True]
 
 
 def test_ids_ascend_and_can_be_forgotten() -> None:
@@ -141,15 +167,15 @@ def test_no_objects_no_batches() -> None:
     assert list(VideoMemory().batches([], 8)) == []
 
 
-def test_only_two_frames_are_kept() -> None:
+def test_only_the_first_frame_the_correction_and_the_latest_are_kept() -> None:
     memory = VideoMemory()
     alive: list[weakref.ref[torch.Tensor]] = []
     for frame in range(10):
         mask = references(frame)
         alive.append(weakref.ref(mask[0].keys))
-        if frame == 0:
+        if frame in (0, 3, 6):
             memory.add(1, mask=mask)
         else:
             memory.update(1, mask, 0.9)
     del mask
-    assert [frame for frame, tensor in enumerate(alive) if tensor() is not None] == [0, 9]
+    assert [frame for frame, tensor in enumerate(alive) if tensor() is not None] == [0, 6, 9]

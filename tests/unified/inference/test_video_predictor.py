@@ -220,17 +220,20 @@ def test_add_is_a_prompt_on_the_next_frame(segmenter: Toy) -> None:
 
 
 def test_a_corrected_object_forgets_its_mistakes(segmenter: Toy) -> None:
-    """From its new mask on it is as if it had just been added; others do not notice."""
+    """What was found before the correction is gone, its first mask is not; others do not notice."""
     clip = frames(6)
     prompts = {0: {1: Prompt(mask=MASKS[0]), 2: Prompt(text="cat")}, 3: {1: Prompt(mask=MASKS[2])}}
     corrected = list(video(segmenter, merge_rule="separate").run(clip, prompts))
     assert np.array_equal(corrected[3].masks[1], MASKS[2])
-    fresh = list(video(segmenter, merge_rule="separate").run(clip[3:], {0: prompts[3]}))
     plain = list(video(segmenter, merge_rule="separate").run(clip, {0: prompts[0]}))
+    at_once = {0: {1: Prompt(mask=MASKS[0])}, 1: prompts[3]}
+    alone = list(video(segmenter, merge_rule="separate").run([clip[0], *clip[3:]], at_once))
+    fresh = list(video(segmenter, merge_rule="separate").run(clip[3:], {0: prompts[3]}))
     for index in range(6):
         assert np.array_equal(corrected[index].masks[2], plain[index].masks[2])
-        expected = plain[index] if index < 3 else fresh[index - 3]
+        expected = plain[index] if index < 3 else alone[index - 2]
         assert (corrected[index].masks[1] != expected.masks[1]).mean() < 0.002
+    assert corrected[4].scores[1] != pytest.approx(fresh[1].scores[1], rel=1e-6)
 
 
 def test_a_correction_by_mask_keeps_the_sentence(segmenter: Toy) -> None:
