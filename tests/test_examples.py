@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from unified.errors import CheckpointError
+from unified.inference.video_io import FrameReader
 from unified.samples import sample_path
 from unified.weights import resolve
 
@@ -36,6 +37,17 @@ def test_a_sam_of_transformers_follows_a_sentence() -> None:
     lines = printed("transformers_sam.py", str(sample_path("cat")), "the cat").splitlines()
     assert len(lines) == 22 and all(re.fullmatch("[#.]{64}", line) for line in lines[:-1])
     assert re.fullmatch(r"score [01]\.\d\d, \d+ of 135300 pixels", lines[-1])
+
+
+def test_the_first_lines_of_the_readme_run() -> None:
+    needs("minilm", "efficientnet_lite0")
+    text = (EXAMPLES.parent / "README.md").read_text(encoding="utf-8")
+    with FrameReader(str(sample_path("carphone")), end=2) as reader:
+        names = {"frames": [frame.image for frame in reader]}
+    exec(re.findall(r"```python\n(.+?)```", text, re.DOTALL)[0], names)
+    result, mask = names["result"], names["mask"]
+    assert mask.shape == result.label_map.shape and sorted(result.scores) == [1, 2]
+    assert result.areas[1] > 0.5 * mask.sum() > 0
 
 
 def test_mobile_sam_finds_the_cat() -> None:

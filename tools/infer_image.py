@@ -12,6 +12,7 @@ masks/<stem>.png (indexed, pixel = id, the highest score wins), overlay/<stem>.j
 With --classes, and a model that compares pixels with texts, every pixel gets the class that fits it
 best, or 0 where none does.
 An object whose score is below INFERENCE.IMAGE_SCORE_THRESHOLD is absent: its mask is empty.
+A chooser answers sentences where the model has one; --opts INFERENCE.CHOOSER "" does without.
 With --detect the model says what there is, up to 100 objects: all of them in detections.json,
 elsewhere without those that better ones cover by more than half (--separate keeps them).
 Files of an earlier run in OUTPUT are replaced; with --resume it goes on, and images that its
@@ -23,7 +24,6 @@ nothing was done; 3 if some images failed; 130 after Ctrl-C.
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from functools import partial
 from pathlib import Path
@@ -34,10 +34,9 @@ from unified.threads import set_thread_defaults
 set_thread_defaults()
 
 from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
 
 from unified import ImagePredictor
-from unified.commands import run_command
+from unified.commands import logs_beside_progress, run_command
 from unified.inference import cli, places
 from unified.inference.batch import Batch
 from unified.inference.classes import ClassPredictor, class_names
@@ -123,7 +122,8 @@ def run(options: argparse.Namespace) -> int:
             image, found = answer
             shown = uncovered(found) if options.detect and not separate else found
             named = captions(objects, shown, few=bool(names))
-            writer.write(picture, image, shown, named, texts, detected=found)
+            told = writer.write(picture, image, shown, named, texts, detected=found)
+            batch.tell(str(picture.path), told)
     print(f"done: see {options.output}/overlay, masks and results.json")
     return batch.report(skipped)
 
@@ -131,9 +131,8 @@ def run(options: argparse.Namespace) -> int:
 def main(arguments: list[str] | None = None) -> int:
     """Returns 0; 2 after bad input; 3 if some images failed; 130 when stopped by Ctrl-C."""
     options = parse_arguments(arguments)
-    logging.basicConfig(format="%(levelname)s: %(message)s")
     stopped = f"the finished images are in {options.output}, --resume goes on"
-    with logging_redirect_tqdm():
+    with logs_beside_progress():
         return run_command(lambda: run(options), stopped=stopped)
 
 

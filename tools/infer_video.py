@@ -16,7 +16,6 @@ listed at the end. Exit status: 0; 2 if nothing was done; 3 if some clips failed
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from collections.abc import Iterable
 from functools import partial
@@ -28,9 +27,7 @@ from unified.threads import set_thread_defaults
 
 set_thread_defaults()
 
-from tqdm.contrib.logging import logging_redirect_tqdm
-
-from unified.commands import run_command
+from unified.commands import logs_beside_progress, run_command
 from unified.inference import cli
 from unified.inference.batch import Batch
 from unified.inference.clip_prompts import add_prompt_arguments, check_one_clip
@@ -84,7 +81,9 @@ def run(options: argparse.Namespace) -> int:
     for clip in clips:
         title = clip.sources[0]
         done = batch.attempt(title, partial(segment_clip, options, clip, load))
-        if done is False:
+        if done:
+            batch.tell(title, done)
+        elif done is not None:
             batch.finished.remove(title)
             batch.earlier += 1
         reason = batch.failed.get(title)
@@ -105,9 +104,8 @@ def run(options: argparse.Namespace) -> int:
 def main(arguments: list[str] | None = None) -> int:
     """Returns 0; 2 after bad input; 3 if some clips failed; 130 when stopped by Ctrl-C."""
     options = parse_arguments(arguments)
-    logging.basicConfig(format="%(levelname)s: %(message)s")
     stopped = f"the finished frames are in {options.output}"
-    with logging_redirect_tqdm():
+    with logs_beside_progress():
         return run_command(lambda: run(options), stopped=stopped)
 
 

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import argparse
 import io
+import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+from unified.dependencies import require
 from unified.errors import UnifiedError
 from unified.image_files import LIMIT, MAX_PIXELS
 
@@ -48,6 +51,27 @@ def run_command(work: Callable[[], int | None], *, stopped: str = "") -> int:
         return INTERRUPTED
     sys.stderr.write(f"{message}\n")
     return MISUSE
+
+
+@contextmanager
+def logs_beside_progress() -> Iterator[None]:
+    """Within the block logs go to stderr, clear of progress bars; of equal lines only the first."""
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    with require("tqdm.contrib.logging").logging_redirect_tqdm():
+        logging.root.handlers[-1].addFilter(_Once())  # many inputs may give the same warning
+        yield
+
+
+class _Once(logging.Filter):
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        known = message in self._seen
+        self._seen.add(message)
+        return not known
 
 
 def share(text: str) -> float:

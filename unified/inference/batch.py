@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from unified.commands import MISUSE, PARTLY
+from unified.dependencies import require
 from unified.errors import InputError, OtherRunError
 
-NAMES_SHOWN = 20
+NAMES_SHOWN = 20  # of the inputs of one run
 T = TypeVar("T")
 
 
@@ -27,6 +28,7 @@ class Batch:
         self.finished: list[str] = []
         self.failed: dict[str, str] = {}
         self.earlier = 0  # that an earlier run had finished
+        self._told = 0
 
     def attempt(self, name: str, work: Callable[[], T]) -> T | None:
         """What ``work`` returns for one input, or None: then ``failed`` says why.
@@ -47,6 +49,15 @@ class Batch:
         self.finished.append(name)
         return result
 
+    def tell(self, name: str, found: str) -> None:
+        """Prints a line about what was found in an input; of many inputs for the first alone."""
+        self._told += 1
+        lines = [f"{name}: {found}"] if self._told <= NAMES_SHOWN else []
+        if self._told == NAMES_SHOWN < self.num:
+            lines.append("and so on: results.json lists what was found")
+        for line in lines:
+            require("tqdm").tqdm.write(line)
+
     def report(self, skipped: Sequence[Path] = ()) -> int:
         """Says on stderr what was finished, skipped and failed; returns the exit status.
 
@@ -57,10 +68,12 @@ class Batch:
         if self.earlier:
             lines.append(f"already done: {self._count(self.earlier)}")
         if skipped:
-            names = _names([path.name for path in skipped])
-            lines.append(f"skipped, not of a kind that is read:{names}")
+            names = ", ".join(path.name for path in skipped[:NAMES_SHOWN])
+            more = len(skipped) - NAMES_SHOWN
+            rest = f" and {more} more" if more > 0 else ""
+            lines.append(f"skipped, not of a kind that is read: {names}{rest}")
         if self.failed:
-            lines.append(f"finished: {self._count(len(self.finished))}{_names(self.finished)}")
+            lines.append(f"finished: {self._count(len(self.finished))}")
             lines.append(f"failed: {self._count(len(self.failed))}")
             lines += [f"  {name}: {reason}" for name, reason in self.failed.items()]
         sys.stderr.write("".join(f"{line}\n" for line in lines))
@@ -70,9 +83,3 @@ class Batch:
 
     def _count(self, number: int) -> str:
         return f"{number} {self.unit}{'' if number == 1 else 's'}"
-
-
-def _names(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:NAMES_SHOWN])
-    more = len(names) - NAMES_SHOWN
-    return f" ({shown}{f' and {more} more' if more > 0 else ''})" if names else ""

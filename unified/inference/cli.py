@@ -109,13 +109,19 @@ def load_model(options: argparse.Namespace, prompts: Iterable[Prompt] = ()) -> A
         torch.set_num_threads(options.threads)
     name = options.config_file or options.model
     named = {} if name is None else {"name_or_config": name}
-    return unified.load(
+    model: Any = unified.load(
         **named,
         weights=options.weights,
         device=options.device,
         options=options.opts,
         kinds=sorted({kind for prompt in prompts for kind in _kinds(prompt)}),
     )
+    if model.info.weights is None and "MODEL.WEIGHTS" not in options.opts:
+        raise InputError(
+            f"the model {model.info.name} has no trained weights yet: give --weights FILE, or "
+            "--opts MODEL.WEIGHTS '' to see what untrained ones answer, which is random"
+        )
+    return model
 
 
 def _kinds(prompt: Prompt) -> Iterator[str]:

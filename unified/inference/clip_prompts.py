@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from unified.errors import InputError
@@ -18,6 +19,7 @@ from unified.inference.places import (
     describe_place,
     not_read,
     parse_point_at,
+    place_name,
     place_prompt,
 )
 from unified.inference.video_io import FrameReader
@@ -205,6 +207,31 @@ def describe_prompts(prompts: Prompts) -> list[dict[str, Any]]:
             if places := describe_place(prompt):
                 entry.setdefault("shown_at", {})[frame] = places
     return [objects[object_id] for object_id in sorted(objects)]
+
+
+def clip_captions(
+    objects: Sequence[Mapping[str, Any]], options: argparse.Namespace
+) -> dict[int, str]:
+    """Object id -> what the overlay calls it: its sentence, or else what showed it first.
+
+    Args:
+        objects: what ``describe_prompts`` says about them.
+    """
+    files: dict[int, list[str]] = {options.start: [options.mask]} if options.mask else {}
+    for option, arguments in (("--mask-at", options.mask_at), ("--add-mask", options.add_mask)):
+        for frame, path in (parse_at(option, argument) for argument in arguments):
+            files.setdefault(frame, []).append(path)
+    captions = {}
+    for entry in objects:
+        masks = files[entry["masks_at"][0]] if entry["masks_at"] else []
+        if entry["text"]:
+            name = entry["text"]
+        elif masks:  # which of two files for one frame an object comes from is not known here
+            name = f"mask {Path(masks[0]).name}" if len(masks) == 1 else "mask"
+        else:
+            name = place_name(next(iter(entry["shown_at"].values())))
+        captions[entry["id"]] = name
+    return captions
 
 
 def check_reached(prompts: Prompts, last: int) -> None:

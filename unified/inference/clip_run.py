@@ -11,7 +11,12 @@ from typing import Any
 
 from unified.dependencies import require
 from unified.inference import cli
-from unified.inference.clip_prompts import check_reached, clip_prompts, describe_prompts
+from unified.inference.clip_prompts import (
+    check_reached,
+    clip_captions,
+    clip_prompts,
+    describe_prompts,
+)
 from unified.inference.inputs import Clip
 from unified.inference.output import ClipWriter
 from unified.inference.places import Prompts
@@ -26,11 +31,14 @@ logger = logging.getLogger(__name__)
 
 def segment_clip(
     options: argparse.Namespace, clip: Clip, load: Callable[[Iterable[Prompt]], Any]
-) -> bool:
-    """Streams a clip through the model into its folder; False if an earlier run had done so.
+) -> str:
+    """Streams a clip through the model into its folder; "" if an earlier run had done so.
 
     Args:
         load: gives the model that follows certain prompts.
+
+    Returns:
+        A line about what was found.
 
     Raises:
         InputError: the clip cannot be read, or the prompts do not fit it.
@@ -58,10 +66,11 @@ def segment_clip(
         }
         earlier = earlier_results(folder, header, "frames") if options.resume else None
         if earlier is not None and earlier["complete"]:
-            return False
-        last = _write(predictor, frames, prompts, folder, header, clip)
+            return ""
+        captions = clip_captions(header["objects"], options)
+        last, told = _write(predictor, frames, prompts, folder, header, clip, captions)
     check_reached(prompts, last)
-    return True
+    return told
 
 
 def _with_warnings(objects: list[dict[str, Any]], model: Any) -> list[dict[str, Any]]:
@@ -85,8 +94,9 @@ def _write(
     folder: Path,
     header: Mapping[str, Any],
     clip: Clip,
-) -> int:
-    """Fills the folder of a clip; returns the number of its last frame."""
+    captions: Mapping[int, str],
+) -> tuple[int, str]:
+    """Fills the folder of a clip; returns the number of its last frame, and what was found."""
     shown = {"desc": clip.folder or None, "total": frames.num_frames, "unit": "frame"}
     with require("tqdm").tqdm(frames, **shown) as progress:
         results = (
@@ -100,10 +110,10 @@ def _write(
             header=header,
             fps=frames.fps,
             size=frames.size,
-            captions={entry["id"]: entry["text"] or "" for entry in header["objects"]},
+            captions=captions,
             separate=header["merge_rule"] == "separate",
         ) as writer:
             for frame, result in chain([first], results):
                 writer.write(frame, result)
-    last: int = frame.number
-    return last
+            told = writer.told()
+    return frame.number, told

@@ -11,6 +11,7 @@ from unified.inference.classes import ClassPredictor
 from unified.inference.image_io import read_image
 from unified.inference.image_predictor import ImagePredictor
 from unified.inference.inputs import Picture
+from unified.inference.places import place_name
 from unified.structures import Instance, Prompt
 
 
@@ -39,10 +40,14 @@ def captions(
         few: leave out what is not there, as of many classes few are.
     """
     if not objects:
-        return {i: f"category {x.category + 1}" for i, x in enumerate(found, start=1)}
+        one = len({instance.category for instance in found}) == 1  # or the model has no classes
+        return {
+            i: "object" if one else f"category {x.category + 1}"
+            for i, x in enumerate(found, start=1)
+        }
     names = {}
     for entry, instance in zip(objects, found, strict=True):
-        shown = "like the examples" if entry["supports"] else "the place shown"
         if instance.mask.any() or not few:
-            names[entry["id"]] = entry["text"] or shown
+            shown = "like the examples" if entry["supports"] else ""
+            names[entry["id"]] = entry["text"] or shown or place_name(entry)
     return names

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,17 @@ import numpy as np
 from unified.files import atomic_path
 from unified.inference.image_io import write_image
 from unified.inference.inputs import Picture
-from unified.inference.overlay import add_legend, draw_ids, draw_overlay, legend_width
+from unified.inference.overlay import (
+    NOT_DRAWN,
+    add_legend,
+    draw_ids,
+    draw_overlapping,
+    draw_overlay,
+    drawable,
+    id_places,
+    id_places_apart,
+    legend_width,
+)
 from unified.inference.presence import presence
 from unified.inference.results import DETECTIONS, RESULTS, ResultsFile, prepare_folder
 from unified.inference.video_io import Frame, VideoWriter
@@ -25,7 +35,8 @@ from unified.label_maps import (
 )
 from unified.structures import FrameResult, Instance, Presence, Size
 
-LONGEST = Presence("outcompeted", by=255)  # what a line of the legend can come to say
+LONGEST = "(outcompeted by 255)"  # of what a legend can come to say about an object
+MOST_TOLD = 8  # objects of one input that are told on the terminal
 
 
 class ClipWriter:
@@ -33,10 +44,10 @@ class ClipWriter:
 
     Args:
         folder: as ``prepare_folder`` left it.
-        header: what results.json says about the whole run.
+        header: what results.json says about the whole run; its ``objects`` have the sentences.
         fps: of the overlay.
         size: (H, W) of the frames.
-        captions: object id -> its sentence, or nothing.
+        captions: object id -> what the overlay calls it.
         separate: one binary mask per object, ``masks/<id>/<frame>.png``, in place of one label
             map, ``masks/<frame>.png``.
 
@@ -55,10 +66,12 @@ class ClipWriter:
         separate: bool = False,
     ) -> None:
         self._folder, self._captions, self._separate = folder, captions, separate
+        self._texts = {entry["id"]: entry["text"] for entry in header.get("objects", ())}
         self._results = ResultsFile(folder / RESULTS, header, "frames")
-        # As wide as the longest line can become, as all frames of a clip have one size.
-        longest = (_line(i, 1.0, text, LONGEST) for i, text in captions.items())
-        self._legend = legend_width(longest, size)
+        # All frames of a clip have one size.
+        plain = (_line(i, 1.0, text, Presence("present")) for i, text in captions.items())
+        self._legend = legend_width([*plain, LONGEST] if captions else [], size)
+        self._num_frames, self._found = 0, dict.fromkeys(captions, (0, 0.0))
         wide = (size[0], size[1] + self._legend)
         self._overlay = VideoWriter(folder / "overlay.mp4", fps=fps, size=wide)
 
@@ -77,15 +90,28 @@ class ClipWriter:
             with atomic_path(self._folder / f"logits/{name}.npz") as temporary:
                 np.savez_compressed(temporary, **arrays)
         lines = legend(self._captions, result.scores, result.presence)
-        self._overlay.write(_draw(frame.image, result.label_map, lines, self._legend))
+        shown = result.masks if self._separate else result.label_map
+        self._overlay.write(_draw(frame.image, shown, lines, self._legend))
         objects = [
             describe_object(
-                i, score, result.boxes[i], result.areas[i], result.presence[i], self._captions[i]
+                i, score, result.boxes[i], result.areas[i], result.presence[i], self._texts.get(i)
             )
             for i, score in sorted(result.scores.items())
         ]
+        self._num_frames += 1
+        for row in objects:
+            number, best = self._found[row["id"]]
+            self._found[row["id"]] = number + row["present"], max(best, row["score"])
         # Last, so that a frame in results.json has its files.
         self._results.add({"frame": frame.number, "name": name, "objects": objects})
+
+    def told(self) -> str:
+        """One line for the terminal about the objects of all frames."""
+        return _told(
+            f"{i} {self._captions[i]}{f' in {number}' if number else ' not'} of {self._num_frames} "
+            f"frames, score to {best:.2f}"
+            for i, (number, best) in sorted(self._found.items())
+        )
 
     def __enter__(self) -> ClipWriter:
         return self
@@ -150,11 +176,14 @@ class ImageWriter:
         captions: Mapping[int, str],
         texts: Mapping[int, str | None],
         detected: Sequence[Instance] = (),
-    ) -> None:
+    ) -> str:
         """Adds an image (H, W, 3) with its objects 1, 2, ...; see ``write_image_result``.
 
         Args:
             detected: what goes into detections.json.
+
+        Returns:
+            One line for the terminal.
         """
         results = self._open()
         masks, scores = [x.mask for x in found], [x.score for x in found]
@@ -172,6 +201,7 @@ class ImageWriter:
         if self._detections is not None:
             self._detections += coco_results(picture.name, detected)
         results.add({"image": str(picture.path), "size": image.shape[:2], "objects": rows})
+        return _told(_said(row, captions[row["id"]]) for row in rows if row["id"] in captions)
 
     def fail(self, picture: Picture, reason: str) -> None:
         """Adds an image that could not be done."""
@@ -240,7 +270,8 @@ def write_image_result(
         write_label_map(folder / f"masks/{name}.png", label_map)
         masks = [label_map == object_id for object_id in claims]
     lines = legend(captions, {i: score for i, (_, score) in claims.items()}, found)
-    picture = _draw(image, label_map, lines, legend_width(lines.values(), size))
+    shown = dict(enumerate(masks, start=1)) if separate else label_map
+    picture = _draw(image, shown, lines, legend_width(lines.values(), size))
     write_image(folder / f"overlay/{name}.jpg", picture)
     return [
         describe_object(i, score, mask_box(mask), int(mask.sum()), found[i], texts.get(i))
@@ -307,16 +338,42 @@ def legend(
 def _line(object_id: int, score: float, caption: str, found: Presence) -> str:
     by = "" if found.by is None else f" by {found.by}"
     state = "" if found.kind == "present" else f" ({found.kind}{by})"
-    return f"{object_id}  {score:.2f}{state}  {' '.join(caption.split())}".rstrip()
+    name = " ".join(caption.split()) if drawable(caption) else NOT_DRAWN
+    return f"{object_id}  {score:.2f}{state}  {name}".rstrip()
+
+
+def _said(row: Mapping[str, Any], caption: str) -> str:
+    """An object of ``describe_object`` in a few words."""
+    by = f" by {row['by']}" if "by" in row else ""
+    state = "" if row["present"] else f" {row['state']}{by}"
+    return f"{row['id']} {caption}{state} {row['score']:.2f}"
+
+
+def _told(parts: Iterable[str]) -> str:
+    """What is said about the objects of one input, of many only the first."""
+    found = [" ".join(part.split()) for part in parts]
+    more = len(found) - MOST_TOLD
+    found = [*found[:MOST_TOLD], f"and {more} more"] if more > 0 else found
+    return " | ".join(found) or "nothing found"
 
 
 def _draw(
-    image: np.ndarray, label_map: np.ndarray, lines: Mapping[int, str], width: int
+    image: np.ndarray,
+    shown: np.ndarray | Mapping[int, np.ndarray],
+    lines: Mapping[int, str],
+    width: int,
 ) -> np.ndarray:
-    """The overlay: objects with their ids on the picture, the legend beside it."""
-    picture = draw_ids(draw_overlay(image, label_map), label_map)
-    visible = set(np.unique(label_map).tolist())
-    return add_legend(picture, lines, visible, width) if width else picture
+    """The overlay: objects with their ids on the picture, the legend beside it.
+
+    Args:
+        shown: a label map, or masks that may overlap.
+    """
+    if isinstance(shown, np.ndarray):
+        picture, places = draw_overlay(image, shown), id_places(shown)
+    else:
+        picture, places = draw_overlapping(image, shown), id_places_apart(shown)
+    picture = draw_ids(picture, places)
+    return add_legend(picture, lines, places, width) if width else picture
 
 
 def describe_object(
@@ -337,7 +394,7 @@ def describe_object(
     return {
         "id": object_id,
         "text": text or None,
-        "present": area > 0,
+        "present": found.kind == "present",
         "state": found.kind,
         **by,
         "score": round(score, 6),

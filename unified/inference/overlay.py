@@ -6,8 +6,10 @@ Pillow is imported where it is used.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,6 +25,10 @@ OPACITY = 0.45
 FIRST = ((230, 0, 0), (0, 200, 0), (235, 220, 0), (70, 100, 255), (230, 0, 230), (0, 210, 220))
 DARKEST, BRIGHTEST = 40.0, 88.0  # CIE lightness of colours that are seen on a picture
 PAPER, INK, FAINT = (24, 24, 24), (255, 255, 255), (150, 150, 150)
+DASH = 6  # contour widths for which one of several objects has a contour that they share
+WIDEST, NARROWEST = 0.25, 8  # of a legend: share of the picture's width, or text heights if more
+NOT_DRAWN = "(name in results.json)"
+FONT = "mpl-data/fonts/ttf/DejaVuSans.ttf"  # in matplotlib: Pillow's own has no letter beyond ASCII
 
 
 def draw_overlay(image: np.ndarray, label_map: np.ndarray) -> np.ndarray:
@@ -36,22 +42,51 @@ def draw_overlay(image: np.ndarray, label_map: np.ndarray) -> np.ndarray:
     inside = label_map > 0
     fill = canvas[inside] * (1 - OPACITY) + colours[label_map[inside]] * OPACITY
     canvas[inside] = fill.astype(np.uint8)
-    edge = contour(label_map, width=max(1, round(min(label_map.shape) / 320)))
+    edge = contour(label_map, width=_contour_width(label_map.shape))
     canvas[edge] = colours[label_map[edge]]
     return canvas
 
 
-def draw_ids(canvas: np.ndarray, label_map: np.ndarray) -> np.ndarray:
-    """The picture (H, W, 3) with the id of every object on it, in the colour of the object."""
+def draw_overlapping(image: np.ndarray, masks: Mapping[int, np.ndarray]) -> np.ndarray:
+    """As ``draw_overlay``, of objects that may share pixels, so that each of them is seen.
+
+    Shared pixels have the mean of the colours, and shared contours are dashed in all of them.
+
+    Args:
+        masks: object id -> (H, W) bool.
+    """
+    size = image.shape[:2]
+    colours, num = np.zeros(image.shape, np.uint16), np.zeros(size, np.uint8)
+    for object_id, mask in masks.items():
+        colours[mask] += overlay_colours()[object_id]
+        num += mask
+    inside, canvas = num > 0, image.copy()
+    mean = colours[inside] / num[inside, None]
+    canvas[inside] = (canvas[inside] * (1 - OPACITY) + mean * OPACITY).astype(np.uint8)
+    width = _contour_width(size)
+    edges = {i: contour(mask.astype(np.uint8), width=width) for i, mask in masks.items()}
+    sharing = np.sum([*edges.values(), np.zeros(size, bool)], axis=0).clip(min=1)
+    dash = (np.add.outer(np.arange(size[0]), np.arange(size[1])) // (DASH * width)) % sharing
+    passed = np.zeros(size, np.uint8)  # those that share a pixel and were drawn before
+    for object_id, edge in edges.items():
+        canvas[edge & (dash == passed)] = overlay_colours()[object_id]
+        passed += edge
+    return canvas
+
+
+def draw_ids(canvas: np.ndarray, places: Mapping[int, tuple[int, int]]) -> np.ndarray:
+    """The picture (H, W, 3) with the id of every object on it, in the colour of the object.
+
+    Args:
+        places: object id -> row and column of the middle of its digits.
+    """
     from PIL import Image, ImageDraw
 
-    ids = [int(object_id) for object_id in np.unique(label_map) if object_id]
     picture = Image.fromarray(canvas)
-    draw, height = ImageDraw.Draw(picture), _text_height(label_map.shape)
+    draw, height = ImageDraw.Draw(picture), _text_height(canvas.shape)
     font, colours = _font(round(1.3 * height)), overlay_colours()
     bold = max(1, height // 10)
-    for object_id in ids:
-        row, column = inner_pixel(label_map == object_id)
+    for object_id, (row, column) in places.items():
         rim = "black" if _lightness(colours[object_id]) > 50 else "white"
         # A rim, and on it the digits made bold by a stroke of their own.
         for colour, width in ((rim, 2 * bold + 1), (_rgb(object_id), bold)):
@@ -67,23 +102,62 @@ def draw_ids(canvas: np.ndarray, label_map: np.ndarray) -> np.ndarray:
     return np.asarray(picture)
 
 
+def id_places(label_map: np.ndarray) -> dict[int, tuple[int, int]]:
+    """Row and column for the id of every object of a label map (H, W)."""
+    return {int(i): inner_pixel(label_map == i) for i in np.unique(label_map) if i}
+
+
+def id_places_apart(masks: Mapping[int, np.ndarray]) -> dict[int, tuple[int, int]]:
+    """Those of masks (H, W) bool that may overlap: where an object is alone, if it is anywhere.
+
+    Ids that would lie on each other are put side by side.
+    """
+    masks = {object_id: mask for object_id, mask in masks.items() if mask.any()}
+    num = np.sum([*masks.values()], axis=0) if masks else np.zeros(0)
+    places: dict[int, tuple[int, int]] = {}
+    for object_id, mask in masks.items():
+        alone = mask & (num == 1)
+        row, column = inner_pixel(alone if alone.sum() * 10 > mask.sum() else mask)
+        places[object_id] = _beside(row, column, tuple(places.values()), mask.shape)
+    return places
+
+
+def _beside(
+    row: int, column: int, taken: Sequence[tuple[int, int]], size: tuple[int, ...]
+) -> tuple[int, int]:
+    """The place itself or one near it, within a picture (H, W), that no id lies on."""
+    step = 2 * _text_height(size)
+    for far in range(0, (len(taken) + 1) * step, step):
+        for y, x in (
+            (row, column + far),
+            (row, column - far),
+            (row + far, column),
+            (row - far, column),
+        ):
+            free = all(max(abs(y - v), abs(x - u)) >= step for v, u in taken)
+            if free and 0 <= y < size[0] and 0 <= x < size[1]:
+                return y, x
+    return row, column
+
+
 def legend_width(lines: Iterable[str], size: Size) -> int:
     """Pixels that ``add_legend`` needs beside a picture (H, W) for these lines, 0 for none.
 
-    Lines that are much wider than the picture are going to be shortened.
+    Not more than a quarter of the picture's, unless that is too narrow to be read: longer lines
+    are broken.
     """
     height = _text_height(size)
     widest = max((_font(height).getlength(line) for line in lines), default=None)
     if widest is None:
         return 0
-    limit = max(0.6 * size[1], 16 * height)
+    limit = max(WIDEST * size[1], NARROWEST * height) - _margin(height)
     return 2 * ((round(min(widest, limit)) + _margin(height) + height // 2 + 1) // 2)
 
 
 def add_legend(
     canvas: np.ndarray, lines: Mapping[int, str], visible: Iterable[int], width: int
 ) -> np.ndarray:
-    """The picture (H, W, 3) with one line per object at its right: (H, W + width, 3).
+    """The picture (H, W, 3) with every object named at its right: (H, W + width, 3).
 
     Args:
         lines: object id -> text, in their order.
@@ -95,21 +169,59 @@ def add_legend(
     shown, height = set(visible), _text_height(canvas.shape)
     step, font = round(1.5 * height), _font(height)
     panel = Image.new("RGB", (width, canvas.shape[0]), PAPER)
-    draw, rows, room = ImageDraw.Draw(panel), list(lines.items()), max(1, len(canvas) // step)
-    if len(rows) > room:
-        rows = [*rows[: room - 1], (0, f"and {len(rows) - room + 1} more")]
+    draw = ImageDraw.Draw(panel)
+    rows = _rows(lines, font, width - _margin(height), max(1, len(canvas) // step))
+    previous = None
     for place, (object_id, text) in enumerate(rows):
         top = place * step + (step - height) // 2
         left = height // 2
-        colour = _rgb(object_id)
-        if object_id:
+        if object_id and object_id != previous:
             box = (left, top, left + height - 1, top + height - 1)
+            colour = _rgb(object_id)
             fill = colour if object_id in shown else None
             draw.rectangle(box, fill=fill, outline=colour, width=max(1, height // 10))
-        text = _shorten(text, font, width - _margin(height))
         ink = INK if object_id in shown else FAINT
         draw.text((_margin(height), top + height / 2), text, fill=ink, font=font, anchor="lm")
+        previous = object_id
     return np.concatenate([canvas, np.asarray(panel)], axis=1)
+
+
+def drawable(text: str) -> bool:
+    """Whether the font of the legend has all characters: it has no Chinese or Japanese ones."""
+    return all(character.isspace() or _has_glyph(character) for character in text)
+
+
+@lru_cache(maxsize=4096)
+def _has_glyph(character: str) -> bool:
+    missing, found = (bytes(_font(20).getmask(each)) for each in ("\ufffe", character))
+    return found != missing
+
+
+def _rows(
+    lines: Mapping[int, str], font: ImageFont.FreeTypeFont, limit: int, room: int
+) -> list[tuple[int, str]]:
+    """Object ids and texts that fit ``limit`` pixels, in at most ``room`` rows; 0 names no object.
+
+    Long lines are broken while there is room for it.
+    """
+    for most in range(room, 0, -1):
+        rows = [(i, part) for i, text in lines.items() for part in _broken(text, font, limit, most)]
+        if len(rows) <= room:
+            return rows
+    more = f"and {len(rows) - room + 1} more"
+    return [*rows[: room - 1], (0, _shorten(more, font, limit))]
+
+
+def _broken(text: str, font: ImageFont.FreeTypeFont, limit: int, most: int) -> list[str]:
+    """The text in at most ``most`` rows of at most ``limit`` pixels, broken between words."""
+    rows = [""]
+    for word in text.split(" "):
+        longer = f"{rows[-1]} {word}" if rows[-1] else word
+        if not rows[-1] or len(rows) == most or font.getlength(longer) <= limit:
+            rows[-1] = longer
+        else:
+            rows.append(word)
+    return [_shorten(row, font, limit) for row in rows]
 
 
 def contour(label_map: np.ndarray, *, width: int) -> np.ndarray:
@@ -182,6 +294,10 @@ def _lightness(colour: np.ndarray) -> float:
     return float(_lab(colour[None])[0, 0])
 
 
+def _contour_width(size: Sequence[int]) -> int:
+    return max(1, round(min(size) / 320))
+
+
 def _text_height(size: tuple[int, ...]) -> int:
     return max(11, round(min(size[:2]) / 28))
 
@@ -204,6 +320,11 @@ def _shorten(text: str, font: ImageFont.FreeTypeFont, limit: int) -> str:
 def _font(size: int) -> ImageFont.FreeTypeFont:
     from PIL import ImageFont
 
+    found = find_spec("matplotlib")
+    folders = [] if found is None else found.submodule_search_locations or []
+    for file in (Path(folder) / FONT for folder in folders):
+        if file.is_file():
+            return ImageFont.truetype(file, size)
     font = ImageFont.load_default(size)
     assert isinstance(font, ImageFont.FreeTypeFont), "Pillow was built without FreeType"
     return font

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -69,6 +69,11 @@ def describe_place(prompt: Prompt) -> dict[str, Any]:
     if prompt.box is not None:
         places["box"] = list(prompt.box)
     return places
+
+
+def place_name(places: Mapping[str, Any]) -> str:
+    """What an overlay calls an object that is shown by a box or points, as ``describe_place``."""
+    return "box" if "box" in places else "points" if len(places["points"]) > 1 else "point"
 
 
 def parse_point_at(argument: str) -> tuple[int, int, Point]:

@@ -7,7 +7,7 @@ import numpy as np
 from unified.structures import Presence
 
 SAME_OBJECT_IOU = 0.5
-LEFT_OVER = 0.05  # an object that keeps a smaller share of what it claims has lost it
+LEFT_OVER = 0.2  # an object that keeps a smaller share of what it claims has lost it
 
 
 def presence(

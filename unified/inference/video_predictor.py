@@ -286,7 +286,7 @@ class VideoPredictor:
         wanted = claims.sum(dim=(1, 2)).tolist()
         found: dict[int, Presence] = {}
         for row, (object_id, mask) in enumerate(masks.items()):
-            if mask.sum() > LEFT_OVER * wanted[row]:
+            if mask.any() and mask.sum() >= LEFT_OVER * wanted[row]:
                 found[object_id] = Presence("present")
             else:
                 found[object_id] = presence(

@@ -14,8 +14,10 @@ import pytest
 
 from unified.errors import InputError
 from unified.inference.image_io import read_image
+from unified.inference.inputs import Picture
 from unified.inference.output import (
     ClipWriter,
+    ImageWriter,
     describe_object,
     legend,
     uncovered,
@@ -105,11 +107,16 @@ def test_rows_before_a_full_disk_stay(tmp_path: Path) -> None:
 
 def test_a_clip_becomes_masks_overlay_and_results(tmp_path: Path) -> None:
     image = np.full((*SIZE, 3), 90, np.uint8)
-    captions = {1: "the cat", 2: ""}
+    captions = {1: "the cat", 2: "box"}
+    header = {"objects": [{"id": 1, "text": "the cat"}, {"id": 2, "text": None}]}
     masks = {1: square(2), 2: square(30)}
-    with ClipWriter(tmp_path, header={"tool": "t"}, fps=5, size=SIZE, captions=captions) as writer:
+    with ClipWriter(tmp_path, header=header, fps=5, size=SIZE, captions=captions) as writer:
         writer.write(Frame(7, image, "00007"), result(masks))
         writer.write(Frame(9, image, "00009"), result({**masks, 2: np.zeros(SIZE, bool)}))
+        told = writer.told()
+    assert (
+        told == "1 the cat in 2 of 2 frames, score to 0.75 | 2 box in 1 of 2 frames, score to 0.75"
+    )
     files = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*"))
     assert files == ["masks/00007.png", "masks/00009.png", "overlay.mp4", "results.json"]
     assert np.array_equal(read_label_map(tmp_path / "masks/00007.png"), result(masks).label_map)
@@ -220,6 +227,59 @@ def test_a_legend_holds_id_score_state_and_name() -> None:
         2: "2  0.50 (covered by 1)",
         3: "3  0.10 (absent)  a dog",
     }
+
+
+def test_a_name_that_the_font_cannot_draw_is_left_to_the_results() -> None:
+    found = {i: Presence("present") for i in (1, 2, 3)}
+    captions = {1: "日本の猫", 2: "собака", 3: "mask café.png"}
+    assert legend(captions, dict.fromkeys(found, 0.5), found) == {
+        1: "1  0.50  (name in results.json)",
+        2: "2  0.50  собака",
+        3: "3  0.50  mask café.png",
+    }
+
+
+def test_a_few_pixels_that_are_left_are_no_object(tmp_path: Path) -> None:
+    """Its rim outlasts an object that another one won; results and label map say so."""
+    outer = square(5)
+    inner = outer.copy()
+    inner[4] = False
+    image = np.full((*SIZE, 3), 90, np.uint8)
+    rows = write_image_result(
+        tmp_path, "a", image, [outer, inner], [0.4, 0.9], {}, texts={}, threshold=0.3
+    )
+    assert [(row["present"], row["state"]) for row in rows] == [
+        (False, "outcompeted"), (True, "present")
+    ]  # fmt: skip
+    assert rows[0]["area"] == 10
+
+
+def test_what_is_told_about_an_image(tmp_path: Path) -> None:
+    """Of many objects the first ones; a line has no line breaks."""
+    header = {"thresholds": {"score": 0.3}}
+    image, nothing = np.zeros((*SIZE, 3), np.uint8), np.zeros(SIZE, bool)
+    found = [Instance(square(2), 0.9, None, 0), Instance(nothing, 0.21, None, 0)]
+    picture = Picture(Path("a.png"), "a")
+    with ImageWriter(tmp_path, header=header, inputs=[]) as writer:
+        names = {1: "the\ncat", 2: "the dog"}
+        told = writer.write(picture, image, found, names, names)
+        assert told == "1 the cat 0.90 | 2 the dog refused 0.21"
+        assert writer.write(picture, image, [], {}, {}) == "nothing found"
+        many = dict.fromkeys(range(1, 12), "object")
+        told = writer.write(picture, image, [found[0]] * 11, many, {})
+    assert told.startswith("1 object 0.90 | 2 object outcompeted by 1 0.90 | ")
+    assert told.endswith("| 8 object outcompeted by 1 0.90 | and 3 more")
+
+
+def test_objects_that_overlap_are_all_seen(tmp_path: Path) -> None:
+    image = np.full((*SIZE, 3), 90, np.uint8)
+    masks = [square(2), square(2), square(5)]
+    given = {"texts": {}, "threshold": 0.3, "separate": True}
+    write_image_result(tmp_path, "a", image, masks, [0.4, 0.9, 0.5], {1: "a"}, **given)
+    drawn = read_image(tmp_path / "overlay/a.jpg").astype(int)
+    for colour in (0, 1):  # the outlines of both
+        assert drawn[4:20, 2, colour].max() > 150
+    assert drawn.shape[1] > SIZE[1]
 
 
 def test_an_object_that_is_not_there_keeps_its_score() -> None:

@@ -10,7 +10,10 @@ from unified.inference.overlay import (
     add_legend,
     contour,
     draw_ids,
+    draw_overlapping,
     draw_overlay,
+    id_places,
+    id_places_apart,
     inner_pixel,
     legend_width,
     overlay_colours,
@@ -59,7 +62,7 @@ def test_ids_are_written_on_their_objects_in_their_colours() -> None:
     label_map = np.zeros((100, 200), np.uint8)
     label_map[10:50, 10:60] = 7
     label_map[30:90, 120:180] = 12
-    drawn = draw_ids(np.full((100, 200, 3), 128, np.uint8), label_map)
+    drawn = draw_ids(np.full((100, 200, 3), 128, np.uint8), id_places(label_map))
     for object_id in (7, 12):
         mask = label_map == object_id
         own = (drawn == overlay_colours()[object_id]).all(axis=-1)
@@ -74,12 +77,55 @@ def test_the_inner_pixel_lies_in_a_ring() -> None:
     assert inner_pixel(np.ones((1, 1), bool)) == (0, 0)
 
 
+def test_of_masks_that_overlap_every_colour_and_every_outline_is_seen() -> None:
+    rows, columns = np.mgrid[:60, :90]
+    left, right = columns < 60, columns >= 30
+    image = np.full((60, 90, 3), 100, np.uint8)
+    drawn = draw_overlapping(image, {1: left, 2: right, 3: right}).astype(int)
+    colours = overlay_colours().astype(int)
+    for place, ids in ((10, [1]), (45, [1, 2, 3]), (75, [2, 3])):
+        expected = 0.55 * 100 + 0.45 * colours[ids].mean(axis=0)
+        assert np.abs(drawn[30, place] - expected).max() <= 1
+    line = drawn[:, 30]  # the outline of 2 and of 3
+    shares = [(line == colours[i]).all(axis=-1).mean() for i in (2, 3)]
+    assert min(shares) > 0.3 and sum(shares) == 1
+    disjoint = {1: columns < 30, 2: (columns > 40) & (rows > 9)}
+    label_map = (disjoint[1] + 2 * disjoint[2]).astype(np.uint8)
+    assert np.array_equal(draw_overlapping(image, disjoint), draw_overlay(image, label_map))
+    assert np.array_equal(draw_overlapping(image, {}), image)
+
+
+def test_ids_of_masks_that_overlap_are_apart() -> None:
+    columns = np.mgrid[:60, :90][1]
+    masks = {1: columns < 60, 2: columns >= 30, 3: columns >= 30, 4: columns < 0}
+    places = id_places_apart(masks)
+    assert list(places) == [1, 2, 3]
+    assert places[1][1] < 30, "where it is alone"
+    (y, x), (other_y, other_x) = places[2], places[3]
+    assert masks[2][y, x] and max(abs(x - other_x), abs(y - other_y)) > 15
+    assert id_places_apart({}) == {}
+
+
+def test_long_lines_of_a_legend_are_broken_while_there_is_room() -> None:
+    image = np.zeros((120, 320, 3), np.uint8)
+    lines = {1: "1  0.92  " + "the red bowl " * 4, 2: "2  0.50  box"}
+    width = legend_width(lines.values(), (120, 320))
+    assert width <= 100
+    panel = add_legend(image, lines, {1, 2}, width)[:, 320:]
+    written = panel[:, 30:].max(axis=(1, 2)) > 200
+    assert np.diff(written.astype(int)).clip(min=0).sum() > 3, "rows of text"
+    swatches = [
+        (panel == overlay_colours()[i]).all(axis=-1).any(axis=1).nonzero()[0] for i in (1, 2)
+    ]
+    assert swatches[0].max() < 20 and swatches[1].min() > 40
+
+
 @pytest.mark.parametrize("size", [(40, 8), (48, 640), (480, 854)])
 def test_the_legend_is_beside_the_picture(size: tuple[int, int]) -> None:
     image = np.full((*size, 3), 255, np.uint8)
     lines = {i: f"{i}  a rather long sentence about object {i} " * 20 for i in range(1, 256)}
     width = legend_width(lines.values(), size)
-    assert width % 2 == 0 and 0 < width < size[1] + 300
+    assert width % 2 == 0 and 0 < width <= max(0.26 * size[1], 140)
     drawn = add_legend(image, lines, {1}, width)
     assert drawn.shape == (size[0], size[1] + width, 3)
     assert np.array_equal(drawn[:, : size[1]], image)

@@ -27,6 +27,8 @@ CASES = {
     "no pixel": (EMPTY, box(20, 40), 0.5, False, Presence("absent")),
     "the same object twice": (box(0, 10), box(0, 11), 0.5, False, Presence("outcompeted", by=2)),
     "but for a rim": (box(0, 30), box(1, 30), 0.5, False, Presence("outcompeted", by=2)),
+    "a fifth of it left": (box(0, 10), box(2, 10), 0.5, False, Presence("present")),
+    "less than a fifth": (box(0, 16), box(3, 16), 0.5, False, Presence("outcompeted", by=2)),
     "a part of another": (box(0, 10, bottom=5), box(0, 40), 0.5, False, Presence("covered", by=2)),
 }
 

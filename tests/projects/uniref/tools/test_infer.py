@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 from PIL import Image
 
 from unified.data.formats.files import segmentation_mask
+from unified.inference.clip_prompts import clip_captions, clip_prompts, describe_prompts
 from unified.inference.image_io import read_image, write_image
 from unified.inference.video_io import FrameReader, VideoWriter
 from unified.label_maps import write_label_map
@@ -34,15 +36,17 @@ TINY = [
 Tool = Callable[[list[str]], int]
 
 
-def tool(name: str) -> Tool:
+def module(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.main
+    return module
 
 
-infer_image, infer_video = tool("infer_image"), tool("infer_video")
+infer_image: Tool = module("infer_image").main
+infer_video: Tool = module("infer_video").main
+parse_arguments = module("infer_video").parse_arguments
 
 
 @pytest.fixture
@@ -280,9 +284,14 @@ def test_a_damaged_image_does_not_end_the_run(
     (photos / "notes.txt").write_text("mine")
     arguments = ["--output", str(out), "--text", "x", *TINY]
     assert infer_image(["--input", str(photos), *arguments]) == 3
-    told = capsys.readouterr().err.splitlines()[-5:]
-    assert told[0] == "skipped, not of a kind that is read: (notes.txt)"
-    assert told[1].startswith("finished: 2 images (") and "sub/b.png)" in told[1]
+    said, told = (text.splitlines() for text in capsys.readouterr())
+    told = told[-5:]
+    assert [line.partition(": ")[0] for line in said[:2]] == [
+        str(photos / "b.png"), str(photos / "sub/b.png")
+    ]  # fmt: skip
+    assert re.fullmatch(r".*: 1 x( absent)? \d\.\d\d", said[0]), said
+    assert told[0] == "skipped, not of a kind that is read: notes.txt"
+    assert told[1] == "finished: 2 images"
     assert told[2] == "failed: 2 images"
     assert "a.png" in told[3] and "cannot be read" in told[3] and "d.heic" in told[4]
     assert files(out) == [
@@ -322,8 +331,12 @@ def test_several_clips_get_a_folder_each(
     inputs = ["--input", str(clip), str(broken), "--input", str(photos), "--end", "2"]
     arguments = [*inputs, "--output", str(out), "--text", "x", *TINY]
     assert infer_video(arguments) == 3
-    told = capsys.readouterr().err.splitlines()[-3:]
-    assert told[0].startswith("finished: 2 clips (") and told[1] == "failed: 1 clip"
+    said, told = (text.splitlines() for text in capsys.readouterr())
+    assert re.fullmatch(r".*clip\.mp4: 1 x (in \d|not) of 2 frames, score to \d\.\d\d", said[0]), (
+        said
+    )
+    told = told[-3:]
+    assert told[0] == "finished: 2 clips" and told[1] == "failed: 1 clip"
     assert told[2].strip().startswith(f"{broken}: clip {broken} cannot be read")
     rows = results(out)["clips"]
     assert [row.get("folder") for row in rows] == ["clip", None, "photos"]
@@ -339,7 +352,7 @@ def test_several_clips_get_a_folder_each(
     (out / "photos/results.json").write_text(content)  # as after Ctrl-C
     assert infer_video([*arguments, "--resume"]) == 3
     told = capsys.readouterr().err
-    assert "already done: 1 clip\n" in told and "finished: 1 clip (" in told
+    assert "already done: 1 clip\n" in told and "finished: 1 clip\n" in told
     assert (out / "clip/masks/00000.png").stat().st_mtime_ns == kept
     assert results(out / "photos")["complete"] is True
     before = (out / "results.json").read_text()
@@ -367,10 +380,14 @@ def test_names_that_are_no_text_do_not_end_the_run(
     assert results(out)["complete"] is True
 
 
-def test_a_sentence_of_another_script_is_warned_about(clip: Path, tmp_path: Path) -> None:
-    arguments = ["--input", str(clip), "--output", str(tmp_path / "out"), "--end", "1", *TINY]
+def test_a_sentence_of_another_script_is_warned_about_once(
+    clip: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inputs = ["--input", str(clip), str(photos), "--end", "1"]
+    arguments = [*inputs, "--output", str(tmp_path / "out"), *TINY]
     assert infer_video(["--text", "the cat", "--text", "собака", *arguments]) == 0
-    known, unknown = results(tmp_path / "out")["objects"]
+    assert capsys.readouterr().err.count("may be answered with anything") == 1
+    known, unknown = results(tmp_path / "out/clip")["objects"]
     assert "warning" not in known
     assert unknown["warning"] == "not understood: it is not written in Latin letters"
 
@@ -403,6 +420,30 @@ def test_the_threshold_and_the_threads_are_chosen(photos: Path, tmp_path: Path) 
     assert results(out)["thresholds"]["score"] == 1.0
     (found,) = results(out)["images"][0]["objects"]
     assert (found["text"], found["present"], found["state"]) == ("x", False, "refused")
+
+
+def test_untrained_weights_are_an_error_unless_they_are_asked_for(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = TINY.index("MODEL.WEIGHTS")
+    arguments = ["--input", str(photos / "a.png"), "--output", str(tmp_path / "out"), "--text", "x"]
+    arguments += ["--config-file", "configs/lite/joint_tiny.yaml"]
+    assert infer_image([*arguments, *TINY[:place], *TINY[place + 2 :]]) == 2
+    assert "has no trained weights yet: give --weights FILE, or" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_legend_names_what_showed_an_object(clip: Path, tmp_path: Path) -> None:
+    first, later = mask_file(tmp_path / "1.png", 1), mask_file(tmp_path / "cup.png", 1, 2)
+    given = ["--mask", first, "--mask-at", f"3={later}", "--add-mask", f"4={later}"]
+    given += ["--box", "3,4,30,40", "--point-at", "2=9:3,4", "--text", "1=the dog", "--input", "a"]
+    options = parse_arguments([*given, "--output", "b"])
+    with FrameReader(clip) as frames:
+        objects = describe_prompts(clip_prompts(options, frames))
+    assert clip_captions(objects, options) == {
+        1: "the dog", 2: "mask cup.png", 9: "point", 10: "box", 11: "mask cup.png",
+        12: "mask cup.png",
+    }  # fmt: skip
 
 
 VIDEO_FAULTS = {
