@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from projects.sam.tiny_vit import TinyVit
 from unified.dependencies import require
 from unified.errors import ConfigError
 from unified.modeling.precision import full_precision, widen
@@ -255,25 +256,6 @@ def _encode_prompts(
         )
     dense = dense.expand(num, -1, -1, -1)
     return dense.new_zeros(num, 0, dense.shape[1]) if sparse is None else sparse[:, 0], dense
-
-
-class TinyVit(nn.Module):
-    """MobileSAM's image encoder: timm's TinyViT, whose last stage keeps the stride of 16.
-
-    Source: MobileSAM (arXiv:2306.14289); TinyViT (arXiv:2207.10666).
-
-    Args:
-        patch_embed, stages: of timm's ``TinyVit``.
-        neck: of a ``SamModel``, (B, h, w, D) -> (B, C, h, w).
-    """
-
-    def __init__(self, *, patch_embed: nn.Module, stages: nn.Module, neck: nn.Module) -> None:
-        super().__init__()
-        self.patch_embed, self.stages, self.neck = patch_embed, stages, neck
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, S, S) -> (B, C, S / 16, S / 16)."""
-        return self.neck(self.stages(self.patch_embed(images)).permute(0, 2, 3, 1))
 
 
 def _sam_model(vision: Mapping[str, Any], image_size: int) -> Any:
