@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from unified.errors import InputError
+from unified.inference.room import check_room
 from unified.inference.settings import ModelInput
 from unified.label_maps import mask_box, object_window
 from unified.segmenter import PointSegmenter, Segmenter, encode_masks, encode_supports
@@ -69,9 +70,10 @@ class FrameEncoder:
         """(H, W, 3) uint8 RGB -> features at the model's input size.
 
         Raises:
-            InputError: another shape or dtype.
+            InputError: another shape or dtype, or too large for the memory that is free.
         """
         check_image(image)
+        check_room(image.shape[:2])
         pixels = self._pixels(image)
         with torch.inference_mode(), self.autocast():
             batch = self.model.preprocess([pixels])
