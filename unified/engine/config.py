@@ -37,7 +37,9 @@ def default_config() -> CfgNode:
     # Example images are cropped around their object, see ``object_window``.
     cfg.INFERENCE.SUPPORT_MARGIN = math.inf
     cfg.INFERENCE.MIRROR = False  # images are asked as their mirror image too
-    cfg.INFERENCE.CHOOSER = ""  # weights by name or file of what chooses among masks of an image
+    # Weights by name or file of what chooses among masks of an image, or the name of a model whose
+    # chooser shows this one what a sentence means.
+    cfg.INFERENCE.CHOOSER = ""
     _add_data(cfg)
     _add_solver(cfg)
     for found in find_systems().values():

@@ -108,7 +108,8 @@ def load(
 
 
 def attach_chooser(model: Any, cfg: CfgNode, sha256: str | None) -> None:
-    """Gives a model what chooses among its masks, if the configuration names one.
+    """Gives a model what chooses among its masks, if the configuration names one, or another model
+    whose chooser shows it what to outline.
 
     Without the folder ``unified/inference/chooser`` sentences are answered without.
 
@@ -120,9 +121,14 @@ def attach_chooser(model: Any, cfg: CfgNode, sha256: str | None) -> None:
         CheckpointError: the weights of the chooser are missing or damaged.
         ConfigError: it does not fit the model.
     """
-    if cfg.INFERENCE.CHOOSER and find_spec(CHOOSER) is not None:
-        build = import_module(f"{CHOOSER}.building").build_chooser
-        model.chooser = build(model, _weights_file(cfg.INFERENCE.CHOOSER), sha256)
+    name = cfg.INFERENCE.CHOOSER
+    if not name or find_spec(CHOOSER) is None:
+        return
+    building = import_module(f"{CHOOSER}.building")
+    if name in model_entries():
+        model.chooser = building.build_guided(model, load(name, device="cpu"))
+    else:
+        model.chooser = building.build_chooser(model, _weights_file(name), sha256)
 
 
 def _check_kinds(name: str, known: Collection[str], kinds: Collection[str]) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from unified.checkpoint import read_weights
 from unified.errors import ConfigError
 from unified.inference.chooser.choosing import Chooser, made_for, networks_of
+from unified.inference.chooser.guided import Guided
 from unified.modeling.backbones import Backbone, build_backbone, load_pretrained
 from unified.modeling.text_encoder import TextEncoder
 from unified.weights import resolve
@@ -62,6 +63,24 @@ def build_chooser(model: Any, file: Path, sha256: str | None) -> Chooser | None:
         mean=mean,
         std=std,
     )
+
+
+def build_guided(model: Any, guide: Any) -> Guided | None:
+    """What a sentence means as the chooser of ``guide`` says, outlined by ``model``; None if it has
+    no chooser.
+
+    Args:
+        model, guide: in eval mode.
+
+    Raises:
+        ConfigError: ``model`` follows no boxes.
+    """
+    if "box" not in model.reference_kinds:
+        raise ConfigError(
+            f"INFERENCE.CHOOSER is the model {guide.info.name}, which shows boxes, and this one "
+            "follows none: name weights of a chooser, or set it to ''"
+        )
+    return None if getattr(guide, "chooser", None) is None else Guided(guide, model)
 
 
 def parts_of(model: Any) -> tuple[TextEncoder, Backbone, Tensor, Tensor]:

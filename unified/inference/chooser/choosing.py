@@ -108,10 +108,16 @@ class Chooser:
         Args:
             references: of the sentence.
         """
+        parts, score = self.chosen(scene, text, references)
+        none = parts.new_zeros(scene.size)
+        return Answer(parts.amax(dim=0) if len(parts) else none, score)
+
+    def chosen(self, scene: Scene, text: str, references: References) -> tuple[Tensor, float]:
+        """Probabilities (K, h, w) of the candidates that a sentence means, and its score."""
         asked = scene.asked(references)
         found, described = scene.candidates(asked)
         if not len(found):
-            return Answer(asked.probabilities.new_zeros(scene.size), 0.0)
+            return found.probabilities, 0.0
         words = self.text([text])
         given = (
             Candidates.stack([described]),
@@ -123,7 +129,7 @@ class Chooser:
         logits = with_own_scores(choices, own_scores(found, asked), self.rules)
         chosen = pick(choices, logits, self.rules)
         score = float(torch.tensor(margin(choices, self.rules)).sigmoid())
-        return Answer(found.probabilities[chosen].amax(dim=0), score)
+        return found.probabilities[chosen], score
 
 
 def with_own_scores(choices: Choices, scores: Tensor, rules: Rules) -> Tensor:
