@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.ops import masks_to_boxes
 
 from unified.inference.chooser.choosing import Answer
 from unified.inference.chooser.scene import Scene
@@ -69,6 +68,8 @@ class Guided:
 
     def _drawn(self, frame: EncodedFrame, masks: Tensor) -> Tensor:
         """Logits (N, h, w) of the model for the boxes of masks (N, h, w), at its input size."""
+        from torchvision.ops import masks_to_boxes
+
         boxes = masks_to_boxes(masks) + torch.tensor([0, 0, 1, 1], device=masks.device)
         shown = self.model.encode_points(None, None, boxes)
         features = frame.features.expand(len(masks))
