@@ -24,7 +24,7 @@ from unified.data.catalog import (
 from unified.data.formats.records import Record, frame_labels, frame_masks, object_masks
 from unified.errors import InputError
 from unified.inference.image_io import check_size, read_image
-from unified.mask_files import VOID, check_edges
+from unified.mask_files import VOID
 from unified.tasks import TASKS, Task
 
 SECONDS = 45.0  # after which no more files are opened; that all exist is checked in any case
@@ -250,7 +250,6 @@ class _Look:
             self.opened[files[frame]] = size
             labels = frame_labels(record, frame)  # type: ignore[arg-type]
             assert labels is not None, "this frame has a file"
-            check_edges(files[frame], labels)
             if (labels == VOID).any():
                 self.void[files[frame]] = None
 

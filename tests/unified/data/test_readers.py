@@ -10,6 +10,7 @@ from PIL import Image
 
 from unified.data.formats.clips import read_clip_folders
 from unified.data.formats.files import image_files
+from unified.data.formats.labelled import read_labelled_images
 from unified.data.formats.records import frame_labels, frame_masks
 from unified.data.samples import read_view
 from unified.errors import InputError
@@ -81,6 +82,22 @@ def test_void_is_void_in_a_whole_clip(ids: tuple[int, ...], tmp_path: Path) -> N
     assert found == ([{1}, {1}, set()] if 1 in ids else [{1}] * 3)
     last = frame_labels(record, 2)
     assert last is not None and set(np.unique(last)) == ({0, 255} if 1 in ids else {0, 1})
+
+
+@pytest.mark.parametrize("brightest", [200, 255])
+def test_soft_edges_are_refused_in_training_too(brightest: int, tmp_path: Path) -> None:
+    for folder in ("frames/c", "masks/c"):
+        (tmp_path / folder).mkdir(parents=True)
+    rows, columns = np.mgrid[:64, :64]
+    away = np.hypot(rows - 32, columns - 32)
+    soft = ((24 - away).clip(0, 4) * brightest / 4).astype(np.uint8)
+    Image.fromarray(soft).save(tmp_path / "masks/c/0.png")
+    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(tmp_path / "frames/c/0.png")
+    (record,) = read_clip_folders(tmp_path / "frames", tmp_path / "masks")
+    with pytest.raises(InputError, match=r"0\.png has soft edges"):
+        frame_masks(record, 0)
+    with pytest.raises(InputError, match=r"0\.png has soft edges"):
+        read_labelled_images(tmp_path / "frames/c", tmp_path / "masks/c")
 
 
 def test_a_mask_with_colours_or_losses_is_refused(tmp_path: Path) -> None:

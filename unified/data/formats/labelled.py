@@ -9,7 +9,7 @@ import numpy as np
 from unified.data.formats.files import by_stem, image_files, require
 from unified.data.formats.records import Annotation, ImageRecord
 from unified.inference.image_io import image_size
-from unified.mask_files import VOID, read_ids
+from unified.mask_files import VOID, check_edges, read_ids
 
 
 def read_labelled_images(images: Path, masks: Path) -> list[ImageRecord]:
@@ -21,7 +21,7 @@ def read_labelled_images(images: Path, masks: Path) -> list[ImageRecord]:
         masks: has ``<stem>.png`` for every image; 0 is background, 255 void.
 
     Raises:
-        InputError: a folder or label map is missing or damaged.
+        InputError: a folder or label map is missing, damaged or has soft edges.
     """
     found = image_files(images, "images with label maps")
     return [_record(image, masks) for image in by_stem(found).values()]
@@ -30,7 +30,9 @@ def read_labelled_images(images: Path, masks: Path) -> list[ImageRecord]:
 def _record(image: Path, masks: Path) -> ImageRecord:
     mask = require(masks / f"{image.stem}.png", f"the label map of {image.name}")
     height, width = image_size(image)
-    values = [int(value) for value in np.unique(read_ids(mask))]
+    labels = read_ids(mask)
+    check_edges(mask, labels)
+    values = [int(value) for value in np.unique(labels)]
     annotations: list[Annotation] = [
         {"id": value, "mask_file": str(mask), "mask_value": value, "category_id": 0}
         for value in values

@@ -15,7 +15,13 @@ import numpy as np
 
 from unified.data.formats.files import read_json, segmentation_mask
 from unified.errors import InputError
-from unified.mask_files import VOID, is_black_and_white, read_ids, read_object_mask
+from unified.mask_files import (
+    VOID,
+    check_edges,
+    is_black_and_white,
+    read_ids,
+    read_object_mask,
+)
 
 XYWH_ABS = 1  # the value of detectron2.structures.BoxMode.XYWH_ABS
 
@@ -182,7 +188,11 @@ def frame_masks(record: ClipRecord, frame: int) -> dict[int, np.ndarray]:
 
 
 def frame_labels(record: ClipRecord, frame: int) -> np.ndarray | None:
-    """(H, W) uint8 label map of a frame; None where the release has no mask for it."""
+    """(H, W) uint8 label map of a frame; None where the release has no mask for it.
+
+    Raises:
+        InputError: it cannot be read, or holds soft edges instead of ids.
+    """
     path = record["mask_files"][frame]
     if path is None:
         return None
@@ -190,7 +200,10 @@ def frame_labels(record: ClipRecord, frame: int) -> np.ndarray | None:
     one_object = record.get("binary_masks", False)
     if not one_object and labels.max() == VOID:
         one_object = is_black_and_white(tuple(file for file in record["mask_files"] if file))
-    return (labels > 0).astype(np.uint8) if one_object else labels
+    if one_object:
+        return (labels > 0).astype(np.uint8)
+    check_edges(path, labels)
+    return labels
 
 
 def target_mask(record: ClipRecord, frame: int) -> np.ndarray:
