@@ -22,7 +22,8 @@ MAX_PIXELS = 256_000_000  # a phone's 200 megapixels are read
 LIMIT = "UNIFIED_MAX_PIXELS"  # environment variable, so that worker processes have it too
 _PILLOW = Lock()
 MOVING = frozenset({"GIF", "PNG", "TIFF", "WEBP", "AVIF"})  # formats of Pillow
-ORIENTATION, FIRST_TURNED = 0x0112, 5  # EXIF: from this value on, rows and columns change places
+# EXIF: the tag, its value for "as it is", and from which one on rows and columns change places.
+ORIENTATION, UPRIGHT, FIRST_TURNED = 0x0112, 1, 5
 
 
 @contextmanager
@@ -92,11 +93,17 @@ def check_pixels(path: str | os.PathLike[str], image: Image.Image) -> None:
 
 def first_frame(path: str | os.PathLike[str], image: Image.Image) -> Image.Image:
     """The first frame or page of an open image, upright by its EXIF tag; says so if it has more."""
-    from PIL import ImageOps
-
     if (number := num_frames(image)) > 1:
         _say_first(os.fspath(path), number)
-    return ImageOps.exif_transpose(image)
+    return upright(image)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """An open image as its EXIF tag wants it to be displayed; itself where that is as it is."""
+    from PIL import ImageOps
+
+    turned = image.getexif().get(ORIENTATION, UPRIGHT) != UPRIGHT
+    return ImageOps.exif_transpose(image) if turned else image
 
 
 def num_frames(image: Image.Image) -> int:
@@ -113,4 +120,4 @@ def _say_first(path: str, number: int) -> None:
 
 def is_turned(image: Image.Image) -> bool:
     """Whether rows and columns change places when an image is shown, by its EXIF tag."""
-    return bool(image.getexif().get(ORIENTATION, 1) >= FIRST_TURNED)
+    return bool(image.getexif().get(ORIENTATION, UPRIGHT) >= FIRST_TURNED)

@@ -12,7 +12,14 @@ import numpy as np
 
 from unified.errors import InputError
 from unified.files import atomic_path, entries, is_litter, natural_key
-from unified.image_files import check_pixels, first_frame, is_turned, num_frames, open_image
+from unified.image_files import (
+    check_pixels,
+    first_frame,
+    is_turned,
+    num_frames,
+    open_image,
+    upright,
+)
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -80,14 +87,12 @@ def read_frames(path: str | os.PathLike[str]) -> Iterator[np.ndarray]:
     Raises:
         InputError: as ``read_image``, when the damaged frame is reached.
     """
-    from PIL import ImageOps
-
     with open_image(path) as image:
         first = _first_frame(image)
         for index in range(first, first + num_frames(image)):
             image.seek(index)
             check_pixels(path, image)
-            yield _pixels(path, ImageOps.exif_transpose(image))
+            yield _pixels(path, upright(image))
 
 
 def count_frames(path: str | os.PathLike[str]) -> tuple[int, float | None]:
@@ -106,22 +111,22 @@ def _first_frame(image: Image.Image) -> int:
     return 1 if image.info.get("default_image") else 0
 
 
-def _pixels(path: str | os.PathLike[str], upright: Image.Image) -> np.ndarray:
-    """(H, W, 3) uint8 RGB of an image."""
+def _pixels(path: str | os.PathLike[str], image: Image.Image) -> np.ndarray:
+    """(H, W, 3) uint8 RGB of an upright image."""
     from PIL import Image
 
-    if upright.mode == "F":
+    if image.mode == "F":
         raise InputError(f"image {path} holds floating-point pixels: save it with 8 bits")
-    if upright.mode.startswith("I"):
-        values = np.asarray(upright)
-        if upright.mode != "I" or values.max() > 255:  # of 16 bits; 32 may hold 8 as they are
+    if image.mode.startswith("I"):
+        values = np.asarray(image)
+        if image.mode != "I" or values.max() > 255:  # of 16 bits; 32 may hold 8 as they are
             values = values >> 8
         grey = values.clip(0, 255).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=2)
-    if "A" in upright.mode or "transparency" in upright.info:
-        white = Image.new("RGBA", upright.size, "white")
-        upright = Image.alpha_composite(white, upright.convert("RGBA"))
-    return np.array(upright.convert("RGB"))
+    if "A" in image.mode or "transparency" in image.info:
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA"))
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def image_size(path: str | os.PathLike[str]) -> Size:

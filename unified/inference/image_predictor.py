@@ -48,7 +48,7 @@ class ImagePredictor:
         self._frame, self._mirrored = self.encoder.image(image), None
         self._image, self._scene = image, None
         self._size = (image.shape[0], image.shape[1])
-        self._flipped = image[:, ::-1].copy() if self.settings.mirror else None
+        self._flipped = image[:, ::-1] if self.settings.mirror else None
 
     def predict(self, prompt: Prompt) -> tuple[np.ndarray, float]:
         """The mask (H, W) bool at the image's size and its score in [0, 1].

@@ -27,6 +27,7 @@ DARKEST, BRIGHTEST = 40.0, 88.0  # CIE lightness of colours that are seen on a p
 PAPER, INK, FAINT = (24, 24, 24), (255, 255, 255), (150, 150, 150)
 DASH = 6  # contour widths for which one of several objects has a contour that they share
 WIDEST, NARROWEST = 0.25, 8  # of a legend: share of the picture's width, or text heights if more
+STRIP = 256  # rows
 NOT_DRAWN = "(name in results.json)"
 FONT = "mpl-data/fonts/ttf/DejaVuSans.ttf"  # in matplotlib: Pillow's own has no letter beyond ASCII
 
@@ -39,9 +40,11 @@ def draw_overlay(image: np.ndarray, label_map: np.ndarray) -> np.ndarray:
         label_map: (H, W) uint8.
     """
     canvas, colours = image.copy(), overlay_colours()
-    inside = label_map > 0
-    fill = canvas[inside] * (1 - OPACITY) + colours[label_map[inside]] * OPACITY
-    canvas[inside] = fill.astype(np.uint8)
+    for top in range(0, len(canvas), STRIP):  # of a large picture there is no room for all at once
+        rows, labels = canvas[top : top + STRIP], label_map[top : top + STRIP]
+        inside = labels > 0
+        fill = rows[inside] * (1 - OPACITY) + colours[labels[inside]] * OPACITY
+        rows[inside] = fill.astype(np.uint8)
     edge = contour(label_map, width=_contour_width(label_map.shape))
     canvas[edge] = colours[label_map[edge]]
     return canvas
@@ -55,23 +58,37 @@ def draw_overlapping(image: np.ndarray, masks: Mapping[int, np.ndarray]) -> np.n
     Args:
         masks: object id -> (H, W) bool.
     """
-    size = image.shape[:2]
-    colours, num = np.zeros(image.shape, np.uint16), np.zeros(size, np.uint8)
+    canvas, width = image.copy(), _contour_width(image.shape[:2])
+    edges = {i: contour(mask.view(np.uint8), width=width) for i, mask in masks.items()}
+    for top in range(0, len(canvas), STRIP):
+        rows = slice(top, top + STRIP)
+        _mix(canvas[rows], {i: mask[rows] for i, mask in masks.items()})
+        _dash(canvas[rows], {i: edge[rows] for i, edge in edges.items()}, top, DASH * width)
+    return canvas
+
+
+def _mix(canvas: np.ndarray, masks: Mapping[int, np.ndarray]) -> None:
+    """Fills masks (H, W) on a canvas (H, W, 3), shared pixels with the mean of the colours."""
+    colours, num = np.zeros(canvas.shape, np.uint16), np.zeros(canvas.shape[:2], np.uint8)
     for object_id, mask in masks.items():
         colours[mask] += overlay_colours()[object_id]
         num += mask
-    inside, canvas = num > 0, image.copy()
+    inside = num > 0
     mean = colours[inside] / num[inside, None]
     canvas[inside] = (canvas[inside] * (1 - OPACITY) + mean * OPACITY).astype(np.uint8)
-    width = _contour_width(size)
-    edges = {i: contour(mask.astype(np.uint8), width=width) for i, mask in masks.items()}
-    sharing = np.sum([*edges.values(), np.zeros(size, bool)], axis=0).clip(min=1)
-    dash = (np.add.outer(np.arange(size[0]), np.arange(size[1])) // (DASH * width)) % sharing
-    passed = np.zeros(size, np.uint8)  # those that share a pixel and were drawn before
+
+
+def _dash(canvas: np.ndarray, edges: Mapping[int, np.ndarray], top: int, length: int) -> None:
+    """Draws contours (H, W) on a canvas whose first row is row ``top``; shared ones take turns."""
+    height, width = canvas.shape[:2]
+    sharing, passed = (np.zeros((height, width), np.uint8) for _ in range(2))
+    for edge in edges.values():
+        sharing += edge
+    place = np.add.outer(np.arange(top, top + height), np.arange(width)) // length
+    turn = place % sharing.clip(min=1)
     for object_id, edge in edges.items():
-        canvas[edge & (dash == passed)] = overlay_colours()[object_id]
-        passed += edge
-    return canvas
+        canvas[edge & (turn == passed)] = overlay_colours()[object_id]
+        passed += edge  # those that share a pixel and were drawn before
 
 
 def draw_ids(canvas: np.ndarray, places: Mapping[int, tuple[int, int]]) -> np.ndarray:
@@ -113,7 +130,7 @@ def id_places_apart(masks: Mapping[int, np.ndarray]) -> dict[int, tuple[int, int
     Ids that would lie on each other are put side by side.
     """
     masks = {object_id: mask for object_id, mask in masks.items() if mask.any()}
-    num = np.sum([*masks.values()], axis=0) if masks else np.zeros(0)
+    num = sum((mask.view(np.uint8) for mask in masks.values()), np.uint8(0))
     places: dict[int, tuple[int, int]] = {}
     for object_id, mask in masks.items():
         alone = mask & (num == 1)
