@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import zipfile
 from pathlib import Path
 
@@ -51,6 +52,16 @@ def test_names_every_fault_and_writes_nothing(
     assert "fault: a/00001.png: frame is missing" in captured.out
     assert "fault: a/00002.png: has mode RGB" in captured.out
     assert "2 faults, no zip was written" in captured.err
+    assert not out.exists()
+
+
+def test_a_name_that_is_no_text_is_a_fault(
+    pred: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (pred / "a").rename(pred / os.fsdecode(b"caf\xe9"))
+    out = tmp_path / "x.zip"
+    assert main(["mose", "--pred", str(pred), "--out", str(out)]) == 1
+    assert "fault: caf\\udce9/00000.png: its name is not UTF-8" in capsys.readouterr().out
     assert not out.exists()
 
 

@@ -195,6 +195,8 @@ def _layout_faults(server: Server, files: Files, inside: Mapping[str, str]) -> I
             yield Fault(name, f"outside the folder {server.top}/ that the server reads")
         elif not name.endswith(".png"):
             yield Fault(name, f"is no PNG: the zip holds only {_pattern(server)}")
+        elif any("\ud800" <= character <= "\udfff" for character in name):
+            yield Fault(name, "its name is not UTF-8, so no zip can hold it: rename it")
     kept = [name for name in inside if not in_litter(name)]
     for depth, number in Counter(name.count("/") + 1 for name in kept).items():
         if depth != server.depth:
