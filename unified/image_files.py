@@ -46,6 +46,8 @@ def open_image(path: str | os.PathLike[str], kind: str = "image") -> Iterator[Im
         raise
     except FileNotFoundError:
         raise InputError(f"{kind} {path} does not exist: check the path") from None
+    except IsADirectoryError:
+        raise InputError(f"{kind} {path} is a folder, expected a file") from None
     except UnidentifiedImageError as error:
         raise InputError(
             foreign_content(path, "an image")

@@ -105,8 +105,8 @@ def find_clips(inputs: Sequence[str]) -> list[Clip]:
 def expand_lists(inputs: Sequence[str]) -> list[str]:
     """The inputs with every list, a file that ends in .txt, replaced by its lines.
 
-    Lines are inputs as on the command line, relative to the working folder or to that of the list;
-    empty ones, and those that begin with #, are left out.
+    Lines are inputs as on the command line, relative to the working folder or to that of the list,
+    also in double quotes; empty ones, and those that begin with #, are left out.
 
     Raises:
         InputError: a list cannot be read, is empty, or names what does not exist.
@@ -126,10 +126,16 @@ def expand_lists(inputs: Sequence[str]) -> list[str]:
 
 
 def _beside(name: str, listing: Path) -> str:
-    for candidate in (name, os.fspath(listing.parent / name)):
+    plain = name.removeprefix('"').removesuffix('"')
+    for candidate in (
+        place for text in (name, plain) for place in (text, os.fspath(listing.parent / text))
+    ):
         if Path(candidate).exists() or (glob.has_magic(candidate) and glob.glob(candidate)):
             return candidate
-    raise InputError(f"list {listing} names {name}, which does not exist: check the path")
+    raise InputError(
+        f"list {listing} names {name}, which does not exist: check the path"
+        + ", and write remarks on lines of their own" * ("#" in name)
+    )
 
 
 def _matching(source: str) -> list[Path]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from unified.label_maps import (
 from unified.structures import FrameResult, Instance, Presence, Size
 
 LONGEST = "(outcompeted by 255)"  # of what a legend can come to say about an object
-MOST_TOLD = 8  # objects of one input that are told on the terminal
+MOST_TOLD, LONGEST_TOLD = 8, 40  # objects told on the terminal, and letters of their names
 
 
 class ClipWriter:
@@ -107,11 +107,13 @@ class ClipWriter:
 
     def told(self) -> str:
         """One line for the terminal about the objects of all frames."""
-        return _told(
-            f"{i} {self._captions[i]}{f' in {number}' if number else ' not'} of {self._num_frames} "
-            f"frames, score to {best:.2f}"
-            for i, (number, best) in sorted(self._found.items())
-        )
+        parts = []
+        for object_id, (number, best) in sorted(self._found.items()):
+            where = f"in {number}" if number else "in none"
+            name = _short(self._captions[object_id])
+            frames = f"{self._num_frames} frame{'' if self._num_frames == 1 else 's'}"
+            parts.append(f"{object_id} {name} {where} of {frames}, score to {best:.2f}")
+        return _told(parts)
 
     def __enter__(self) -> ClipWriter:
         return self
@@ -201,7 +203,7 @@ class ImageWriter:
         if self._detections is not None:
             self._detections += coco_results(picture.name, detected)
         results.add({"image": str(picture.path), "size": image.shape[:2], "objects": rows})
-        return _told(_said(row, captions[row["id"]]) for row in rows if row["id"] in captions)
+        return _told([_said(row, captions[row["id"]]) for row in rows if row["id"] in captions])
 
     def fail(self, picture: Picture, reason: str) -> None:
         """Adds an image that could not be done."""
@@ -346,15 +348,19 @@ def _said(row: Mapping[str, Any], caption: str) -> str:
     """An object of ``describe_object`` in a few words."""
     by = f" by {row['by']}" if "by" in row else ""
     state = "" if row["present"] else f" {row['state']}{by}"
-    return f"{row['id']} {caption}{state} {row['score']:.2f}"
+    return f"{row['id']} {_short(caption)}{state} {row['score']:.2f}"
 
 
-def _told(parts: Iterable[str]) -> str:
+def _short(caption: str) -> str:
+    text = " ".join(caption.split())
+    return text if len(text) <= LONGEST_TOLD else f"{text[: LONGEST_TOLD - 1]}…"
+
+
+def _told(parts: Sequence[str]) -> str:
     """What is said about the objects of one input, of many only the first."""
-    found = [" ".join(part.split()) for part in parts]
-    more = len(found) - MOST_TOLD
-    found = [*found[:MOST_TOLD], f"and {more} more"] if more > 0 else found
-    return " | ".join(found) or "nothing found"
+    more = len(parts) - MOST_TOLD
+    shown = [*parts[:MOST_TOLD], f"and {more} more"] if more > 0 else parts
+    return " | ".join(shown) or "nothing found"
 
 
 def _draw(

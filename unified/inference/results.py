@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import json
 import os
@@ -59,6 +60,10 @@ def prepare_folder(folder: Path, inputs: Iterable[str] = ()) -> None:
 def check_writable(folder: Path) -> None:
     """Raises OSError if ``folder`` cannot be made or written; leaves nothing behind."""
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise NotADirectoryError(
+            errno.ENOTDIR, "is a file, expected a folder for the results", str(existing)
+        )
     with TemporaryFile(dir=existing):
         pass
 

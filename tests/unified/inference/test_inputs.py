@@ -49,9 +49,16 @@ def test_a_list_names_inputs_from_here_or_from_beside_it(tree: Path) -> None:
     (tree / "photos/list.txt").write_text("\ufeff# mine\n10.png\n\nphotos/old\n", encoding="utf-8")
     assert expand_lists(["photos/list.txt", "x"]) == ["photos/10.png", "photos/old", "x"]
     assert names(["photos/list.txt"]) == ["10", "2", "b"]
+    (tree / "quoted.txt").write_text('"photos/10.png"\r\n"photos/old"\r\n', encoding="utf-16")
+    assert expand_lists(["quoted.txt"]) == ["photos/10.png", "photos/old"]
     (tree / "empty.txt").touch()
     (tree / "bad.txt").write_text("gone.jpg")
-    for wrong, reason in (("empty.txt", "is empty"), ("bad.txt", r"names gone\.jpg, which does")):
+    (tree / "remark.txt").write_text("photos/10.png # mine")
+    for wrong, reason in (
+        ("empty.txt", "is empty"),
+        ("bad.txt", r"names gone\.jpg, which does not exist: check the path$"),
+        ("remark.txt", "and write remarks on lines of their own$"),
+    ):
         with pytest.raises(InputError, match=reason):
             names([wrong])
 

@@ -265,6 +265,8 @@ def test_what_is_told_about_an_image(tmp_path: Path) -> None:
         told = writer.write(picture, image, found, names, names)
         assert told == "1 the cat 0.90 | 2 the dog refused 0.21"
         assert writer.write(picture, image, [], {}, {}) == "nothing found"
+        told = writer.write(picture, image, found[:1], {1: "the cat " * 50}, {})
+        assert told == "1 the cat the cat the cat the cat the cat… 0.90"
         many = dict.fromkeys(range(1, 12), "object")
         told = writer.write(picture, image, [found[0]] * 11, many, {})
     assert told.startswith("1 object 0.90 | 2 object outcompeted by 1 0.90 | ")
@@ -356,7 +358,7 @@ def test_a_file_in_place_of_the_folder_is_refused_at_once(tmp_path: Path) -> Non
     (tmp_path / "file").touch()
     check_writable(tmp_path / "new" / "deep")
     assert not (tmp_path / "new").exists()
-    with pytest.raises(NotADirectoryError):
+    with pytest.raises(NotADirectoryError, match="is a file, expected a folder"):
         check_writable(tmp_path / "file" / "deep")
 
 
