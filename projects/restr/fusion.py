@@ -14,6 +14,8 @@ from torch.nn import functional as F
 from projects.restr.blocks import Block
 from unified.structures import Size
 
+STD = 0.02  # of initial weights, as released
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -51,6 +53,7 @@ class Fusion(nn.Module):
         shared: bool = False,
         num_steps: int = 4,
         drop_path: float = 0.1,
+        initial_std: Sequence[float] = (STD, STD),
     ) -> None:
         """
         Args:
@@ -58,6 +61,7 @@ class Fusion(nn.Module):
             shared: they are the same block every time.
             num_steps: of the decoder; each doubles the resolution.
             drop_path: of the last block; less in the ones before.
+            initial_std: of the weights that lead patches and words into the fusion.
         """
         super().__init__()
         self.project_visual, self.project_words = nn.Linear(dim, dim), nn.Linear(dim, dim)
@@ -73,9 +77,9 @@ class Fusion(nn.Module):
         self.joint, self.classifier = encoder(), encoder()
         self.norm = nn.LayerNorm(dim)
         self.decoder = CoarseToFine(2 * dim, num_steps)
-        nn.init.trunc_normal_(self.seed, std=0.02)
-        for layer in (self.project_visual, self.project_words):
-            nn.init.trunc_normal_(layer.weight, std=0.02)
+        nn.init.trunc_normal_(self.seed, std=STD)
+        for layer, std in zip((self.project_visual, self.project_words), initial_std, strict=True):
+            nn.init.trunc_normal_(layer.weight, std=std, a=-100 * std, b=100 * std)
             nn.init.zeros_(layer.bias)
         self.make_gate(dim)
 

@@ -5,6 +5,7 @@ The parts are in ``language.py`` and ``fusion.py``; this file only says how they
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -44,6 +45,7 @@ class Restr(nn.Module):
         patch_label: a patch is foreground if "any" of its pixels is (the released code, whose
             pooling sums), or if most are ("mean", as printed).
         patch_weight: of the loss of patches.
+        prior: share of foreground that scores of 0 stand for; 0.5 as released.
     """
 
     backbone: VisualEncoder | ConvolutionalEncoder
@@ -61,6 +63,7 @@ class Restr(nn.Module):
         patch_size: int = 16,
         patch_label: PatchLabel = "any",
         patch_weight: float = 0.1,
+        prior: float = 0.5,
         pixel_mean: Sequence[float] = (127.5, 127.5, 127.5),
         pixel_std: Sequence[float] = (127.5, 127.5, 127.5),
     ) -> None:
@@ -68,6 +71,7 @@ class Restr(nn.Module):
         self.backbone, self.text_encoder, self.fusion = backbone, text_encoder, fusion
         self.image_size, self.patch_size = image_size, patch_size
         self.patch_label, self.patch_weight = patch_label, patch_weight
+        self.shift = math.log(prior / (1 - prior))
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std), persistent=False)
 
@@ -149,7 +153,8 @@ class Restr(nn.Module):
         ``mask_stride`` has no say: pixels are compared at the input size.
         """
         answer, masks = self.answer(features, references), joined_masks(targets)
-        pixels, patches = self._pixels(answer, features).float(), answer.patch_logits.float()
+        pixels = self._pixels(answer, features).float()
+        patches = answer.patch_logits.float() + self.shift
         patch = F.binary_cross_entropy_with_logits(patches, self.patch_labels(masks))
         return {
             "loss_pixel": F.binary_cross_entropy_with_logits(pixels, masks),
@@ -164,7 +169,7 @@ class Restr(nn.Module):
         return (share > PATCH_THRESHOLD).to(masks)
 
     def _pixels(self, answer: Answer, features: FeaturePyramid) -> Tensor:
-        logits = answer.pixel_logits
+        logits = answer.pixel_logits + self.shift
         if logits.shape[-2:] == features.padded_size:
             return logits
         return F.interpolate(logits, size=features.padded_size, mode="bilinear", align_corners=True)

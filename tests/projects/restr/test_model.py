@@ -22,7 +22,9 @@ WORDS = ("the", "red", "left", "dog", "ball")
 DIM, SIZE = 32, 64
 
 
-def make_restr(gate: str = "logit", patch_label: str = "any", **fusion: object) -> Restr:
+def make_restr(
+    gate: str = "logit", patch_label: str = "any", prior: float = 0.5, **fusion: object
+) -> Restr:
     torch.manual_seed(0)
     words = WordTable(Vocabulary([*SPECIAL, *WORDS]), dim=12, context_length=6)
     model = Restr(
@@ -31,6 +33,7 @@ def make_restr(gate: str = "logit", patch_label: str = "any", **fusion: object) 
         fusion=GATES[gate](DIM, num_heads=4, **fusion),
         image_size=SIZE,
         patch_label=patch_label,
+        prior=prior,
     )
     with torch.no_grad():
         for parameter in model.parameters():
@@ -109,6 +112,30 @@ def test_losses_are_those_of_pixels_and_patches() -> None:
     patch = F.binary_cross_entropy_with_logits(answer.patch_logits, model.patch_labels(masks))
     torch.testing.assert_close(losses["loss_pixel"], pixel)
     torch.testing.assert_close(losses["loss_patch"], 0.1 * patch)
+
+
+def test_scores_of_zero_stand_for_the_prior() -> None:
+    released, rare = make_restr(), make_restr(prior=0.05)
+    features = released.encode_image(released.preprocess(images((64, 64))))
+    references = [released.encode_text(["the red dog"])]
+    answer, masks = released.answer(features, references), target().masks.float()[None]
+    shift = torch.tensor(0.05).logit()
+    losses = rare.losses(features, references, [target()])
+    pixel = F.binary_cross_entropy_with_logits(answer.pixel_logits + shift, masks)
+    labels = released.patch_labels(masks)
+    patch = F.binary_cross_entropy_with_logits(answer.patch_logits + shift, labels)
+    torch.testing.assert_close(losses["loss_pixel"], pixel)
+    torch.testing.assert_close(losses["loss_patch"], 0.1 * patch)
+    before, after = (
+        model.segment(features, references, mask_stride=1).mask_logits for model in (released, rare)
+    )
+    torch.testing.assert_close(after, before + shift)
+
+
+def test_words_and_patches_enter_as_large_as_asked() -> None:
+    fusion = Fusion(512, num_heads=4, num_blocks=1, initial_std=(0.1, 1.0))
+    assert fusion.project_visual.weight.std().item() == pytest.approx(0.1, rel=0.02)
+    assert fusion.project_words.weight.std().item() == pytest.approx(1.0, rel=0.02)
 
 
 def test_labels_of_patches_as_released_and_as_printed() -> None:

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from projects.restr.checkpoint import restr_keys
+from projects.restr.fusion import Fusion, PaperFusion
+from projects.restr.model import Restr
 from projects.restr.system import SYSTEM
 from projects.restr.vision import VisualEncoder
 from tests.projects.sentences import check_evaluation, check_images_and_clips, check_same_weights
@@ -31,6 +33,7 @@ SMALL = [
     *("INFERENCE.IMAGE_SHORT_SIDE", "64", "INFERENCE.MAX_SIZE", "64"),
     *("SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "2", "DATALOADER.NUM_WORKERS", "0"),
 ]
+TINY_VIT = [*SMALL, "MODEL.RESTR.BACKBONE", "vit", "MODEL.RESTR.NUM_BLOCKS", "2"]
 NO_FILE = ["MODEL.RESTR.VOCABULARY", ""]
 RUN = SMALL
 pytestmark = pytest.mark.usefixtures("sets")
@@ -48,15 +51,14 @@ def test_weights_bring_their_words_to_images_and_clips(trained: Path) -> None:
 
 def test_released_snapshots_answer_the_same(trained: Path, tmp_path: Path) -> None:
     """Of a ViT, since other backbones have no place in the released code."""
-    options = [*SMALL, "MODEL.RESTR.BACKBONE", "vit", "MODEL.RESTR.NUM_BLOCKS", "2"]
-    native = SYSTEM.build(load_config(TINY, options)).eval()
+    native = SYSTEM.build(load_config(TINY, TINY_VIT)).eval()
     released = restr_keys().to_foreign(native.state_dict())
     released["encoder_v.head.weight"] = torch.zeros(1000, 48)
     torch.save(released, tmp_path / "refcoco_400000.pth")
-    loaded = load(TINY, tmp_path / "refcoco_400000.pth", "cpu", options)
+    loaded = load(TINY, tmp_path / "refcoco_400000.pth", "cpu", TINY_VIT)
     check_same_weights(native, loaded)
     with pytest.raises(CheckpointError, match=r"do not hold it, the model has none"):
-        load(TINY, tmp_path / "refcoco_400000.pth", "cpu", [*options, *NO_FILE])
+        load(TINY, tmp_path / "refcoco_400000.pth", "cpu", [*TINY_VIT, *NO_FILE])
 
 
 def test_parts_come_from_where_the_configuration_says(tmp_path: Path) -> None:
@@ -64,8 +66,7 @@ def test_parts_come_from_where_the_configuration_says(tmp_path: Path) -> None:
     write_weights(tmp_path / "vit.safetensors", vit.state_dict())
     vectors = np.random.default_rng(0).standard_normal((31, 8)).astype(np.float32)
     np.save(tmp_path / "glove.npy", vectors)
-    options = [*SMALL, "MODEL.RESTR.BACKBONE", "vit", "MODEL.RESTR.NUM_BLOCKS", "2"]
-    options += ["MODEL.RESTR.BACKBONE_WEIGHTS", str(tmp_path / "vit.safetensors")]
+    options = [*TINY_VIT, "MODEL.RESTR.BACKBONE_WEIGHTS", str(tmp_path / "vit.safetensors")]
     options += ["MODEL.RESTR.WORD_VECTORS", str(tmp_path / "glove.npy")]
     cfg = load_config(TINY, [*options, *NO_FILE, "MODEL.RESTR.VOCABULARY_SIZE", "31"])
     model = SYSTEM.build(cfg)
@@ -73,6 +74,17 @@ def test_parts_come_from_where_the_configuration_says(tmp_path: Path) -> None:
     assert torch.equal(model.backbone.vit.norm.weight, vit.norm.weight)
     assert model.backbone.vit.pos_embed.shape[1] == 17
     assert np.array_equal(model.text_encoder.table.table.weight[1:].detach(), vectors[1:])
+
+
+def test_variants_are_named_configurations() -> None:
+    def build(name: str) -> Restr:
+        return SYSTEM.build(load_config(ROOT / f"configs/{name}.yaml", [*TINY_VIT, *NO_FILE]))
+
+    code, paper, shared = build("restr"), build("restr_paper"), build("restr_shared")
+    assert type(paper.fusion) is PaperFusion and type(code.fusion) is Fusion
+    assert (code.patch_label, paper.patch_label) == ("any", "mean")
+    blocks = [(len(model.fusion.joint), model.fusion.repeats) for model in (code, paper, shared)]
+    assert blocks == [(2, 1), (2, 1), (1, 4)]
 
 
 def test_the_visual_encoder_learns_slower() -> None:
@@ -83,6 +95,15 @@ def test_the_visual_encoder_learns_slower() -> None:
     }
     assert [group.lr for group in rates.values()] == pytest.approx([1e-6, 1e-5, 1e-5])
     assert {group.weight_decay for group in rates.values()} == {5e-4}
+
+
+def test_what_makes_the_classifier_may_learn_slower() -> None:
+    cfg = load_config(ROOT / "configs/restr.yaml", ["MODEL.RESTR.CLASSIFIER_LR_MULTIPLIER", "0.5"])
+    slower = ("fusion.seed", "fusion.classifier.0.norm1.weight", "fusion.norm.bias")
+    others = ("fusion.seed_matrix", "fusion.joint.0.norm1.weight", "text_encoder.norm.bias")
+    for names, rate in ((slower, 5e-6), (others, 1e-5)):
+        for name in names:
+            assert SYSTEM.parameter_group(name, cfg).lr == pytest.approx(rate), name
 
 
 @pytest.mark.parametrize("backbone", ["vit", "efficientnet_lite0"])
@@ -103,6 +124,7 @@ def test_bad_values_get_one_clear_error(trained: Path, tmp_path: Path) -> None:
 
     assert "choose one of ['logit', 'sigmoid_scaled']" in error("MODEL.RESTR.GATE", "soft")
     assert "choose one of ['any', 'mean']" in error("MODEL.RESTR.PATCH_LABEL", "all")
+    assert "expected a share between 0 and 1" in error("MODEL.RESTR.PRIOR", "0.0")
     assert "expected a multiple of PATCH_SIZE, which is 16" in error("MODEL.RESTR.IMAGE_SIZE", "70")
     small = ("MODEL.RESTR.BACKBONE", "efficientnet_lite0", "MODEL.RESTR.PATCH_SIZE", "2")
     assert "no map with one cell for 2 x 2 pixels" in error(*small)
