@@ -10,6 +10,7 @@ import torch
 
 from projects.cmsa.checkpoint import CMSA_KEYS
 from projects.cmsa.deeplab import build_deeplab
+from projects.cmsa.gates import GatedFusion, PaperGatedFusion
 from projects.cmsa.system import SYSTEM
 from tests.projects.sentences import check_evaluation, check_images_and_clips, check_same_weights
 from unified.checkpoint import read_weights
@@ -66,6 +67,14 @@ def test_the_trunk_alone_is_loaded_by_its_released_names(tmp_path: Path) -> None
     assert SYSTEM.load_parts(model, cfg, {}) == ("text_encoder.words", "backbone.")
     for key, value in model.backbone.state_dict().items():
         assert torch.equal(value, trunk[f"backbone.{key}"]), key
+
+
+def test_the_printed_gate_is_a_configuration() -> None:
+    def gate(name: str) -> type:
+        options = ["MODEL.CMSA.BACKBONE", "efficientnet_lite0", *SMALL, *NO_FILE]
+        return type(SYSTEM.build(load_config(ROOT / f"configs/{name}.yaml", options)).fusion)
+
+    assert (gate("cmsa"), gate("cmsa_paper")) == (GatedFusion, PaperGatedFusion)
 
 
 def test_bad_values_get_one_clear_error(trained: Path, tmp_path: Path) -> None:
