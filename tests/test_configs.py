@@ -62,7 +62,7 @@ def test_loads_builds_and_names_its_classes(path: Path) -> None:
     cfg = load_config(path)
     with torch.device("meta"):
         model = system(cfg.MODEL.META_ARCHITECTURE).build(cfg)
-    assert sum(parameter.numel() for parameter in model.parameters()) > 1e6
+    assert sum(parameter.numel() for parameter in model.parameters()) > 1e5
     assert cfg.is_frozen()
 
 

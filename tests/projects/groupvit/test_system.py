@@ -117,8 +117,8 @@ def test_bad_values_get_one_clear_error(trained: Path) -> None:
 
     assert "choose one of ['nltk', 'open_class']" in error("MODEL.GROUPVIT.TAGGER", "spacy")
     assert "'plain', 'simple', 'subset']" in error("MODEL.GROUPVIT.TEMPLATES", "all")
-    assert "only the last 0" in error("MODEL.GROUPVIT.GROUP_TOKENS", "(0, 8, 0)")
-    assert "give one number for each" in error("MODEL.GROUPVIT.OUTPUT_GROUPS", "(8,)")
+    assert "only the last 0" in error("MODEL.GROUPVIT.GROUP_TOKENS", "(0, 8)")
+    assert "give one number for each" in error("MODEL.GROUPVIT.OUTPUT_GROUPS", "(8, 8)")
 
 
 def test_decay_spares_vectors() -> None:
