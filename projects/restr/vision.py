@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from unified.checkpoint import load_weights, read_weights
 from unified.dependencies import require
 from unified.errors import ConfigError
-from unified.modeling.backbones import load_pretrained
+from unified.modeling.backbones import build_backbone, load_pretrained
 from unified.modeling.backbones.base import STRIDES, Backbone
 
 EPSILON = 1e-5  # of the released code; timm has 1e-6
@@ -74,7 +74,8 @@ class ConvolutionalEncoder(nn.Module):
     def __init__(
         self, backbone: Backbone, *, dim: int, image_size: int, patch_size: int = 16
     ) -> None:
-        """
+        """Takes out of the backbone what comes after that map.
+
         Raises:
             ConfigError: the backbone has no map of this stride.
         """
@@ -86,7 +87,7 @@ class ConvolutionalEncoder(nn.Module):
                 f"choose a patch size of {sorted(stages)}"
             )
         side, self.stage = image_size // patch_size, stages[patch_size]
-        self.net = backbone
+        self.net = _up_to(backbone, self.stage)
         self.project = nn.Linear(backbone.channels[self.stage], dim)
         self.places = nn.Parameter(torch.empty(side**2, dim))
         nn.init.trunc_normal_(self.places, std=0.02)
@@ -103,7 +104,20 @@ class ConvolutionalEncoder(nn.Module):
         Raises:
             CheckpointError: the file is missing, damaged or of another model.
         """
-        load_pretrained(self.net, source)
+        whole = build_backbone(self.net.name)
+        load_pretrained(whole, source)
+        kept = self.net.state_dict().keys()
+        self.net.load_state_dict({key: x for key, x in whole.state_dict().items() if key in kept})
+
+
+def _up_to(backbone: Backbone, last: str) -> Backbone:
+    """The backbone without the stages after ``last`` and the norms of other maps."""
+    for stage, stride in STRIDES.items():
+        if stride > STRIDES[last]:
+            setattr(backbone, stage, nn.Identity())
+        if stage != last and stage in backbone.norms:
+            del backbone.norms[stage]
+    return backbone
 
 
 def resize_positions(positions: Tensor, num_patches: int) -> Tensor:

@@ -21,6 +21,8 @@ from unified.engine.models import load
 from unified.engine.run import train
 from unified.engine.system import Recording, system
 from unified.errors import CheckpointError, ConfigError, InputError
+from unified.modeling.backbones import build_backbone
+from unified.structures import Target
 
 ROOT = Path(__file__).parents[3]
 TINY = ROOT / "configs/lite/restr_tiny.yaml"
@@ -114,6 +116,31 @@ def test_smaller_patches_come_back_to_pixels(sets: Path, backbone: str) -> None:
     assert features.levels[0].shape[-2:] == (8, 8)
     answer = model.answer(features, [model.encode_text(["the red circle"])])
     assert answer.pixel_logits.shape[-2:] == (64, 64)
+
+
+def test_all_that_learns_takes_part(sets: Path) -> None:
+    """Else several processes could not average their gradients."""
+    model = SYSTEM.build(load_config(TINY, [*SMALL, "MODEL.RESTR.PATCH_SIZE", "8"])).train()
+    features = model.encode_image(model.preprocess([torch.rand(3, 64, 64) * 255]))
+    box, mask = torch.full((1, 4), 0.5), torch.ones(1, 64, 64, dtype=torch.bool)
+    target = Target(torch.zeros(1, dtype=torch.int64), box, mask)
+    losses = model.losses(features, [model.encode_text(["the red circle"])], [target])
+    sum(losses.values()).backward()
+    idle = [name for name, x in model.named_parameters() if x.requires_grad and x.grad is None]
+    assert idle == []
+
+
+def test_the_backbone_of_imagenet_is_loaded_as_far_as_it_is_needed(tmp_path: Path) -> None:
+    whole = build_backbone("efficientnet_lite0")
+    write_weights(tmp_path / "net.safetensors", whole.state_dict())
+    options = ["MODEL.RESTR.PATCH_SIZE", "8"]
+    options += ["MODEL.RESTR.BACKBONE_WEIGHTS", str(tmp_path / "net.safetensors")]
+    cfg = load_config(TINY, [*SMALL, *options, *NO_FILE])
+    model = SYSTEM.build(cfg)
+    SYSTEM.load_parts(model, cfg, {})
+    kept = model.backbone.net.state_dict()
+    assert not any(key.startswith(("res4.", "res5.")) for key in kept)
+    assert all(torch.equal(value, whole.state_dict()[key]) for key, value in kept.items())
 
 
 def test_bad_values_get_one_clear_error(trained: Path, tmp_path: Path) -> None:
