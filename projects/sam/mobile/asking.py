@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from projects.sam.fusion import DeepFusion, pooled_map
 from projects.sam.losses import mask_iou
 from projects.sam.mobile.bank import Scene, SceneBank
-from projects.sam.mobile.scenes import FRAMES, NO_CLASS, Channel, about_place
+from projects.sam.mobile.plans import FRAMES, Channel, about_place
+from projects.sam.mobile.scenes import NO_CLASS
 from projects.sam.model import SamUniFusion
 from unified.structures import Reference, join
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from projects.sam.mobile.scenes import CHANNELS, FRAMES, VISIBLE, Plan, SceneMaker
+from projects.sam.mobile.plans import CHANNELS, FRAMES, Plan
+from projects.sam.mobile.scenes import VISIBLE, SceneMaker
 from projects.sam.model import SamPyramid, SamUniFusion
 from unified.expressions import swap_left_right
 from unified.structures import MASK_STRIDE, Reference

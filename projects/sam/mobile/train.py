@@ -27,6 +27,7 @@ from projects.sam.mobile.asking import Asker
 from projects.sam.mobile.bank import SceneBank, Sizes
 from projects.sam.mobile.pictures import load
 from projects.sam.mobile.scenes import SceneMaker
+from projects.sam.model import SamUniFusion
 from unified.checkpoint import write_weights
 from unified.commands import run_command
 from unified.devices import pick_device
@@ -36,6 +37,59 @@ logger = logging.getLogger(__name__)
 
 RATE, DECODER_RATE, DECAY, CLIP, WARMUP, EMA = 4e-4, 1.5e-4, 0.05, 1.0, 150, 0.998
 SAVE_EVERY, LOG_EVERY = 45.0, 25
+
+
+class Learner:
+    """What is trained of a model, with its optimiser and the mean of its weights over steps."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        count = sum(map(Tensor.numel, self.trained.values()))
+        logger.info("%.2f million parameters are trained", count / 1e6)
+        groups = [
+            {
+                "params": [p for n, p in self.trained.items() if n.startswith("decoder.") == own],
+                "top": rate,
+            }
+            for own, rate in ((False, RATE), (True, DECODER_RATE))
+        ]
+        fused = next(iter(self.trained.values())).device.type != "cpu"
+        self.optimizer = torch.optim.AdamW(
+            groups, lr=RATE, weight_decay=DECAY, betas=(0.9, 0.98), fused=fused
+        )
+        self.average = {name: p.detach().clone() for name, p in self.trained.items()}
+        self.step = 0
+
+    def learn(self, losses: Mapping[str, Tensor], spent: float) -> Tensor:
+        """One step; returns the norm of the gradients.
+
+        Args:
+            spent: share of the time that is over, which the rate follows.
+        """
+        warm = min(1.0, (self.step + 1) / WARMUP)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["top"] * warm * 0.5 * (1 + math.cos(math.pi * spent))
+        torch.stack(list(losses.values())).sum().backward()
+        for parameter in self.trained.values():
+            if parameter.grad is not None:  # asking whether one is infinite would wait for the GPU
+                parameter.grad.nan_to_num_(0.0, 0.0, 0.0)
+        norm = nn.utils.clip_grad_norm_(self.trained.values(), CLIP)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        self._blend(min(EMA, self.step / (self.step + 10)))
+        return norm
+
+    @torch.no_grad()
+    def _blend(self, keep: float) -> None:
+        latest = [p.detach() for p in self.trained.values()]
+        torch._foreach_lerp_(list(self.average.values()), latest, 1 - keep)
+
+    def save(self, path: Path) -> None:
+        """Writes the mean weights in half precision."""
+        write_weights(
+            path, {n: value.half().cpu().contiguous() for n, value in self.average.items()}
+        )
 
 
 def train(options: argparse.Namespace) -> None:
@@ -48,6 +102,33 @@ def train(options: argparse.Namespace) -> None:
     torch.manual_seed(options.seed)
     torch.set_float32_matmul_precision("high")
     begin = time.monotonic()
+    model, bank = _prepare(options)
+    asker, learner = Asker(model, bank), Learner(model)
+    start = saved = time.monotonic()
+    logger.info("prepared in %.0f s", start - begin)
+    length = options.seconds - (start - begin)
+    sums: dict[str, Tensor] = {}
+    with options.output.with_suffix(".jsonl").open("w") as log:
+        while learner.step != options.steps and (now := time.monotonic()) - start < length:
+            bank.refresh()
+            losses = asker.losses(learner.step)
+            norm = learner.learn(losses, (now - start) / length)
+            for name, value in {**losses, "norm": norm}.items():
+                sums[name] = sums.get(name, 0) + value.detach()
+            if learner.step % LOG_EVERY == 0 or learner.step == 1:
+                seconds = time.monotonic() - start
+                _report(log, learner.step, seconds, sums, asker.count(sums), bank.made)
+                sums.clear()
+            if time.monotonic() - saved > SAVE_EVERY:
+                learner.save(options.output)
+                saved = time.monotonic()
+    learner.save(options.output)
+    seconds = time.monotonic() - start
+    logger.info("%d steps in %.0f s, %d scenes", learner.step, seconds, bank.made)
+
+
+def _prepare(options: argparse.Namespace) -> tuple[SamUniFusion, SceneBank]:
+    """The model in train mode, and its first scenes."""
     cfg = load_config(options.config_file, options.opts)
     model = build(cfg)
     load_parts(model, cfg, ())
@@ -55,59 +136,7 @@ def train(options: argparse.Namespace) -> None:
     model.to(device).train()
     maker = SceneMaker(load(options.pictures), device, seed=options.seed, side=model.sam.image_size)
     sizes = Sizes(options.bank, options.scenes, *options.batches)
-    bank = SceneBank(model, maker, sizes)
-    asker = Asker(model, bank)
-    logger.info("prepared in %.0f s", time.monotonic() - begin)
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    logger.info(
-        "%.2f million parameters are trained", sum(map(Tensor.numel, trained.values())) / 1e6
-    )
-    groups = [
-        {"params": [p for n, p in trained.items() if n.startswith("decoder.") == own], "top": rate}
-        for own, rate in ((False, RATE), (True, DECODER_RATE))
-    ]
-    optimizer = torch.optim.AdamW(
-        groups, lr=RATE, weight_decay=DECAY, betas=(0.9, 0.98), fused=device.type != "cpu"
-    )
-    average = {name: p.detach().clone() for name, p in trained.items()}
-    log = options.output.with_suffix(".jsonl").open("w")
-    start = saved = time.monotonic()
-    length = options.seconds - (start - begin)
-    sums: dict[str, Tensor] = {}
-    step = 0
-    while True:
-        spent = (time.monotonic() - start) / length
-        if spent >= 1 or step == options.steps:
-            break
-        warm = min(1.0, (step + 1) / WARMUP)
-        for group in optimizer.param_groups:
-            group["lr"] = group["top"] * warm * 0.5 * (1 + math.cos(math.pi * spent))
-        bank.refresh()
-        losses = asker.losses(step)
-        sum(losses.values()).backward()
-        for parameter in trained.values():
-            if parameter.grad is not None:  # asking whether one is infinite would wait for the GPU
-                parameter.grad.nan_to_num_(0.0, 0.0, 0.0)
-        norm = nn.utils.clip_grad_norm_(trained.values(), CLIP)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        step += 1
-        _blend(average, trained, min(EMA, step / (step + 10)))
-        for name, value in {**losses, "norm": norm}.items():
-            sums[name] = sums.get(name, torch.zeros((), device=device)) + value.detach()
-        if step % LOG_EVERY == 0 or step == 1:
-            _report(log, step, time.monotonic() - start, sums, asker.count(sums), bank.made)
-            sums.clear()
-        if time.monotonic() - saved > SAVE_EVERY:
-            _save(average, options.output)
-            saved = time.monotonic()
-    _save(average, options.output)
-    logger.info("%d steps in %.0f s, %d scenes", step, time.monotonic() - start, bank.made)
-
-
-@torch.no_grad()
-def _blend(average: Mapping[str, Tensor], latest: Mapping[str, Tensor], keep: float) -> None:
-    torch._foreach_lerp_(list(average.values()), [p.detach() for p in latest.values()], 1 - keep)
+    return model, SceneBank(model, maker, sizes)
 
 
 def _report(
@@ -122,10 +151,6 @@ def _report(
     line = {"step": step, "seconds": round(seconds, 1), "scenes": scenes, **means}
     print(json.dumps(line), file=log, flush=True)
     logger.info("%s", " ".join(f"{key} {value}" for key, value in line.items()))
-
-
-def _save(average: Mapping[str, Tensor], path: Path) -> None:
-    write_weights(path, {name: value.half().cpu().contiguous() for name, value in average.items()})
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

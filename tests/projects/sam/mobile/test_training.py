@@ -12,13 +12,16 @@ import torch
 
 from projects.sam.context import Context
 from projects.sam.mask_encoder import PatchMaskEncoder
+from projects.sam.mobile import train as training
 from projects.sam.mobile.asking import Asker, mask_losses
 from projects.sam.mobile.bank import SceneBank, Sizes
 from projects.sam.mobile.pictures import GRID, Picture, collect, load, save
-from projects.sam.mobile.scenes import FRAMES, SceneMaker, about_place
+from projects.sam.mobile.plans import FRAMES, about_place
+from projects.sam.mobile.scenes import SceneMaker
 from projects.sam.model import SamUniFusion
 from tests.projects.sam.test_fusion import make_small
 from tests.projects.sam.tiny import DIM, SIDE
+from unified.checkpoint import read_weights
 from unified.errors import InputError
 from unified.modeling.backbones import build_backbone
 
@@ -216,3 +219,47 @@ def test_of_several_answers_the_best_counts() -> None:
     assert 0.09 < found["mask"] / alone["mask"] * 3 < 0.14
     absent = mask_losses(logits, perfect * 0, masks & False, inside)
     assert absent["score"] == 0
+
+
+def test_a_run_writes_its_losses_and_the_mean_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = mobile().train()
+    before = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+    bank = SceneBank(model, maker(pictures=4), Sizes(bank=8, fresh=1, text=2, mask=2, both=1))
+    monkeypatch.setattr(training, "_prepare", lambda options: (model, bank))
+    monkeypatch.setattr(training, "LOG_EVERY", 2)
+    output = tmp_path / "small.safetensors"
+    training.main(
+        [
+            *("--config-file", "none.yaml", "--pictures", "none.npz", "--output", str(output)),
+            *("--steps", "3", "--seconds", "1000"),
+        ]
+    )
+    lines = [json.loads(line) for line in output.with_suffix(".jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2]
+    assert lines[0].keys() >= {"seconds", "scenes", "text_mask", "both_mask", "norm", "names"}
+    assert "both_mask" not in lines[1]  # asked every second time
+    written = read_weights(output)
+    assert written.keys() == before.keys()
+    assert all(value.dtype == torch.float16 for value in written.values())
+    assert any(not torch.equal(written[n].float(), before[n].half().float()) for n in written)
+
+
+def test_a_run_ends_when_its_time_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = mobile().train()
+    bank = SceneBank(model, maker(pictures=4), Sizes(bank=8, fresh=1, text=1, mask=1, both=1))
+    monkeypatch.setattr(training, "_prepare", lambda options: (model, bank))
+    output = tmp_path / "small.safetensors"
+    arguments = ["--config-file", "none.yaml", "--pictures", "none.npz", "--output", str(output)]
+    training.main([*arguments, "--seconds", "0"])
+    assert output.is_file() and output.with_suffix(".jsonl").read_text() == ""
+
+
+def test_a_gradient_that_is_no_number_changes_nothing() -> None:
+    layer = torch.nn.Linear(2, 2)
+    learner = training.Learner(layer)
+    before = layer.weight.detach().clone()
+    norm = learner.learn({"a": layer.weight.sum() * float("nan")}, spent=0.5)
+    assert float(norm) == 0 and layer.weight.isfinite().all()
+    torch.testing.assert_close(layer.weight, before, atol=1e-5, rtol=0)  # decay alone
