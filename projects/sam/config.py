@@ -9,8 +9,8 @@ from pathlib import Path
 from detectron2.config import CfgNode
 from torch import nn
 
-from projects.sam.adapters import build_sam
 from projects.sam.baseline import BoxTracking
+from projects.sam.building import build_sam
 from projects.sam.cache import GIGABYTE, EmbeddingCache
 from projects.sam.checkpoint import MOBILE_KEYS, SAM2_KEYS, VIT_KEYS
 from projects.sam.context import Context

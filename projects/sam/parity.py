@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from projects.sam.adapters import build_mobile, build_vit
+from projects.sam.building import build_mobile, build_vit
 from projects.sam.checkpoint import find_sam_keys
 from projects.sam.mask_encoder import SamMaskEncoder
 from projects.sam.model import SamUniFusion

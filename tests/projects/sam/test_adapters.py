@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from projects.sam.adapters import ADAPTERS, Sam, Sam2, build_mobile, build_sam
+from projects.sam.adapters import Sam, Sam2
+from projects.sam.building import ADAPTERS, build_mobile, build_sam
 from projects.sam.checkpoint import MOBILE_KEYS, SAM2_KEYS, VIT_KEYS
 from projects.sam.system import SYSTEM, WEIGHTS
 from tests.projects.sam.tiny import SIDE, transformers_sam

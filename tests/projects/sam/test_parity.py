@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel
 
-from projects.sam.adapters import build_vit
+from projects.sam.building import build_vit
 from projects.sam.checkpoint import UNIREF_SAM_KEYS
 from projects.sam.mask_encoder import SamMaskEncoder
 from projects.sam.model import SamUniFusion

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from projects.sam.adapters import build_mobile
+from projects.sam.building import build_mobile
 from projects.sam.tiny_vit import TinyVit
 from unified.inference.frames import autocast
 
