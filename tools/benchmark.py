@@ -1,12 +1,16 @@
-"""Time a model by stage, on moving rectangles that are decoded, segmented and written.
+"""Time a model by stage, on a clip of moving rectangles that is decoded, segmented and written.
 
     python tools/benchmark.py video --config-file configs/video_joint_r50.yaml --baseline
     python tools/benchmark.py video --frames 1000 --size 240x432 --json growth.json
+    python tools/benchmark.py video --model sam-unifusion-mobile --weights sam_unifusion_mobile \\
+        --baseline --clip frames masks --frames 100
     python tools/benchmark.py systems
 
 Reports the median ms per frame and stage after two frames of warm-up, and the peak memory; with
 more than 100 frames also the growth since frame 100. --baseline runs the reference's algorithm too,
-in turn on every frame, and compares. A model without weights gets some that keep every part busy.
+in turn on every frame, and compares; of a SAM that is plain tracking with the box of the previous
+mask. --clip takes frames and their label maps instead of rectangles. "iou" is the mean of the timed
+frames. A model without weights gets some that keep every part busy.
 "systems" is a table of all (or of --model): one sentence about a picture of the published size, the
 time as a multiple of the default model's, which runs in turn.
 """
@@ -49,6 +53,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--objects", type=int, default=1, help="per frame (default 1)")
     parser.add_argument("--size", type=benchmark.picture_size, default=(480, 864), metavar="HxW")
     parser.add_argument("--baseline", action="store_true", help="also the reference's algorithm")
+    parser.add_argument(
+        "--clip", type=Path, nargs=2, metavar=("FRAMES", "MASKS"), help="folders of your own"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the report there")
     cli.add_model_arguments(parser)
     parser.set_defaults(threads=2)
@@ -103,17 +110,22 @@ def outcomes(
 ) -> Iterator[benchmark.Outcome]:
     """Frame by frame, in a folder of that name."""
     (folder := scratch / name).mkdir()
-    work = {"num_frames": num_frames, "size": options.size, "num_objects": options.objects}
-    work["stages"] = system(model.info.system).stages
+    work: dict[str, Any] = {"num_frames": num_frames, "stages": system(model.info.system).stages}
+    made = {"size": options.size, "num_objects": options.objects}
     # As the inference tools, but small frames stay as they are, and every object is worked on.
     changes: dict[str, Any] = {**cli.chosen_settings(options), "score_threshold": 0.0}
     changes["short_side"] = min(getattr(model.inference, options.mode).short_side, *options.size)
     if options.mode == "image":
         changes["mirror"] = options.mirror
-        return benchmark.segment_images(ImagePredictor(model, **changes), folder, **work)
+        return benchmark.segment_images(ImagePredictor(model, **changes), folder, **work, **made)
     changes["keep_probabilities"] = True
     changes |= {"objects_per_pass": 1} if name == "baseline" else {}
-    return benchmark.segment_clip(VideoPredictor(model, **changes), folder, **work)
+    clip = (
+        benchmark.known_clip(*options.clip)
+        if options.clip
+        else benchmark.rectangle_clip(folder, num_frames=num_frames, **made)
+    )
+    return benchmark.segment_clip(VideoPredictor(model, **changes), folder, clip, **work)
 
 
 def main(arguments: list[str] | None = None) -> int:

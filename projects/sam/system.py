@@ -112,6 +112,13 @@ def official_keys(keys: Iterable[str]) -> KeyTable | None:
     return find_sam_keys(keys)
 
 
+def baseline(model: SamUniFusion) -> SamUniFusion:
+    """The SAM inside, which follows the box of its previous mask."""
+    from projects.sam.baseline import BoxTracking
+
+    return BoxTracking(model.sam).eval()
+
+
 def _fits(recording: Recording) -> bool:
     return "out/grounding_pred_ious" in recording.arrays
 
@@ -132,4 +139,6 @@ SYSTEM = System(
     models=MODELS,
     weights=WEIGHTS,
     replays={"sam": Replay(_fits, _run)},
+    baseline=baseline,
+    stages={"fuse": "fusion", "look_again": "second pass", "sam.decode_masks": "decoder"},
 )

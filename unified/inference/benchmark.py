@@ -1,16 +1,20 @@
-"""The work that is timed: moving rectangles, segmented frame by frame and written to disk."""
+"""The work that is timed: a clip, segmented frame by frame and written to disk.
+
+Of moving rectangles, or of a user's own frames whose objects are known.
+"""
 
 from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from unified.errors import InputError
 from unified.inference.cli import MIN_SIDE
 from unified.inference.image_io import read_image, write_image
 from unified.inference.image_predictor import ImagePredictor
@@ -20,6 +24,7 @@ from unified.inference.results import prepare_folder
 from unified.inference.video_io import FrameReader, VideoWriter
 from unified.inference.video_predictor import VideoPredictor
 from unified.label_maps import merge_by_score
+from unified.mask_files import read_ids
 from unified.structures import Prompt, Size
 
 PERIOD = 40  # frames until the rectangles are back where they were
@@ -27,10 +32,11 @@ PERIOD = 40  # frames until the rectangles are back where they were
 
 @dataclass(frozen=True)
 class Lap:
-    """What one frame took: seconds per stage, and MB resident after it."""
+    """What one frame took: seconds per stage, MB resident after it; and its mean IoU in a clip."""
 
     seconds: Mapping[str, float]
     resident: float
+    iou: float | None = None
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,21 @@ class Outcome:
     probabilities: np.ndarray
     scores: np.ndarray
     lap: Lap
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Frames whose objects are known.
+
+    Attributes:
+        source: what ``FrameReader`` reads.
+        size: (H, W) of the frames.
+        masks: number of a frame -> its objects, (O, H, W) bool.
+    """
+
+    source: Path
+    size: Size
+    masks: Callable[[int], np.ndarray]
 
 
 def check_options(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
@@ -78,36 +99,58 @@ def moving_rectangles(number: int, size: Size, num_objects: int) -> tuple[np.nda
     return image, masks
 
 
+def rectangle_clip(folder: Path, *, num_frames: int, size: Size, num_objects: int) -> Clip:
+    """Moving rectangles as a video in ``folder``."""
+    path = folder / "clip.mp4"
+    with VideoWriter(path, fps=24, size=size) as writer:
+        for number in range(num_frames):
+            writer.write(moving_rectangles(number, size, num_objects)[0])
+    return Clip(path, size, lambda number: moving_rectangles(number, size, num_objects)[1])
+
+
+def known_clip(frames: Path, masks: Path) -> Clip:
+    """A user's folder of frames, and one with a label map for each, in the same order.
+
+    Raises:
+        InputError: there is no map, or no object in the first one.
+    """
+    files = sorted(masks.glob("*.png"))
+    if not files or not (ids := np.unique(read_ids(files[0]))[1:]).size:
+        raise InputError(f"{masks} needs a label map for each frame, with objects in the first")
+
+    def objects(number: int) -> np.ndarray:
+        label_map = read_ids(files[number])
+        return np.stack([label_map == i for i in ids])
+
+    height, width = objects(0).shape[1:]
+    return Clip(frames, (height, width), objects)
+
+
 def segment_clip(
     predictor: VideoPredictor,
     folder: Path,
+    clip: Clip,
     *,
     num_frames: int,
-    size: Size,
-    num_objects: int,
     stages: Mapping[str, str],
 ) -> Iterator[Outcome]:
     """Outcomes of a clip in which every object is prompted on the first frame.
 
     Args:
         predictor: keeps probabilities.
-        folder: an empty one, for the clip and the results.
-        size: (H, W) of the frames.
+        folder: an empty one, for the results.
+        num_frames: the clip is no further read.
         stages: of the model's methods, see ``StageTimer.watch``.
     """
-    clip, output = folder / "clip.mp4", folder / "output"
-    with VideoWriter(clip, fps=24, size=size) as writer:
-        for number in range(num_frames):
-            writer.write(moving_rectangles(number, size, num_objects)[0])
-    masks = moving_rectangles(0, size, num_objects)[1]
+    output = folder / "output"
     kinds = predictor.encoder.model.reference_kinds
-    prompts = {i: _prompt(kinds, mask) for i, mask in enumerate(masks, start=1)}
+    prompts = {i: _prompt(kinds, mask) for i, mask in enumerate(clip.masks(0), start=1)}
     prepare_folder(output)
     timer = StageTimer()
     captions = dict.fromkeys(prompts, "object")
     with (
-        FrameReader(clip) as reader,
-        ClipWriter(output, header={}, fps=24, size=size, captions=captions) as writer,
+        FrameReader(clip.source, end=num_frames) as reader,
+        ClipWriter(output, header={}, fps=24, size=clip.size, captions=captions) as writer,
     ):
         frames = iter(reader)
         while True:
@@ -120,12 +163,20 @@ def segment_clip(
             probabilities = np.stack([result.probabilities[i] for i in prompts])
             with timer.stage("write"):
                 writer.write(frame, replace(result, probabilities={}))
+            iou = _mean_iou(result.label_map, clip.masks(frame.number))
             yield Outcome(
                 label_map=result.label_map,
                 probabilities=probabilities,
                 scores=np.array([result.scores[i] for i in prompts]),
-                lap=Lap(timer.lap(), memory("VmRSS")),
+                lap=Lap(timer.lap(), memory("VmRSS"), iou),
             )
+
+
+def _mean_iou(label_map: np.ndarray, masks: np.ndarray) -> float:
+    """Of objects (O, H, W) with the ids 1 to O; 1 where an object is rightly not there."""
+    found = label_map == np.arange(1, len(masks) + 1)[:, None, None]
+    shared, covered = (found & masks).sum(axis=(1, 2)), (found | masks).sum(axis=(1, 2))
+    return float(np.where(covered, shared / np.maximum(covered, 1), 1.0).mean())
 
 
 def segment_images(
@@ -178,10 +229,12 @@ def segment_images(
 def summary(
     laps: Sequence[Lap], *, stages: Mapping[str, str], num_objects: int, peak: float
 ) -> dict[str, Any]:
-    """Median ms by stage, objects per second, and the peak of memory in MB."""
+    """Median ms by stage, objects per second, the peak of memory in MB, and the mean IoU in %."""
     table = median_milliseconds([lap.seconds for lap in laps], stage_names(stages))
     per_second = round(1000 * num_objects / table["total"], 3)
-    return {"milliseconds": table, "objects_per_second": per_second, "peak_mb": round(peak, 1)}
+    found = {"milliseconds": table, "objects_per_second": per_second, "peak_mb": round(peak, 1)}
+    ious = [lap.iou for lap in laps if lap.iou is not None]
+    return found | ({"iou": round(100 * float(np.mean(ious)), 2)} if ious else {})
 
 
 def _prompt(kinds: frozenset[str], mask: np.ndarray) -> Prompt:

@@ -1,0 +1,69 @@
+"""A SAM with UniFusion beside itself without it, on a clip whose objects are known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from projects.sam.baseline import BoxTracking
+from projects.sam.system import SYSTEM
+from tests.projects.sam.tiny import make_model
+from unified import VideoPredictor
+from unified.errors import InputError
+from unified.inference import benchmark
+from unified.inference.image_io import write_image
+from unified.label_maps import write_label_map
+
+SIZE = (48, 64)
+STILL = {"short_side": 48, "max_size": 64, "score_threshold": 0.0, "keep_probabilities": True}
+
+
+def folders(root: Path, num: int) -> tuple[Path, Path]:
+    """Frames of two moving rectangles, and their label maps with the ids 3 and 5."""
+    frames, masks = root / "frames", root / "masks"
+    frames.mkdir(parents=True), masks.mkdir()
+    for number in range(num):
+        image, (first, second) = benchmark.moving_rectangles(number, SIZE, 2)
+        write_image(frames / f"{number:03}.png", image)
+        write_label_map(masks / f"{number:03}.png", (3 * first + 5 * second).astype(np.uint8))
+    return frames, masks
+
+
+def test_frames_of_a_folder_are_compared_with_their_label_maps(tmp_path: Path) -> None:
+    clip = benchmark.known_clip(*folders(tmp_path, 3))
+    wanted = benchmark.moving_rectangles(1, SIZE, 2)[1]
+    assert clip.size == SIZE and np.array_equal(clip.masks(1), wanted)
+    model = make_model()
+    outcomes = list(
+        benchmark.segment_clip(
+            VideoPredictor(model, **STILL), tmp_path, clip, num_frames=2, stages=SYSTEM.stages
+        )
+    )
+    assert len(outcomes) == 2 and outcomes[0].lap.iou == 1  # the masks of the first are given
+    ious = [
+        (a & b).sum() / (a | b).sum()
+        for a, b in zip((outcomes[1].label_map == i for i in (1, 2)), wanted, strict=True)
+    ]
+    assert outcomes[1].lap.iou == pytest.approx(np.mean(ious))
+    laps = [outcome.lap for outcome in outcomes]
+    report = benchmark.summary(laps, stages=SYSTEM.stages, num_objects=2, peak=1.0)
+    assert report["iou"] == pytest.approx(50 * (1 + np.mean(ious)), abs=0.01)
+    assert all(report["milliseconds"][stage] >= 0 for stage in SYSTEM.stages.values())
+
+
+def test_without_an_object_in_the_first_map_nothing_can_be_followed(tmp_path: Path) -> None:
+    frames, masks = folders(tmp_path, 1)
+    write_label_map(masks / "000.png", np.zeros(SIZE, np.uint8))
+    for given in (masks, tmp_path / "none"):
+        with pytest.raises(InputError, match="needs a label map for each frame, with objects"):
+            benchmark.known_clip(frames, given)
+
+
+def test_the_baseline_is_the_sam_inside() -> None:
+    model = make_model()
+    assert SYSTEM.baseline is not None
+    plain = SYSTEM.baseline(model)
+    assert isinstance(plain, BoxTracking) and plain.sam is model.sam and not plain.training
+    assert all(callable(getattr(model, path.split(".")[0])) for path in SYSTEM.stages)
