@@ -14,16 +14,18 @@ from unified import VideoPredictor
 from unified.errors import InputError
 from unified.inference import benchmark
 from unified.inference.image_io import write_image
+from unified.inference.settings import VideoSettings
 from unified.label_maps import write_label_map
 
 SIZE = (48, 64)
-STILL = {"short_side": 48, "max_size": 64, "score_threshold": 0.0, "keep_probabilities": True}
+SETTINGS = VideoSettings(short_side=48, max_size=64, score_threshold=0.0, keep_probabilities=True)
 
 
 def folders(root: Path, num: int) -> tuple[Path, Path]:
     """Frames of two moving rectangles, and their label maps with the ids 3 and 5."""
     frames, masks = root / "frames", root / "masks"
-    frames.mkdir(parents=True), masks.mkdir()
+    for folder in (frames, masks):
+        folder.mkdir(parents=True)
     for number in range(num):
         image, (first, second) = benchmark.moving_rectangles(number, SIZE, 2)
         write_image(frames / f"{number:03}.png", image)
@@ -38,7 +40,7 @@ def test_frames_of_a_folder_are_compared_with_their_label_maps(tmp_path: Path) -
     model = make_model()
     outcomes = list(
         benchmark.segment_clip(
-            VideoPredictor(model, **STILL), tmp_path, clip, num_frames=2, stages=SYSTEM.stages
+            VideoPredictor(model, SETTINGS), tmp_path, clip, num_frames=2, stages=SYSTEM.stages
         )
     )
     assert len(outcomes) == 2 and outcomes[0].lap.iou == 1  # the masks of the first are given
