@@ -2,17 +2,12 @@
 
     python tools/benchmark.py video --config-file configs/video_joint_r50.yaml --baseline
     python tools/benchmark.py video --frames 1000 --size 240x432 --json growth.json
-    python tools/benchmark.py video --model sam-unifusion-mobile --weights sam_unifusion_mobile \\
-        --baseline --clip frames masks --frames 100
-    python tools/benchmark.py systems
 
 Reports the median ms per frame and stage after two frames of warm-up, and the peak memory; with
-more than 100 frames also the growth since frame 100. --baseline runs the reference's algorithm too,
-in turn on every frame, and compares; of a SAM that is plain tracking with the box of the previous
-mask. --clip takes frames and their label maps instead of rectangles. "iou" is the mean of the timed
-frames. A model without weights gets some that keep every part busy.
-"systems" is a table of all (or of --model): one sentence about a picture of the published size, the
-time as a multiple of the default model's, which runs in turn.
+more than 100 frames also the growth since frame 100. --baseline runs the reference's algorithm too
+(of a SAM its tracking by boxes), in turn on every frame. --clip takes folders of frames and label
+maps. A model without weights gets some that keep every part busy. "systems" is a table of all (or
+of --model): one sentence about a picture of the published size, in turn with the default model's.
 """
 
 from __future__ import annotations
@@ -53,9 +48,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--objects", type=int, default=1, help="per frame (default 1)")
     parser.add_argument("--size", type=benchmark.picture_size, default=(480, 864), metavar="HxW")
     parser.add_argument("--baseline", action="store_true", help="also the reference's algorithm")
-    parser.add_argument(
-        "--clip", type=Path, nargs=2, metavar=("FRAMES", "MASKS"), help="folders of your own"
-    )
+    parser.add_argument("--clip", type=Path, nargs=2, metavar=("FRAMES", "MASKS"))
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the report there")
     cli.add_model_arguments(parser)
     parser.set_defaults(threads=2)
@@ -120,11 +113,7 @@ def outcomes(
         return benchmark.segment_images(ImagePredictor(model, **changes), folder, **work, **made)
     changes["keep_probabilities"] = True
     changes |= {"objects_per_pass": 1} if name == "baseline" else {}
-    clip = (
-        benchmark.known_clip(*options.clip)
-        if options.clip
-        else benchmark.rectangle_clip(folder, num_frames=num_frames, **made)
-    )
+    clip = benchmark.clip_of(options.clip, folder, num_frames=num_frames, **made)
     return benchmark.segment_clip(VideoPredictor(model, **changes), folder, clip, **work)
 
 

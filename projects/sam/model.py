@@ -35,7 +35,6 @@ from unified.structures import (
 )
 
 SURE = 6.0  # logits beyond say no more when two masks are joined
-AGREED = 0.9  # IoU from which they show the same object
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,10 +228,9 @@ class SamUniFusion(nn.Module):
         return replace(found, scores=scores.gather(1, best).float().clamp(0, 1) * visible)
 
     def look_again(self, features: FeaturePyramid, logits: Tensor) -> Tensor:
-        """What the SAM inside says of the boxes around masks (B, 1, h, w), where both agree.
+        """The mean of masks (B, 1, h, w) and what the SAM inside says of the boxes around them.
 
-        Its edges are finer where no reference changed its embedding. Where they do not agree it is
-        the mean of both; empty masks stay.
+        Its edges are sharper where no reference changed its embedding; empty masks stay.
         """
         assert isinstance(features, SamPyramid)
         found = _at_stride(logits, features, 1)[:, 0] > 0
@@ -243,10 +241,7 @@ class SamUniFusion(nn.Module):
         embedding = (*features.levels, *features.extras)
         again, _ = self.sam.decode_masks(embedding, sparse, dense, several=False)
         mean = (logits.clamp(-SURE, SURE) + again.clamp(-SURE, SURE)) / 2
-        first, second = (masks.flatten(1) > 0 for masks in (logits, again))
-        shared, covered = (first & second).sum(dim=1), (first | second).sum(dim=1)
-        agreed = (shared > AGREED * covered)[:, None, None, None]
-        return torch.where(some[:, None, None, None], torch.where(agreed, again, mean), logits)
+        return torch.where(some[:, None, None, None], mean, logits)
 
     def decode(
         self, features: FeaturePyramid, references: Sequence[References], *, several: bool

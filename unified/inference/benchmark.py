@@ -99,6 +99,11 @@ def moving_rectangles(number: int, size: Size, num_objects: int) -> tuple[np.nda
     return image, masks
 
 
+def clip_of(known: Sequence[Path] | None, folder: Path, **made: Any) -> Clip:
+    """The clip of two folders, frames and label maps, or one that is made in ``folder``."""
+    return known_clip(*known) if known else rectangle_clip(folder, **made)
+
+
 def rectangle_clip(folder: Path, *, num_frames: int, size: Size, num_objects: int) -> Clip:
     """Moving rectangles as a video in ``folder``."""
     path = folder / "clip.mp4"

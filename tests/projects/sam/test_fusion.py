@@ -232,18 +232,3 @@ def test_the_second_pass_asks_the_sam_about_the_box_of_what_was_found() -> None:
         shown.mask_logits,
         model.segment(features, [model.encode_points(None, None, BOX)]).mask_logits,
     )
-
-
-@torch.no_grad()
-def test_where_both_passes_agree_the_second_counts_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = make_small()
-    _, features = encoded(model)
-    first = torch.full((1, 1, SIDE // 4, SIDE // 4), -9.0)
-    first[..., 2:12, 2:12] = 9.0
-    second = (first / 3).clone()
-    monkeypatch.setattr(model.sam, "decode_masks", lambda *_, **__: (second, None))
-    for missing in (9, 11):  # of 100 cells
-        rows, columns = torch.nonzero(first[0, 0] > 0)[:missing].T
-        second[0, 0, rows, columns] = -3.0
-        wanted = second if missing == 9 else (first.clamp(-6, 6) + second) / 2
-        torch.testing.assert_close(model.look_again(features, first), wanted)
