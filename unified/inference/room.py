@@ -8,9 +8,9 @@ from pathlib import Path
 from unified.errors import InputError
 from unified.structures import Size
 
-# Of the image: itself and its copies, masks and probabilities at its size, the overlay. Measured
-# with tools/infer_image.py: 44 with one sentence, 50 with three.
-BYTES_PER_PIXEL = 50
+# Of the image: itself and its copies, masks and probabilities at its size, the overlay. The least
+# that was measured, see docs/inputs.md: what may fit is tried.
+BYTES_PER_PIXEL = 23
 SYSTEM = Path("/proc/meminfo")
 CONTAINER = Path("/sys/fs/cgroup")
 

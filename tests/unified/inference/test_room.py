@@ -30,8 +30,8 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_error_says_what_came_what_fits_and_what_to_do(machine: Path) -> None:
     with pytest.raises(
         InputError,
-        match=r"an image of 16000 x 10000 pixels needs about 8\.0 GB of memory and 2\.0 GB are "
-        "free: scale it down to 8000 x 5000 or less, or free memory",
+        match=r"an image of 16000 x 10000 pixels needs about 3\.7 GB of memory and 2\.0 GB are "
+        "free: scale it down to 11795 x 7372 or less, or free memory",
     ):
         image(make_toy()).set_image(picture(10000, 16000))
     room.check_room((5000, 8000))
