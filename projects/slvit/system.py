@@ -182,7 +182,9 @@ SYSTEM = System(
     models={
         "slvit": ModelEntry(
             "slvit.yaml",
-            profile=Profile((480, 480), published="RefCOCO val oIoU 74.0", made="60.3 at 128 lines"),
+            profile=Profile(
+                (480, 480), published="RefCOCO val oIoU 74.0", made="60.3 at 128 lines"
+            ),
         ),
         "slvit-tiny": ModelEntry("lite/slvit_tiny.yaml"),
     },
