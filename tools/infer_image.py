@@ -40,10 +40,11 @@ from unified.commands import logs_beside_progress, run_command
 from unified.inference import cli, places
 from unified.inference.batch import Batch
 from unified.inference.classes import ClassPredictor, class_names
+from unified.inference.detections import uncovered
 from unified.inference.image_io import read_image
 from unified.inference.image_run import ask_image, captions
 from unified.inference.inputs import find_pictures
-from unified.inference.output import ImageWriter, uncovered
+from unified.inference.output import ImageWriter
 from unified.inference.results import check_writable, earlier_results
 
 

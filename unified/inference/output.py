@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 
 from unified.files import atomic_path
+from unified.inference.detections import coco_results, write_detections
 from unified.inference.image_io import write_image
 from unified.inference.inputs import Picture
+from unified.inference.lines import about_object, about_track, in_one_line, legend, longest_lines
 from unified.inference.overlay import (
-    NOT_DRAWN,
     add_legend,
     draw_ids,
     draw_overlapping,
     draw_overlay,
-    drawable,
     id_places,
     id_places_apart,
     legend_width,
@@ -26,17 +26,8 @@ from unified.inference.overlay import (
 from unified.inference.presence import presence
 from unified.inference.results import DETECTIONS, RESULTS, ResultsFile, prepare_folder
 from unified.inference.video_io import Frame, VideoWriter
-from unified.label_maps import (
-    encode_mask,
-    mask_box,
-    merge_by_score,
-    write_label_map,
-    write_mask,
-)
+from unified.label_maps import mask_box, merge_by_score, write_label_map, write_mask
 from unified.structures import FrameResult, Instance, Presence, Size
-
-LONGEST = "(outcompeted by 255)"  # of what a legend can come to say about an object
-MOST_TOLD, LONGEST_TOLD = 8, 40  # objects told on the terminal, and letters of their names
 
 
 class ClipWriter:
@@ -69,8 +60,7 @@ class ClipWriter:
         self._texts = {entry["id"]: entry["text"] for entry in header.get("objects", ())}
         self._results = ResultsFile(folder / RESULTS, header, "frames")
         # All frames of a clip have one size.
-        plain = (_line(i, 1.0, text, Presence("present")) for i, text in captions.items())
-        self._legend = legend_width([*plain, LONGEST] if captions else [], size)
+        self._legend = legend_width(longest_lines(captions), size)
         self._num_frames, self._found = 0, dict.fromkeys(captions, (0, 0.0))
         wide = (size[0], size[1] + self._legend)
         self._overlay = VideoWriter(folder / "overlay.mp4", fps=fps, size=wide)
@@ -107,13 +97,12 @@ class ClipWriter:
 
     def told(self) -> str:
         """One line for the terminal about the objects of all frames."""
-        parts = []
-        for object_id, (number, best) in sorted(self._found.items()):
-            where = f"in {number}" if number else "in none"
-            name = _short(self._captions[object_id])
-            frames = f"{self._num_frames} frame{'' if self._num_frames == 1 else 's'}"
-            parts.append(f"{object_id} {name} {where} of {frames}, score to {best:.2f}")
-        return _told(parts)
+        return in_one_line(
+            [
+                about_track(i, self._captions[i], number, self._num_frames, best)
+                for i, (number, best) in sorted(self._found.items())
+            ]
+        )
 
     def __enter__(self) -> ClipWriter:
         return self
@@ -203,7 +192,8 @@ class ImageWriter:
         if self._detections is not None:
             self._detections += coco_results(picture.name, detected)
         results.add({"image": str(picture.path), "size": image.shape[:2], "objects": rows})
-        return _told([_said(row, captions[row["id"]]) for row in rows if row["id"] in captions])
+        named = [row for row in rows if row["id"] in captions]
+        return in_one_line([about_object(row, captions[row["id"]]) for row in named])
 
     def fail(self, picture: Picture, reason: str) -> None:
         """Adds an image that could not be done."""
@@ -279,88 +269,6 @@ def write_image_result(
         describe_object(i, score, mask_box(mask), int(mask.sum()), found[i], texts.get(i))
         for i, (mask, score) in enumerate(zip(masks, scores, strict=True), start=1)
     ]
-
-
-def uncovered(found: Sequence[Instance]) -> list[Instance]:
-    """Those of which at least half of the mask lies outside the masks of the better ones kept.
-
-    Source: Panoptic Segmentation (arXiv:1801.00868), how overlaps of instances are resolved.
-
-    Args:
-        found: of one image, the highest score first.
-    """
-    kept: list[Instance] = []
-    covered = np.zeros(found[0].mask.shape if found else (0, 0), bool)
-    for instance in found:
-        area = int(instance.mask.sum())
-        if area and 2 * int((instance.mask & ~covered).sum()) >= area:
-            kept.append(instance)
-            covered |= instance.mask
-    return kept
-
-
-def coco_results(stem: str, found: Sequence[Instance]) -> list[dict[str, Any]]:
-    """Objects of one image in the format of COCO's results, categories counted from 1.
-
-    The image_id is the name of the image, as a number if it is one.
-    """
-    entries = []
-    for instance in found:
-        assert instance.box is not None, "detection leaves out what has no extent"
-        left, top, right, bottom = instance.box
-        entries.append(
-            {
-                "image_id": int(stem) if stem.isdecimal() else stem,
-                "category_id": instance.category + 1,
-                "bbox": [left, top, right - left, bottom - top],
-                "score": instance.score,
-                "segmentation": encode_mask(instance.mask),
-            }
-        )
-    return entries
-
-
-def write_detections(path: Path, entries: Sequence[Mapping[str, Any]]) -> None:
-    """Writes COCO results, at once or not at all."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(list(entries)), encoding="utf-8")
-
-
-def legend(
-    captions: Mapping[int, str], scores: Mapping[int, float], found: Mapping[int, Presence]
-) -> dict[int, str]:
-    """One line for every object with a caption: id, score, name, and why it is not there."""
-    return {
-        object_id: _line(object_id, score, captions[object_id], found[object_id])
-        for object_id, score in sorted(scores.items())
-        if object_id in captions
-    }
-
-
-def _line(object_id: int, score: float, caption: str, found: Presence) -> str:
-    by = "" if found.by is None else f" by {found.by}"
-    state = "" if found.kind == "present" else f" ({found.kind}{by})"
-    name = " ".join(caption.split()) if drawable(caption) else NOT_DRAWN
-    return f"{object_id}  {score:.2f}{state}  {name}".rstrip()
-
-
-def _said(row: Mapping[str, Any], caption: str) -> str:
-    """An object of ``describe_object`` in a few words."""
-    by = f" by {row['by']}" if "by" in row else ""
-    state = "" if row["present"] else f" {row['state']}{by}"
-    return f"{row['id']} {_short(caption)}{state} {row['score']:.2f}"
-
-
-def _short(caption: str) -> str:
-    text = " ".join(caption.split())
-    return text if len(text) <= LONGEST_TOLD else f"{text[: LONGEST_TOLD - 1]}…"
-
-
-def _told(parts: Sequence[str]) -> str:
-    """What is said about the objects of one input, of many only the first."""
-    more = len(parts) - MOST_TOLD
-    shown = [*parts[:MOST_TOLD], f"and {more} more"] if more > 0 else parts
-    return " | ".join(shown) or "nothing found"
 
 
 def _draw(

@@ -221,7 +221,7 @@ def _rows(
 
     Long lines are broken while there is room for it.
     """
-    for most in range(room, 0, -1):
+    for most in range(max(1, room - len(lines) + 1), 0, -1):  # every line has a row at least
         rows = [(i, part) for i, text in lines.items() for part in _broken(text, font, limit, most)]
         if len(rows) <= room:
             return rows

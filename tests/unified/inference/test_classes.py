@@ -9,7 +9,7 @@ from torch import Tensor
 
 from unified.errors import InputError
 from unified.inference.classes import ClassPredictor, class_names
-from unified.inference.output import legend
+from unified.inference.lines import legend
 from unified.structures import ImageBatch, Presence, Prompt
 
 COLOURS = {"red": (1.0, 0.0, 0.0), "green": (0.0, 1.0, 0.0), "blue": (0.0, 0.0, 1.0)}

@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 
 from unified.errors import InputError
+from unified.inference.detections import uncovered
 from unified.inference.image_io import read_image
 from unified.inference.inputs import Picture
+from unified.inference.lines import legend
 from unified.inference.output import (
     ClipWriter,
     ImageWriter,
     describe_object,
-    legend,
-    uncovered,
     write_image_result,
 )
 from unified.inference.results import (
