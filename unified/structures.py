@@ -135,14 +135,17 @@ class Reference:
         references = (self, *others)
         return replace(
             self,
-            keys=torch.cat([reference.keys for reference in references], dim=1),
-            values=torch.cat([reference.values for reference in references], dim=1),
-            padding_mask=torch.cat([reference.padding_mask for reference in references], dim=1),
+            keys=_in_a_row([reference.keys for reference in references]),
+            values=_in_a_row([reference.values for reference in references]),
+            padding_mask=_in_a_row([reference.padding_mask for reference in references]),
             summary=torch.stack([reference.summary for reference in references]).mean(dim=0),
         )
 
     def stack(self, others: Sequence[Reference]) -> Reference:
-        """This and references of the same kind to other objects as one batch, padded to equal N."""
+        """This and references of the same kind to other objects as one batch, padded to equal N.
+
+        What they all have from one frame, as its keys, is not copied: see ``once``.
+        """
         references = (self, *others)
         length = max(reference.keys.shape[1] for reference in references)
 
@@ -153,9 +156,9 @@ class Reference:
 
         return replace(
             self,
-            keys=torch.cat([padded(reference.keys, 0.0) for reference in references]),
+            keys=_as_batch([padded(reference.keys, 0.0) for reference in references]),
             values=torch.cat([padded(reference.values, 0.0) for reference in references]),
-            padding_mask=torch.cat([padded(r.padding_mask, True) for r in references]),
+            padding_mask=_as_batch([padded(r.padding_mask, True) for r in references]),
             summary=torch.cat([reference.summary for reference in references]),
         )
 
@@ -172,6 +175,33 @@ def join(references: Sequence[Reference]) -> Reference:
     """
     first, *others = references
     return first.join(others) if others else first
+
+
+def once(tensor: Tensor) -> Tensor:
+    """(B, ...) that is one image repeated as views -> (1, ...); any other stays as it is.
+
+    What is computed from such a tensor needs to be computed once.
+    """
+    if torch.compiler.is_compiling():  # a program may not depend on strides
+        return tensor
+    return tensor[:1] if len(tensor) > 1 and tensor.stride(0) == 0 else tensor
+
+
+def _in_a_row(tokens: Sequence[Tensor]) -> Tensor:
+    """K x (B, N, ...) as (B, K * N, ...), a view of one image where each of them is that."""
+    single = [once(x) for x in tokens]
+    if all(len(x) == 1 for x in single):
+        return torch.cat(single, dim=1).expand(len(tokens[0]), *[-1] * (tokens[0].dim() - 1))
+    return torch.cat(list(tokens), dim=1)
+
+
+def _as_batch(tokens: Sequence[Tensor]) -> Tensor:
+    """O x (1, ...) as (O, ...), a view where all are the same tensor."""
+    first, *others = tokens
+    layout = (first.data_ptr(), first.shape, first.stride())
+    if len(first) == 1 and all((x.data_ptr(), x.shape, x.stride()) == layout for x in others):
+        return first.expand(len(tokens), *[-1] * (first.dim() - 1))
+    return torch.cat(list(tokens))
 
 
 def join_levels(references: Sequence[References]) -> tuple[Reference, ...]:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from unified.structures import (
     Segmentation,
     join,
     join_levels,
+    once,
     padded_size,
     stack_levels,
 )
@@ -147,3 +150,18 @@ def test_masks_alone_give_scores_and_boxes() -> None:
 
 def test_tasks_have_the_stride_of_masks() -> None:
     assert {task for task, row in TASKS.items() if row.mask_stride != MASK_STRIDE} == {Task.VOS}
+
+
+def test_what_objects_have_from_one_frame_is_not_copied() -> None:
+    first, latest = reference(4, seed=1, batch=2), reference(3, seed=2, batch=2)
+    frames = [
+        [replace(r[i : i + 1], keys=r.keys[:1], padding_mask=r.padding_mask[:1]) for i in (0, 1)]
+        for r in (first, latest)
+    ]
+    slots = [rows[0].stack(rows[1:]) for rows in frames]
+    joined = join(slots)
+    assert len(joined.keys) == 2 and len(once(joined.keys)) == len(once(joined.padding_mask)) == 1
+    assert torch.equal(joined.keys[1], torch.cat((first.keys[0], latest.keys[0])))
+    assert torch.equal(joined.values, torch.cat((first.values, latest.values), dim=1))
+    others = first[:1].stack([first[1:]])
+    assert len(once(others.keys)) == 2 and torch.equal(others.keys, first.keys)

@@ -11,6 +11,7 @@ from typing import Any
 
 from unified.dependencies import require
 from unified.inference import cli
+from unified.inference.background import Background
 from unified.inference.clip_prompts import (
     check_reached,
     clip_captions,
@@ -105,15 +106,17 @@ def _write(
         # A prompt that the model cannot follow is refused before any file is made.
         first = next(results)
         prepare_folder(folder, clip.sources)
-        with ClipWriter(
+        writer = ClipWriter(
             folder,
             header=header,
             fps=frames.fps,
             size=frames.size,
             captions=captions,
             separate=header["merge_rule"] == "separate",
-        ) as writer:
-            for frame, result in chain([first], results):
-                writer.write(frame, result)
+        )
+        with writer:
+            with Background() as background:
+                for frame, result in chain([first], results):
+                    background(writer.write, frame, result)
             told = writer.told()
     return frame.number, told

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from unified.errors import InputError
+from unified.inference.prepared import prepared
 from unified.inference.room import check_room
 from unified.inference.settings import ModelInput
 from unified.label_maps import mask_box, object_window
@@ -57,7 +58,7 @@ class FrameEncoder:
 
     def __init__(self, model: Segmenter, settings: ModelInput) -> None:
         warn_of_half_precision(settings.precision)
-        self.model, self.settings = model, settings
+        self.model, self.settings = prepared(model), settings
         # The same prompts on the next image or after a reset cost nothing.
         self.text = lru_cache(maxsize=64)(self._text)
         self.supports = lru_cache(maxsize=16)(self._supports)

@@ -37,16 +37,6 @@ class Track:
     found_with: float | None = None
 
     @property
-    def references(self) -> tuple[References, ...]:
-        """The kinds of reference there are, text before masks."""
-        kinds = [] if self.text is None else [self.text]
-        if self.frames:
-            kinds.append(join_levels(self.frames))
-        if self.shown is not None:
-            kinds.append(self.shown)
-        return tuple(kinds)
-
-    @property
     def frames(self) -> tuple[References, ...]:
         """The frames remembered, each once: attending to the same tokens twice changes nothing."""
         kept = (self.first, self.corrected, self.latest)
@@ -162,19 +152,31 @@ class VideoMemory:
         groups: dict[tuple[tuple[bool, int], int], list[int]] = defaultdict(list)
         for object_id in object_ids:
             track = self._tracks[object_id]
-            if track.references:
+            if track.text is not None or track.frames or track.shown is not None:
                 alone = 0 if track.shown is None else object_id  # points differ in number
                 groups[track.layout, alone].append(object_id)
         for ids in groups.values():
             for chunk in _chunks(ids, size):
-                kinds = zip(*(self._tracks[i].references for i in chunk), strict=True)
-                yield chunk, tuple(stack_levels(kind) for kind in kinds)
+                yield chunk, _references([self._tracks[i] for i in chunk])
 
     def sentences(self, object_ids: Sequence[int], size: int) -> Iterator[Batch]:
         """As ``batches``, of the sentences alone, which all these objects have."""
         for chunk in _chunks(object_ids, size):
             texts = [self._tracks[object_id].text for object_id in chunk]
             yield chunk, (stack_levels([text for text in texts if text is not None]),)
+
+
+def _references(tracks: Sequence[Track]) -> tuple[tuple[Reference, ...], ...]:
+    """The kinds of reference to objects of one layout, text before masks.
+
+    Frames are joined after objects are stacked: so what objects share of a frame stays shared.
+    """
+    texts = [track.text for track in tracks if track.text is not None]
+    slots = [stack_levels(slot) for slot in zip(*(track.frames for track in tracks), strict=True)]
+    shown = [track.shown for track in tracks if track.shown is not None]
+    kinds = [stack_levels(texts)] if texts else []
+    kinds += [join_levels(slots)] if slots else []
+    return (*kinds, stack_levels(shown)) if shown else tuple(kinds)
 
 
 def _chunks(ids: Sequence[int], size: int) -> Iterator[tuple[int, ...]]:

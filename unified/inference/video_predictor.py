@@ -214,7 +214,7 @@ class VideoPredictor:
                 )
                 # In float64, as Python compares.
                 present = result.scores[:, 0].double() >= self.settings.score_threshold
-                probabilities = probabilities * present[:, None, None]
+                probabilities.mul_(present[:, None, None])
             rows = zip(result.scores[:, 0], probabilities, strict=True)
             answers |= zip(chunk, rows, strict=True)
         return answers

@@ -8,12 +8,14 @@ from functools import cache
 from typing import Literal
 
 import torch
+from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
 from unified.dependencies import require
 from unified.errors import ConfigError
 from unified.modeling.precision import HALF
+from unified.structures import once
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +25,8 @@ BACKENDS: tuple[Backend, ...] = ("sdpa", "flash", "eager")
 # Blocks of scores (rows x keys) of this many entries: enough rows for fast matrix products, and
 # about the size of the last cache.
 _CPU_BLOCK_ENTRIES = 1 << 24
+# Less where the product with many values follows, so that the block stays in the cache.
+_CPU_SHARED_ENTRIES = 1 << 20
 # Every how many keys are looked at to guess a row's largest score.
 _CPU_KEY_STEP = 64
 
@@ -68,6 +72,54 @@ def attend(
         return _blockwise_cpu(query, key, value, padding_mask)
     mask = None if padding_mask is None else ~padding_mask[:, None, None]
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+
+
+def attend_alike(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    padding_mask: Tensor,
+    *,
+    backend: Backend = "sdpa",
+    dropout: float = 0.0,
+) -> Tensor:
+    """``attend`` where query or key may be those of one image, for all of B values.
+
+    If both are, as for objects whose masks are remembered from the same frames, their weights are
+    computed once on CPUs.
+
+    Args:
+        query: (1 or B, heads, N, D).
+        key: (1 or B, heads, M, D).
+        value: (B, heads, M, D).
+        padding_mask: (B, M) True = ignore.
+
+    Returns:
+        (B, heads, N, D).
+    """
+    num, ignored = len(value), once(padding_mask)
+    plain = backend == "sdpa" and query.dtype == torch.float32 and query.device.type == "cpu"
+    learning = dropout > 0 or any(x.requires_grad for x in (query, key, value))
+    if plain and not learning and len(query) == len(key) == len(ignored) == 1 < num:
+        return _weights_once(query[0], key[0], value, ignored[0])
+    query, key = (x.expand(num, -1, -1, -1) for x in (query, key))
+    return attend(query, key, value, padding_mask, backend=backend, dropout=dropout)
+
+
+def _weights_once(query: Tensor, key: Tensor, value: Tensor, ignored: Tensor) -> Tensor:
+    """``attend`` of (heads, N, D), (heads, M, D), (B, heads, M, D) and (M,), by blocks of rows."""
+    scaled = query * (1 / math.sqrt(query.shape[-1]))
+    keys = key[:, ~ignored].transpose(1, 2)
+    values = rearrange(value[:, :, ~ignored], "b heads m d -> heads m (b d)")
+    num_heads, num_rows = scaled.shape[:2]
+    output = query.new_empty(num_heads, num_rows, values.shape[-1])
+    rows = max(1, _CPU_SHARED_ENTRIES // max(1, keys.shape[-1]))
+    for head in range(num_heads):
+        blocks = zip(scaled[head].split(rows), output[head].split(rows), strict=True)
+        for block, result in blocks:
+            weights = torch.softmax(block @ keys[head], dim=-1)
+            torch.mm(weights, values[head], out=result)
+    return rearrange(output, "heads n (b d) -> b heads n d", b=len(value))
 
 
 def _eager(

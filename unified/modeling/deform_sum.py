@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
-from itertools import chain
+from itertools import accumulate, chain
 from typing import Any
 
 import numpy as np
@@ -205,30 +205,59 @@ def sum_of_bags(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tenso
     weighted table rows per query and head, one per corner, which torch sums without storing the
     samples.
     """
-    batch, num_tokens, num_heads, dim = value.shape
+    batch, _, num_heads, dim = value.shape
     num_queries, _, num_levels, num_points = locations.shape[1:5]
-    device = value.device
+    table, starts = _with_borders(value, shapes)
     # Constants are written out per head, level and point: elementwise operations want long rows.
-    layout = (num_heads, num_levels, num_points)
-    size = torch.tensor(shapes, device=device)  # (L, 2)
-    height, width = (side[:, None].expand(layout).contiguous().float() for side in size.unbind(-1))
-    starts = (size.prod(-1).cumsum(0) - size.prod(-1))[:, None].expand(layout)
-    image = torch.arange(batch, device=device).view(-1, 1, 1, 1, 1) * num_tokens
+    layout, device = (num_heads, num_levels, num_points), value.device
+    sides = torch.tensor([(width, height) for height, width in shapes], device=device)  # (L, 2)
+    size = sides[:, None].expand(*layout, 2).float().contiguous()
+    position = locations.float() * size - 0.5
+    # Nearer than that to a level or not, a place outside reads zeros.
+    position = position.clamp(min=-1).minimum(size)
+    before = position.detach().floor().minimum(size - 1)
+    column, row = before.unbind(-1)  # (B, Q, heads, L, P)
+    width = sides[:, :1] + 2
+    image = torch.arange(batch, device=device).view(-1, 1, 1, 1, 1) * (len(table) // batch)
     head = torch.arange(num_heads, device=device).view(-1, 1, 1)
-    first_row = ((image + starts) * num_heads + head).int()  # (B, 1, heads, L, P)
-
-    table = value.reshape(-1, dim).float()
-    columns = _neighbours(locations[..., 0].float() * width - 0.5, width)
-    rows, shares = [], []
-    for row, down in _neighbours(locations[..., 1].float() * height - 0.5, height):
-        row, down = row * width, down * weights
-        for column, across in columns:
-            rows.append((first_row + (row + column).int() * num_heads).flatten(3))
-            shares.append((down * across).flatten(3))
+    first = image + ((starts + width + 1).expand(layout) * num_heads + head)  # of pixel 0, 0
+    across = (width * num_heads).expand(layout).contiguous()
+    token = row.int() * across.int() + column.int() * num_heads + first.int()
+    corners = torch.stack([x * num_heads for x in (0 * width, 0 * width + 1, width, width + 1)])
+    corners = corners.expand(-1, -1, num_points).flatten(1).int()  # (4, L * P)
+    shares = _corner_shares(position - before, weights)
     # (B * Q * heads, 4 * L * P): each bag holds all corners of all samples of a query and head.
-    bags, shares_of_bags = (torch.cat(x, dim=-1).flatten(0, 2) for x in (rows, shares))
-    summed: Tensor = BagSum.apply(table, bags, shares_of_bags)
+    bags = (token.flatten(3)[..., None, :] + corners).flatten(3).flatten(0, 2)
+    summed: Tensor = BagSum.apply(table, bags, shares.flatten(3).flatten(0, 2))
     return summed.view(batch, num_queries, num_heads * dim).to(value.dtype)
+
+
+def _with_borders(value: Tensor, shapes: Shapes) -> tuple[Tensor, Tensor]:
+    """Tokens (B, N, heads, D) with a pixel of zeros around each level.
+
+    Returns:
+        (B * R * heads, D) float32, and where each level starts among the R, (L, 1).
+    """
+    sizes = [height * width for height, width in shapes]
+    pairs = zip(value.float().split(sizes, dim=1), shapes, strict=True)
+    border = (0, 0, 0, 0, 1, 1, 1, 1)
+    levels = [F.pad(tokens.unflatten(1, shape), border).flatten(1, 2) for tokens, shape in pairs]
+    starts = [0, *accumulate(level.shape[1] for level in levels)][:-1]
+    table = torch.cat(levels, dim=1).flatten(0, 2)
+    return table, torch.tensor(starts, device=value.device)[:, None]
+
+
+def _corner_shares(fraction: Tensor, weights: Tensor) -> Tensor:
+    """Weights (B, Q, heads, 4, L * P) of the pixels around each sample, the upper left one first.
+
+    Args:
+        fraction: (B, Q, heads, L, P, 2), x and y.
+        weights: (B, Q, heads, L, P).
+    """
+    x, y = fraction.unbind(-1)
+    across = torch.stack((1 - x, x), dim=3).flatten(4)[..., None, :, :]  # (..., 1, 2, L * P)
+    down = torch.stack((1 - y, y), dim=3) * weights[:, :, :, None]
+    return (down.flatten(4)[..., None, :] * across).flatten(3, 4)
 
 
 class BagSum(torch.autograd.Function):
@@ -262,17 +291,6 @@ class BagSum(torch.autograd.Function):
             shape=(len(table), len(bags)),
         )
         return torch.from_numpy(transposed @ grad.numpy()), None, of_weights
-
-
-def _neighbours(position: Tensor, size: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
-    """The two pixels around a position on one axis, each with its weight, 0 outside the level."""
-    before = position.detach().floor()
-    fraction = position - before
-    pairs = []
-    for pixel, weight in ((before, 1 - fraction), (before + 1, fraction)):
-        nearest = pixel.clamp(min=0).minimum(size - 1)
-        pairs.append((nearest, weight * (nearest == pixel)))
-    return tuple(pairs)
 
 
 def _with_slopes(position: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unified.errors import ConfigError
-from unified.modeling.attention import Backend, attend
+from unified.modeling.attention import Backend, attend_alike
 from unified.modeling.layers import masked_mean, xavier_init, zero_init
-from unified.structures import Reference
+from unified.structures import Reference, once
 
 FUSION_REGISTRY: dict[str, Callable[..., FusionLayer]] = {}
 
@@ -110,8 +110,8 @@ class UniFusion(FusionLayer):
     def fuse(self, tokens: Tensor, reference: Reference) -> Tensor:
         shift, scale, gate = self.modulation(reference.summary)[:, None].chunk(3, dim=-1)
         attended = self.attention(
-            self.norm_query(tokens),
-            self.norm_key(reference.keys),
+            self.norm_query(once(tokens)),
+            self.norm_key(once(reference.keys)),
             reference.values,
             reference.padding_mask,
         )
@@ -136,7 +136,7 @@ class FilmUniFusion(UniFusion):
 
     def fuse(self, tokens: Tensor, reference: Reference) -> Tensor:
         scale = self.film(masked_mean(reference.values, reference.padding_mask))[:, None]
-        return super().fuse(tokens, reference) + self.norm_query(tokens) * scale
+        return super().fuse(tokens, reference) + self.norm_query(once(tokens)) * scale
 
 
 @register_fusion
@@ -202,7 +202,10 @@ class CrossAttention(nn.Module):
         xavier_init(self.q_proj, self.k_proj, self.v_proj, self.out_proj)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, padding_mask: Tensor) -> Tensor:
-        """(B, N, C), (B, M, C), (B, M, C), (B, M) True = padding -> (B, N, C)."""
+        """(B, N, C), (B, M, C), (B, M, C), (B, M) True = padding -> (B, N, C).
+
+        Query or key may also be those of one image, (1, N, C) and (1, M, C), for all values.
+        """
         inference_on_cpu = query.device.type == "cpu" and not torch.is_grad_enabled()
         if self.fold_on_cpu and inference_on_cpu and self.backend != "eager" and not self.training:
             return self._forward_folded(query, key, value, padding_mask)
@@ -211,7 +214,7 @@ class CrossAttention(nn.Module):
             for layer, x in ((self.q_proj, query), (self.k_proj, key), (self.v_proj, value))
         )
         dropout = self.dropout.p if self.training else 0.0
-        out = attend(q, k, v, padding_mask, backend=self.backend, dropout=dropout)
+        out = attend_alike(q, k, v, padding_mask, backend=self.backend, dropout=dropout)
         out = rearrange(out, "b heads n d -> b n (heads d)")
         return self.out_proj(out.to(query.dtype))
 
@@ -229,14 +232,14 @@ class CrossAttention(nn.Module):
         dim, dtype = query.shape[-1], self.dtype or query.dtype
         keys, values = key[:, None].to(dtype), value[:, None].to(dtype)
         out_bias = self.out_proj.bias + self.out_proj.weight @ self.v_proj.bias
-        output = out_bias.expand_as(query)
+        output = out_bias
         for head in range(self.num_heads):
             rows = slice(head * dim, (head + 1) * dim)
             q_weight, k_weight, v_weight = (
                 layer.weight[rows] for layer in (self.q_proj, self.k_proj, self.v_proj)
             )
             folded = F.linear(query, k_weight.t() @ q_weight, self.q_proj.bias[rows] @ k_weight)
-            attended = attend(
+            attended = attend_alike(
                 folded[:, None].to(dtype), keys, values, padding_mask, backend=self.backend
             )[:, 0]
             output = output + F.linear(

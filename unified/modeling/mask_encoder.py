@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from unified.structures import once
 
 
 class MaskEncoder(nn.Module):
@@ -14,7 +17,12 @@ class MaskEncoder(nn.Module):
 
     Source: UniRef++ (arXiv:2312.15715), section 3.2, mask encoder; fusion blocks after STCN
     (arXiv:2106.05210).
+
+    Attributes:
+        folds: see ``unified.modeling.folding``.
     """
+
+    folds: ClassVar[bool] = True
 
     def __init__(self, *, dim: int = 256, width: int = 64) -> None:
         """``width`` is the channel count of the first stage; stages double it three times."""
@@ -46,8 +54,8 @@ class MaskEncoder(nn.Module):
         Returns:
             L x (B, dim, H_l, W_l).
         """
-        x = torch.cat([images, masks[:, None].to(images.dtype)], dim=1)
-        x = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 3, stride=2, padding=1)
+        x = convolve(self.conv1, images, masks[:, None].to(images.dtype))
+        x = F.max_pool2d(F.relu(self.bn1(x)), 3, stride=2, padding=1)
         x = self.layer1(x)
         values = []
         stages = (self.layer2, self.layer3, self.layer4, self.final_layer)
@@ -95,7 +103,7 @@ class FeatureFusion(nn.Module):
 
     def forward(self, mask_feature: Tensor, image_feature: Tensor) -> Tensor:
         """Two maps of one size (B, C1, h, w), (B, C2, h, w) -> (B, dim, h, w)."""
-        x = self.block1(torch.cat([mask_feature, image_feature], dim=1))
+        x = self.block1(mask_feature, image_feature)
         return self.block2(x + self.attention(x))
 
 
@@ -108,10 +116,30 @@ class PreActivationBlock(nn.Module):
         self.conv1 = nn.Conv2d(in_dim, dim, 3, padding=1)
         self.conv2 = nn.Conv2d(dim, dim, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, in_dim, h, w) -> (B, dim, h, w)."""
-        shortcut = x if self.downsample is None else self.downsample(x)
-        return shortcut + self.conv2(F.relu(self.conv1(F.relu(x))))
+    def forward(self, *parts: Tensor) -> Tensor:
+        """Parts (B, C_i, h, w) of in_dim channels together -> (B, dim, h, w)."""
+        if self.downsample is None:
+            shortcut = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+        else:
+            shortcut = convolve(self.downsample, *parts)
+        x = convolve(self.conv1, *(F.relu(once(part)) for part in parts))
+        return shortcut + self.conv2(F.relu(x))
+
+
+def convolve(conv: nn.Conv2d, *parts: Tensor) -> Tensor:
+    """A convolution of parts (B, C_i, h, w) that are concatenated.
+
+    A part that repeats one image, (1, C_i, h, w) or views of it, is convolved once: convolution is
+    linear.
+    """
+    single = [once(part) for part in parts]
+    if len({len(part) for part in single}) == 1:
+        return conv(torch.cat(parts, dim=1) if len(parts) > 1 else parts[0])
+    weights = conv.weight.split([part.shape[1] for part in parts], dim=1)
+    pairs = zip(single, weights, strict=True)
+    maps = [F.conv2d(x, w, stride=conv.stride, padding=conv.padding) for x, w in pairs]
+    total = sum(maps[1:], maps[0])
+    return total if conv.bias is None else total + conv.bias[:, None, None]
 
 
 class CBAM(nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from unified.modeling.deform_attn import MultiScaleDeformableAttention
 from unified.modeling.layers import box_position, sine_position
 from unified.modeling.precision import widen
+from unified.structures import once
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,12 @@ class TokenLayout:
             shapes=tuple((mask.shape[1], mask.shape[2]) for mask in padding_masks),
             padding_mask=torch.cat([mask.flatten(1) for mask in padding_masks], dim=1),
             valid_ratios=torch.stack(ratios).permute(2, 0, 1),  # (B, L, 2)
+        )
+
+    def __getitem__(self, images: slice) -> TokenLayout:
+        """That of some images of the batch."""
+        return replace(
+            self, padding_mask=self.padding_mask[images], valid_ratios=self.valid_ratios[images]
         )
 
     def split(self, tokens: Tensor) -> tuple[Tensor, ...]:
@@ -94,7 +101,7 @@ class EncoderLayer(nn.Module):
     def forward(
         self, tokens: Tensor, position: Tensor, reference: Tensor, layout: TokenLayout
     ) -> Tensor:
-        """(B, N, C) -> (B, N, C); ``reference`` (B, N, L, 2)."""
+        """(B, N, C) -> (B, N, C); ``reference`` (B, N, L, 2), ``position`` (B or 1, N, C)."""
         attended = self.self_attn(
             tokens + position, reference, tokens, layout.shapes, layout.padding_mask
         )
@@ -165,6 +172,18 @@ class Encoder(nn.Module):
         """(B, N, C) -> encoder memory (B, N, C)."""
         centres = torch.cat(layout.pixel_centres(), dim=1)  # (B, N, 2)
         reference = centres[:, :, None] * layout.valid_ratios[:, None]  # (B, N, L, 2)
+        if tokens.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self._layers(tokens, position, reference, layout)
+        # On CPUs image by image: what is computed of one stays in the cache.
+        position = position.expand_as(tokens)
+        images = [slice(row, row + 1) for row in range(len(tokens))]
+        return torch.cat(
+            [self._layers(tokens[i], position[i], reference[i], layout[i]) for i in images]
+        )
+
+    def _layers(
+        self, tokens: Tensor, position: Tensor, reference: Tensor, layout: TokenLayout
+    ) -> Tensor:
         for layer in self.layers:
             tokens = layer(tokens, position, reference, layout)
         return tokens
@@ -222,11 +241,11 @@ class DeformableTransformer(nn.Module):
         tokens = torch.cat([rearrange(widen(x), "b c h w -> b (h w) c") for x in levels], dim=1)
         position = torch.cat(
             [
-                rearrange(sine_position(mask, self.dim), "b c h w -> b (h w) c") + embed
+                rearrange(sine_position(once(mask), self.dim), "b c h w -> b (h w) c") + embed
                 for mask, embed in zip(padding_masks, self.level_embed, strict=True)
             ],
             dim=1,
-        )  # (B, N, C)
+        )  # (B or 1, N, C)
         return self.encoder(tokens, position, layout), layout
 
     def propose(self, memory: Tensor, layout: TokenLayout) -> tuple[Tensor, Tensor]:

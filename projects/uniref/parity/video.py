@@ -45,12 +45,12 @@ def _replay_masks(model: UniRef, arrays: Arrays, frames: np.ndarray) -> dict[str
     maps = []
     for index, frame in enumerate(frames):
         given = prompts.get(index, {})
-        with catch_predictions(model) as caught:
+        with catch_predictions(predictor.encoder.model) as caught:
             result = predictor.step(frame, given, output_size=size)
         # The reference also runs the network for objects whose mask is given, and drops the result.
-        with catch_predictions(model) as dropped:
+        with catch_predictions(predictor.encoder.model) as dropped:
             for object_id in given:
-                _segment_again(model, predictor, frame, object_id)
+                _segment_again(predictor, frame, object_id)
         calls += [*caught, *dropped]
         maps.append(result.label_map)
         soft = soft_aggregate(torch.from_numpy(np.stack(list(result.probabilities.values()))))
@@ -61,12 +61,10 @@ def _replay_masks(model: UniRef, arrays: Arrays, frames: np.ndarray) -> dict[str
     return {**ours, "label_maps": np.stack(maps), **call_arrays(calls)}
 
 
-def _segment_again(
-    model: UniRef, predictor: VideoPredictor, frame: np.ndarray, object_id: int
-) -> None:
+def _segment_again(predictor: VideoPredictor, frame: np.ndarray, object_id: int) -> None:
     features = predictor.encoder.image(frame).features
     for _, references in predictor.memory.batches([object_id], 1):
-        model.segment(features, references, mask_stride=1)
+        predictor.encoder.model.segment(features, references, mask_stride=1)
 
 
 def _replay_sentences(model: UniRef, arrays: Arrays, frames: np.ndarray) -> dict[str, object]:
@@ -79,7 +77,7 @@ def _replay_sentences(model: UniRef, arrays: Arrays, frames: np.ndarray) -> dict
     calls: list[Call] = []
     maps = []
     for index, frame in enumerate(frames):
-        with catch_predictions(model) as caught:
+        with catch_predictions(predictor.encoder.model) as caught:
             result = predictor.step(frame, output_size=size)
         calls += caught
         maps.append(result.label_map)
@@ -99,7 +97,7 @@ def _replay_sentence_with_memory(
     predictor = _predictor(model, frames, score_threshold=0.3, merge_rule="separate")
     _remember_sentences(model, predictor, arrays)
     masks = []
-    with catch_predictions(model) as calls:
+    with catch_predictions(predictor.encoder.model) as calls:
         for frame in frames:
             result = predictor.step(frame, output_size=size)
             masks.append(result.masks[1])

@@ -8,6 +8,7 @@ import torch
 from unified.modeling import attention
 from unified.modeling.attention import attend
 from unified.modeling.fusion import CrossAttention
+from unified.modeling.mask_encoder import convolve
 from unified.modeling.transformer import EncoderLayer, TokenLayout
 
 DIM = 32
@@ -99,3 +100,33 @@ def test_feed_forward_by_parts_gives_what_the_whole_gives() -> None:
     layer.cpu_part = 10
     parts = layer(tokens, position, reference, layout)
     torch.testing.assert_close(parts, whole, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("head_dim", [8, DIM])
+def test_objects_of_one_frame_get_what_they_get_alone(head_dim: int) -> None:
+    layer = CrossAttention(dim=DIM, num_heads=2, head_dim=head_dim).eval()
+    query, key = torch.randn(1, 300, DIM), torch.randn(1, 40, DIM)
+    values, mask = torch.randn(3, 40, DIM), padding(1, 40)
+    with torch.no_grad():
+        together = layer(query, key, values, mask.expand(3, -1))
+        alone = [layer(query, key, value[None], mask) for value in values]
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-5, atol=1e-6)
+
+
+def test_weights_of_one_frame_are_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, values = build_attention(), torch.randn(3, 40, DIM)
+    query, key, mask = torch.randn(1, 30, DIM), torch.randn(1, 40, DIM), padding(1, 40)
+    monkeypatch.setattr(attention, "attend", None)
+    with torch.no_grad():
+        layer(query, key, values, mask.expand(3, -1))
+    with pytest.raises(TypeError):  # of other padding each
+        layer(query, key, values, padding(3, 40))
+
+
+def test_a_part_that_repeats_one_image_is_convolved_once() -> None:
+    conv = torch.nn.Conv2d(5, 4, 3, padding=1, stride=2)
+    own, shared = torch.randn(3, 2, 9, 8), torch.randn(1, 3, 9, 8)
+    with torch.no_grad():
+        ours = convolve(conv, own, shared.expand(3, -1, -1, -1))
+        expected = conv(torch.cat((own, shared.repeat(3, 1, 1, 1)), dim=1))
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)

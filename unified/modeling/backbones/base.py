@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +22,11 @@ class Backbone(nn.Module):
         name: the name it was built by, see ``BACKBONES``.
         channels: of each feature map by its name.
         strides: of each feature map in input pixels.
+        folds: see ``unified.modeling.folding``.
     """
 
     name: str = ""
+    folds: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -88,20 +88,28 @@ class DepthwiseConv(nn.Module):
         """Takes over weight and stride of ``conv``."""
         super().__init__()
         self.weight, self.stride = conv.weight, conv.stride
+        self.register_parameter("bias", None)  # of a norm that was folded in
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, ceil(H / stride), ceil(W / stride))."""
-        padding: list[int] = []
+        if x.device.type != "cpu":
+            return self._convolve(x)
+        with torch.autocast("cpu", enabled=False):
+            return self._convolve(x.to(self.weight.dtype))
+
+    def _convolve(self, x: Tensor) -> Tensor:
+        """One more row of zeros in the kernel is cheaper than a padded copy of the map."""
+        more, padding = [], []
         for size, kernel, stride in zip(
-            x.shape[:1:-1], self.weight.shape[:1:-1], self.stride[::-1], strict=True
+            x.shape[2:], self.weight.shape[2:], self.stride, strict=True
         ):
             total = max(0, (-(-size // stride) - 1) * stride + kernel - size)
-            padding += [total // 2, total - total // 2]
-        if x.device.type != "cpu":
-            return F.conv2d(F.pad(x, padding), self.weight, stride=self.stride, groups=x.shape[1])
-        with torch.autocast("cpu", enabled=False):
-            x = F.pad(x.to(self.weight.dtype), padding)
-            return F.conv2d(x, self.weight, stride=self.stride, groups=x.shape[1])
+            more.append(total % 2)
+            padding.append(total - total // 2)
+        weight = F.pad(self.weight, (more[1], 0, more[0], 0)) if any(more) else self.weight
+        return F.conv2d(
+            x, weight, self.bias, stride=self.stride, padding=padding, groups=x.shape[1]
+        )
 
 
 def _replace_depthwise_convs(module: nn.Module) -> None:
