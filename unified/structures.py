@@ -182,8 +182,8 @@ def once(tensor: Tensor) -> Tensor:
 
     What is computed from such a tensor needs to be computed once.
     """
-    if torch.compiler.is_compiling():  # a program may not depend on strides
-        return tensor
+    if torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling():
+        return tensor  # an exported program may not depend on strides
     return tensor[:1] if len(tensor) > 1 and tensor.stride(0) == 0 else tensor
 
 

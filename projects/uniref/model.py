@@ -6,7 +6,7 @@ The parts come from ``unified.modeling``; this file only says how they work toge
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from einops import rearrange
@@ -44,11 +44,16 @@ class UniRef(nn.Module):
 
     Source: UniRef++ (arXiv:2312.15715), section 3.
 
+    Attributes:
+        stores_half, compiled_parts: see ``unified.inference.prepared``.
+
     Args:
         auxiliary_losses: by name, see ``AuxiliaryLoss``; for training only.
     """
 
     detects: Literal[True] = True
+    stores_half: ClassVar[bool] = True
+    compiled_parts: ClassVar[tuple[str, ...]] = ("backbone", "neck", "mask_encoder", "head")
 
     def __init__(
         self,

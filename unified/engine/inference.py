@@ -17,6 +17,7 @@ def settings_of(cfg: CfgNode) -> InferenceSettings:
     shared = {
         "max_size": node.MAX_SIZE,
         "precision": node.PRECISION,
+        "compile": node.COMPILE,
         "support_margin": node.SUPPORT_MARGIN,
     }
     return InferenceSettings(

@@ -64,6 +64,12 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "float32, not the same (docs/runs.md#half-precision in the source tree)",
     )
     group.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile the model first, for long clips and many images: needs a C++ compiler, and "
+        "the first frames of a size take a minute",
+    )
+    group.add_argument(
         "--threshold",
         type=_share,
         metavar="SCORE",
@@ -141,6 +147,7 @@ def chosen_settings(options: argparse.Namespace) -> dict[str, Any]:
     given = {
         "max_size": options.max_size,
         "precision": options.precision,
+        "compile": options.compile or None,
         "score_threshold": options.threshold,
     }
     return {name: value for name, value in given.items() if value is not None}

@@ -58,7 +58,10 @@ class FrameEncoder:
 
     def __init__(self, model: Segmenter, settings: ModelInput) -> None:
         warn_of_half_precision(settings.precision)
-        self.model, self.settings = prepared(model), settings
+        self.model, self.settings = (
+            prepared(model, settings.precision, compile=settings.compile),
+            settings,
+        )
         # The same prompts on the next image or after a reset cost nothing.
         self.text = lru_cache(maxsize=64)(self._text)
         self.supports = lru_cache(maxsize=16)(self._supports)

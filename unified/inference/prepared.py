@@ -1,27 +1,87 @@
-"""A model as the predictors run it: the same weights and answers, less work."""
+"""A model as the predictors run it: the same answers, less work."""
 
 from __future__ import annotations
 
-from typing import TypeVar
+import logging
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
+from unified.errors import InputError, first_line
 from unified.modeling.folding import fold, foldable, twin
+
+logger = logging.getLogger(__name__)
 
 M = TypeVar("M")
 
 
-def prepared(model: M) -> M:
+def prepared(model: M, precision: str = "float32", *, compile: bool = False) -> M:
     """A model in eval mode that answers as ``model`` does; itself where nothing can be gained.
 
-    It shares the weights of ``model``, but for those of convolutions that a norm is folded into:
-    these are as they were when it was made.
+    It shares the weights of ``model``, but for those that are folded or stored in half precision:
+    these are as they were when it was made. It need not be prepared again.
+
+    Args:
+        precision: one of ``PRECISIONS``; a model whose class says ``stores_half`` keeps weights of
+            the parts that run in it so, in place of rounding them in every call.
+        compile: runs the parts that its class names as ``compiled_parts`` by ``torch.compile``.
+            Each size of pictures, and each first change of a number of objects, takes a while.
+
+    Raises:
+        InputError: no part of it can be compiled.
     """
-    if not isinstance(model, nn.Module) or next(foldable(model), None) is None:
+    if not isinstance(model, nn.Module) or getattr(model, "prepared_for", None) is not None:
+        return model
+    parts: tuple[str, ...] = getattr(type(model), "compiled_parts", ())
+    if compile and not parts:
+        raise InputError("this model has no part that is compiled: leave out compile")
+    compile = compile and compiler_works(next(model.parameters()).device)
+    stored = precision != "float32" and getattr(type(model), "stores_half", False)
+    if not (compile or stored or next(foldable(model), None)):
         return model
     with torch.inference_mode(False), torch.no_grad():
-        ready = twin(model)
+        ready: Any = twin(model)
         for pair in list(foldable(ready)):
             fold(pair)
+        if stored:
+            _store(ready, getattr(torch, precision))
+    for part in parts if compile else ():
+        module = ready.get_submodule(part) if _has(ready, part) else None
+        if module is not None:
+            module.compile()
+    ready.prepared_for = (precision, compile)
     return ready
+
+
+def _store(model: nn.Module, dtype: torch.dtype) -> None:
+    """Weights that a twin shares stay as they are: it gets others of its own."""
+    for module in model.modules():
+        for name, weight in module._parameters.items():
+            if weight is not None:
+                module._parameters[name] = nn.Parameter(weight.detach(), requires_grad=False)
+    model.to(dtype)
+
+
+def _has(model: nn.Module, path: str) -> bool:
+    """Whether there is a submodule; a model may be built without some of its parts."""
+    for name in path.split("."):
+        child = getattr(model, name, None)
+        if not isinstance(child, nn.Module):
+            return False
+        model = child
+    return True
+
+
+def compiler_works(device: torch.device) -> bool:
+    """Whether ``torch.compile`` does on this machine; says in one line why not."""
+    try:
+        torch.compile(_trial)(torch.ones(16, device=device))
+    except Exception as error:  # what a missing or broken compiler raises is up to torch
+        logger.warning("not compiled, as there is no compiler that works: %s", first_line(error))
+        return False
+    return True
+
+
+def _trial(x: torch.Tensor) -> torch.Tensor:
+    return (x + 1).sin()

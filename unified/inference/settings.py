@@ -29,6 +29,7 @@ class ModelInput:
         score_threshold: an object with a lower score is absent, its mask empty.
         precision: "float32", or "bfloat16" or "float16" autocast, whose masks are near those of
             float32 but not the same, see docs/runs.md.
+        compile: runs the model by ``torch.compile``, see ``prepared``; faster after a while.
         support_margin: example images are cropped around their object, see ``object_window``;
             infinite takes whole pictures.
     """
@@ -37,6 +38,7 @@ class ModelInput:
     max_size: int = 1333
     score_threshold: float = 0.0
     precision: str = "float32"
+    compile: bool = False
     support_margin: float = math.inf
 
     def __post_init__(self) -> None:

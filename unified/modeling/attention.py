@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
+import time
+from collections.abc import Callable
 from functools import cache
 from typing import Literal
 
@@ -69,7 +71,10 @@ def attend(
     if backend != "sdpa":
         raise ConfigError(f"attention backend {backend!r} is unknown: choose one of {BACKENDS}")
     if query.device.type == "cpu" and query.dtype == torch.bfloat16 and not learning:
-        return _blockwise_cpu(query, key, value, padding_mask)
+        if bfloat16_pays():
+            return _blockwise_cpu(query, key, value, padding_mask)
+        wide = attend(query.float(), key.float(), value.float(), padding_mask)
+        return wide.to(query.dtype)
     mask = None if padding_mask is None else ~padding_mask[:, None, None]
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
 
@@ -109,16 +114,16 @@ def attend_alike(
 def _weights_once(query: Tensor, key: Tensor, value: Tensor, ignored: Tensor) -> Tensor:
     """``attend`` of (heads, N, D), (heads, M, D), (B, heads, M, D) and (M,), by blocks of rows."""
     scaled = query * (1 / math.sqrt(query.shape[-1]))
-    keys = key[:, ~ignored].transpose(1, 2)
-    values = rearrange(value[:, :, ~ignored], "b heads m d -> heads m (b d)")
+    values = rearrange(value, "b heads m d -> heads m (b d)")
+    bias = query.new_zeros(ignored.shape).masked_fill(ignored, -math.inf)
     num_heads, num_rows = scaled.shape[:2]
     output = query.new_empty(num_heads, num_rows, values.shape[-1])
-    rows = max(1, _CPU_SHARED_ENTRIES // max(1, keys.shape[-1]))
+    rows = max(1, _CPU_SHARED_ENTRIES // key.shape[1])
     for head in range(num_heads):
         blocks = zip(scaled[head].split(rows), output[head].split(rows), strict=True)
         for block, result in blocks:
-            weights = torch.softmax(block @ keys[head], dim=-1)
-            torch.mm(weights, values[head], out=result)
+            scores = torch.addmm(bias, block, key[head].t())
+            torch.mm(scores.softmax(dim=-1), values[head], out=result)
     return rearrange(output, "heads n (b d) -> b heads n d", b=len(value))
 
 
@@ -176,6 +181,36 @@ def _warn_without_flash(dtype: str, device: str) -> None:
         dtype,
         device,
     )
+
+
+@cache
+def bfloat16_pays() -> bool:
+    """Whether attention in bfloat16 is faster than in float32 on this CPU, by one measurement.
+
+    It is where bfloat16 products are; on other CPUs it may take twice as long. Takes about 0.1 s.
+    """
+    query, key = torch.ones(1, 1, 512, 256), torch.ones(1, 1, 2048, 256)
+    half = query.bfloat16(), key.bfloat16(), key.bfloat16()
+    with torch.inference_mode(), torch.autocast("cpu", enabled=False):
+        seconds = [
+            (_seconds(attend, query, key, key), _seconds(_blockwise_cpu, *half, None))
+            for _ in range(4)
+        ]
+    wide, narrow = (min(column) for column in zip(*seconds, strict=True))
+    if narrow < wide:
+        return True
+    logger.warning(
+        "attention in bfloat16 takes %.1f times as long as in float32 on this processor: float32 "
+        "is used for it",
+        narrow / wide,
+    )
+    return False
+
+
+def _seconds(work: Callable[..., object], *args: object) -> float:
+    start = time.perf_counter()
+    work(*args)
+    return time.perf_counter() - start
 
 
 def _blockwise_cpu(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from projects.uniref.model import UniRef
+from unified.inference.prepared import prepared
 from unified.modeling.detr_head import Queries
 from unified.modeling.precision import HALF
 from unified.structures import Segmentation
@@ -59,6 +60,21 @@ def test_stored_weights_compute_as_autocast_does(uniref: UniRef, dtype: torch.dt
         ours = segment(stored)
         with torch.autocast("cpu", dtype=dtype):
             expected = segment(rounded)
+    for name in ("mask_logits", "scores", "boxes"):
+        torch.testing.assert_close(getattr(ours, name), getattr(expected, name), rtol=0, atol=1e-4)
+
+
+@dtypes
+def test_predictors_store_weights_and_answer_as_autocast_does(
+    uniref: UniRef, dtype: torch.dtype
+) -> None:
+    precision = str(dtype).removeprefix("torch.")
+    kept = {name: value.clone() for name, value in uniref.state_dict().items()}
+    stored = prepared(uniref, precision)
+    assert {p.dtype for p in stored.mask_encoder.parameters() if p.ndim > 1} == {dtype}
+    assert all(torch.equal(value, kept[name]) for name, value in uniref.state_dict().items())
+    with torch.no_grad(), torch.autocast("cpu", dtype=dtype):
+        ours, expected = segment(stored), segment(prepared(uniref))
     for name in ("mask_logits", "scores", "boxes"):
         torch.testing.assert_close(getattr(ours, name), getattr(expected, name), rtol=0, atol=1e-4)
 

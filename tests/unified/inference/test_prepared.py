@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
+import pytest
 import torch
 from torch import nn
 
-from unified.inference.prepared import prepared
+from unified.errors import InputError
+from unified.inference.prepared import compiler_works, prepared
 from unified.modeling.backbones import build_backbone
 
 
@@ -22,3 +26,51 @@ def test_norms_are_folded_once_and_the_twin_can_be_used_anywhere() -> None:
     images = torch.rand(1, 3, 32, 32, requires_grad=True)
     ready(images)["res5"].sum().backward()  # no tensor of inference mode is in the way
     assert images.grad is not None
+
+
+class Doubling(nn.Module):
+    """A model of one part that can be compiled, and of one that stays as it is."""
+
+    compiled_parts: ClassVar[tuple[str, ...]] = ("part", "absent")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * self.part(x)
+
+
+def test_compiled_parts_answer_alike_and_a_changed_size_compiles_once() -> None:
+    if not compiler_works(torch.device("cpu")):
+        pytest.skip("torch.compile finds no compiler here")
+    model = Doubling().eval()
+    ready = prepared(model, compile=True)
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    graphs = []
+    for num in (1, 1, 3, 3, 5, 7):
+        x = torch.randn(num, 4)
+        with torch.inference_mode():
+            torch.testing.assert_close(ready(x), model(x))
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs[0] == graphs[1] == 1 and 1 < graphs[2] <= 3
+    assert graphs[2] == graphs[3] == graphs[4] == graphs[5]
+    assert prepared(ready, compile=True) is ready
+
+
+def test_without_a_compiler_one_line_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_: object) -> object:
+        raise RuntimeError("no g++\nand more")
+
+    monkeypatch.setattr(torch, "compile", fail)
+    model = Doubling().eval()
+    assert prepared(model, compile=True) is model
+    assert caplog.messages == ["not compiled, as there is no compiler that works: no g++"]
+
+
+def test_a_model_without_parts_to_compile_is_refused() -> None:
+    with pytest.raises(InputError, match="no part that is compiled: leave out compile"):
+        prepared(nn.Linear(2, 2).eval(), compile=True)

@@ -64,7 +64,7 @@ def test_waits_for_the_device_do_not_grow_with_the_objects(segmenter: Toy) -> No
         with torch.profiler.profile() as profile:
             predictor.step(rest[1])
         waits.append(sum(event.name == "aten::item" for event in profile.events()))
-    assert waits[0] == waits[1]
+    assert waits[1] <= waits[0]
 
 
 def test_objects_share_passes_of_the_head(segmenter: Toy) -> None:

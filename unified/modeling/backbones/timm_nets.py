@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from unified.dependencies import require
 from unified.modeling.backbones.base import Backbone, freeze_batch_norms
+from unified.modeling.precision import widen
 
 
 def _create(name: str, drop_path: float) -> Any:
@@ -84,6 +85,8 @@ class DepthwiseConv(nn.Module):
     On CPUs it leaves autocast: its backward pass in bfloat16 takes several times as long there.
     """
 
+    bias: Tensor | None
+
     def __init__(self, conv: nn.Conv2d) -> None:
         """Takes over weight and stride of ``conv``."""
         super().__init__()
@@ -95,7 +98,7 @@ class DepthwiseConv(nn.Module):
         if x.device.type != "cpu":
             return self._convolve(x)
         with torch.autocast("cpu", enabled=False):
-            return self._convolve(x.to(self.weight.dtype))
+            return self._convolve(x.to(widen(self.weight).dtype))
 
     def _convolve(self, x: Tensor) -> Tensor:
         """One more row of zeros in the kernel is cheaper than a padded copy of the map."""
@@ -106,7 +109,8 @@ class DepthwiseConv(nn.Module):
             total = max(0, (-(-size // stride) - 1) * stride + kernel - size)
             more.append(total % 2)
             padding.append(total - total // 2)
-        weight = F.pad(self.weight, (more[1], 0, more[0], 0)) if any(more) else self.weight
+        weight = widen(self.weight) if x.device.type == "cpu" else self.weight
+        weight = F.pad(weight, (more[1], 0, more[0], 0)) if any(more) else weight
         return F.conv2d(
             x, weight, self.bias, stride=self.stride, padding=padding, groups=x.shape[1]
         )
