@@ -110,6 +110,8 @@ def run(options: argparse.Namespace) -> int:
         ImageWriter(options.output, header=header, separate=separate, **more) as writer,
         tqdm(pictures, unit="image") as progress,
     ):
+        if predictor.settings.compile:
+            progress.set_postfix_str(cli.COMPILING)
         for picture in progress:
             if writer.has(picture):
                 batch.earlier += 1

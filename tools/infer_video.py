@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,9 @@ from unified.inference.batch import Batch
 from unified.inference.clip_prompts import add_prompt_arguments, check_one_clip
 from unified.inference.clip_run import segment_clip
 from unified.inference.inputs import find_clips
+from unified.inference.prepared import prepared
 from unified.inference.results import RESULTS, ResultsFile, check_writable
+from unified.inference.settings import inference_settings
 from unified.structures import Prompt
 
 
@@ -74,7 +77,9 @@ def run(options: argparse.Namespace) -> int:
     def load(prompts: Iterable[Prompt]) -> Any:
         """Once, when the first clip was found to be readable."""
         if not models:
-            models.append(cli.load_model(options, prompts))
+            model = cli.load_model(options, prompts)
+            settings = replace(inference_settings(model).video, **cli.chosen_settings(options))
+            models.append(prepared(model, settings.precision, compile=settings.compile))
         return models[0]
 
     rows = []

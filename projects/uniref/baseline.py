@@ -53,6 +53,8 @@ class FeaturesOfImages(FeaturePyramid):
 class ReferenceAlgorithm(UniRef):
     """A ``Segmenter`` with the parameters of another UniRef and the steps of the reference."""
 
+    prepared_for = ("float32", False)  # it runs as it is, norms of their own included
+
     def __init__(self, model: UniRef) -> None:
         super().__init__(
             backbone=model.backbone,

@@ -149,7 +149,7 @@ def segment_clip(
     """
     output = folder / "output"
     kinds = predictor.encoder.model.reference_kinds
-    prompts = {i: _prompt(kinds, mask) for i, mask in enumerate(clip.masks(0), start=1)}
+    prompts = {i: prompt(kinds, mask) for i, mask in enumerate(clip.masks(0), start=1)}
     prepare_folder(output)
     timer = StageTimer()
     captions = dict.fromkeys(prompts, "object")
@@ -207,7 +207,7 @@ def segment_images(
             image = read_image(path)
         with timer.watch(predictor.encoder.model, stages), timer.stage("merge"):
             predictor.set_image(image)
-            found = [predictor.predict_prob(_prompt(kinds, mask)) for mask in masks]
+            found = [predictor.predict_prob(prompt(kinds, mask)) for mask in masks]
             probabilities, scores = zip(*found, strict=True)
             binary = [probability > 0.5 for probability in probabilities]
             label_map = merge_by_score(binary, scores)
@@ -242,7 +242,7 @@ def summary(
     return found | ({"iou": round(100 * float(np.mean(ious)), 2)} if ious else {})
 
 
-def _prompt(kinds: frozenset[str], mask: np.ndarray) -> Prompt:
+def prompt(kinds: frozenset[str], mask: np.ndarray) -> Prompt:
     """A mask where the model knows masks, else a sentence."""
     return Prompt(mask=mask) if "mask" in kinds else Prompt(text="the moving rectangle")
 

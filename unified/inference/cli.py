@@ -26,6 +26,8 @@ from unified.masks import MASK_THRESHOLD
 from unified.structures import Prompt, Support
 
 MIN_SIDE = 32
+COMPILING = "compiling, the first ones take longer"  # said by progress lines
+FRAMES_TO_COMPILE = 2  # the first, and the first one that uses memory
 
 
 def add_input_arguments(parser: argparse.ArgumentParser, what: str) -> None:

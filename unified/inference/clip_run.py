@@ -103,6 +103,8 @@ def _write(
         results = (
             (frame, predictor.step(frame.image, prompts.get(frame.number))) for frame in progress
         )
+        if predictor.settings.compile:
+            progress.set_postfix_str(cli.COMPILING)
         # A prompt that the model cannot follow is refused before any file is made.
         first = next(results)
         prepare_folder(folder, clip.sources)
@@ -118,5 +120,7 @@ def _write(
             with Background() as background:
                 for frame, result in chain([first], results):
                     background(writer.write, frame, result)
+                    if progress.n == cli.FRAMES_TO_COMPILE:
+                        progress.set_postfix_str("")
             told = writer.told()
     return frame.number, told

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -20,7 +21,7 @@ def prepared(model: M, precision: str = "float32", *, compile: bool = False) -> 
     """A model in eval mode that answers as ``model`` does; itself where nothing can be gained.
 
     It shares the weights of ``model``, but for those that are folded or stored in half precision:
-    these are as they were when it was made. It need not be prepared again.
+    these are as they were when it was made. Prepared again for the same it is itself.
 
     Args:
         precision: one of ``PRECISIONS``; a model whose class says ``stores_half`` keeps weights of
@@ -31,7 +32,8 @@ def prepared(model: M, precision: str = "float32", *, compile: bool = False) -> 
     Raises:
         InputError: no part of it can be compiled.
     """
-    if not isinstance(model, nn.Module) or getattr(model, "prepared_for", None) is not None:
+    asked = (precision, compile)
+    if not isinstance(model, nn.Module) or getattr(model, "prepared_for", None) == asked:
         return model
     parts: tuple[str, ...] = getattr(type(model), "compiled_parts", ())
     if compile and not parts:
@@ -50,7 +52,7 @@ def prepared(model: M, precision: str = "float32", *, compile: bool = False) -> 
         module = ready.get_submodule(part) if _has(ready, part) else None
         if module is not None:
             module.compile()
-    ready.prepared_for = (precision, compile)
+    ready.prepared_for = asked
     return ready
 
 
@@ -73,6 +75,7 @@ def _has(model: nn.Module, path: str) -> bool:
     return True
 
 
+@cache
 def compiler_works(device: torch.device) -> bool:
     """Whether ``torch.compile`` does on this machine; says in one line why not."""
     try:

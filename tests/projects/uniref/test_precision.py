@@ -76,7 +76,7 @@ def test_predictors_store_weights_and_answer_as_autocast_does(
     with torch.no_grad(), torch.autocast("cpu", dtype=dtype):
         ours, expected = segment(stored), segment(prepared(uniref))
     for name in ("mask_logits", "scores", "boxes"):
-        torch.testing.assert_close(getattr(ours, name), getattr(expected, name), rtol=0, atol=1e-4)
+        torch.testing.assert_close(getattr(ours, name), getattr(expected, name), rtol=0, atol=2e-3)
 
 
 @dtypes
