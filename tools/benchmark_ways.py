@@ -1,7 +1,6 @@
 """Time the ways to run one model on clips, side by side: as it is, compiled, exported.
 
     python tools/benchmark_ways.py --size 480x854 --compile --exported exported
-    python tools/benchmark_ways.py --model uniref-r50 --opts MODEL.WEIGHTS "" --frames 3
 
 Prints a table with rows for 1, 3 and 10 objects: medians of the time of the processor (of all
 threads together) and of the clock, from a frame to its label map. The ways take turns on every

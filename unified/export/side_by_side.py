@@ -95,12 +95,12 @@ def _rows(
     differences: Mapping[str, Sequence[float]],
     num_objects: int,
 ) -> list[Row]:
-    medians = {
-        name: [1000 * statistics.median(column) for column in zip(*pairs[WARM_UP:], strict=True)]
-        for name, pairs in laps.items()
-    }
-    first = next(iter(medians.values()))[0]
-    return [
-        Row(num_objects, name, *times, first / times[0], statistics.mean(differences[name]))
-        for name, times in medians.items()
-    ]
+    rows: list[Row] = []
+    for name, pairs in laps.items():
+        processor, clock = (
+            1000 * statistics.median(column) for column in zip(*pairs[WARM_UP:], strict=True)
+        )
+        first = rows[0].processor if rows else processor
+        different = statistics.mean(differences[name])
+        rows.append(Row(num_objects, name, processor, clock, first / processor, different))
+    return rows
