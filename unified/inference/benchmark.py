@@ -68,6 +68,10 @@ def check_options(parser: argparse.ArgumentParser, options: argparse.Namespace) 
     """Ends the program after a number below 1, or an option that the mode does not use."""
     if min(options.frames, options.objects) < 1:
         parser.error("--frames and --objects are at least 1")
+    if options.compile:
+        parser.error(
+            "what is compiled has no stages to time: use tools/benchmark_ways.py --compile"
+        )
     others = vars(options).keys() - {"mode", "model", "frames", "threads", "json"}
     for name in sorted(others if options.mode == "systems" else ()):
         if getattr(options, name) != parser.get_default(name):
