@@ -182,9 +182,14 @@ def once(tensor: Tensor) -> Tensor:
 
     What is computed from such a tensor needs to be computed once.
     """
-    if torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling():
-        return tensor  # an exported program may not depend on strides
+    if exporting():  # a program may not depend on strides
+        return tensor
     return tensor[:1] if len(tensor) > 1 and tensor.stride(0) == 0 else tensor
+
+
+def exporting() -> bool:
+    """Whether operations are recorded for a program whose batch size is free."""
+    return torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
 
 
 def _in_a_row(tokens: Sequence[Tensor]) -> Tensor:

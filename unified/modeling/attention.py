@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from unified.dependencies import require
 from unified.errors import ConfigError
 from unified.modeling.precision import HALF
-from unified.structures import once
+from unified.structures import exporting, once
 
 logger = logging.getLogger(__name__)
 
@@ -102,10 +102,11 @@ def attend_alike(
     Returns:
         (B, heads, N, D).
     """
-    num, ignored = len(value), once(padding_mask)
+    num, ignored = value.shape[0], once(padding_mask)
     plain = backend == "sdpa" and query.dtype == torch.float32 and query.device.type == "cpu"
     learning = dropout > 0 or any(x.requires_grad for x in (query, key, value))
-    if plain and not learning and len(query) == len(key) == len(ignored) == 1 < num:
+    alike = not exporting() and len(query) == len(key) == len(ignored) == 1 < num
+    if plain and alike and not learning:
         return _weights_once(query[0], key[0], value, ignored[0])
     query, key = (x.expand(num, -1, -1, -1) for x in (query, key))
     return attend(query, key, value, padding_mask, backend=backend, dropout=dropout)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unified.structures import once
+from unified.structures import exporting, once
 
 
 class MaskEncoder(nn.Module):
@@ -133,7 +133,7 @@ def convolve(conv: nn.Conv2d, *parts: Tensor) -> Tensor:
     linear.
     """
     single = [once(part) for part in parts]
-    if len({len(part) for part in single}) == 1:
+    if exporting() or all(part.shape[0] == single[0].shape[0] for part in single):
         return conv(torch.cat(parts, dim=1) if len(parts) > 1 else parts[0])
     weights = conv.weight.split([part.shape[1] for part in parts], dim=1)
     pairs = zip(single, weights, strict=True)
