@@ -52,15 +52,14 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the report there")
     cli.add_model_arguments(parser)
     parser.set_defaults(threads=2)
-    options = parser.parse_args(arguments)
-    benchmark.check_options(parser, options)
-    return options
+    return benchmark.check_options(parser, parser.parse_args(arguments))
 
 
 def run(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     """Times the model, and the reference's algorithm if asked to."""
     if not options.weights:
         options.opts += ["MODEL.WEIGHTS", ""]
+    benchmark.take_clip(options)
     model = cli.load_model(options)
     found = system(model.info.system)
     if model.info.weights is None:

@@ -24,7 +24,7 @@ from unified.inference.results import prepare_folder
 from unified.inference.video_io import FrameReader, VideoWriter
 from unified.inference.video_predictor import VideoPredictor
 from unified.label_maps import merge_by_score
-from unified.mask_files import read_ids
+from unified.mask_files import VOID, read_ids
 from unified.structures import Prompt, Size
 
 PERIOD = 40  # frames until the rectangles are back where they were
@@ -64,18 +64,23 @@ class Clip:
     masks: Callable[[int], np.ndarray]
 
 
-def check_options(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    """Ends the program after a number below 1, or an option that the mode does not use."""
+def check_options(
+    parser: argparse.ArgumentParser, options: argparse.Namespace
+) -> argparse.Namespace:
+    """The options; ends the program after a number below 1, or one that the mode does not use."""
     if min(options.frames, options.objects) < 1:
         parser.error("--frames and --objects are at least 1")
     if options.compile:
         parser.error(
             "what is compiled has no stages to time: use tools/benchmark_ways.py --compile"
         )
+    if options.clip and options.mode == "image":
+        parser.error("image takes no --clip")
     others = vars(options).keys() - {"mode", "model", "frames", "threads", "json"}
     for name in sorted(others if options.mode == "systems" else ()):
         if getattr(options, name) != parser.get_default(name):
             parser.error(f"systems takes no --{name.replace('_', '-')}: choose by --model alone")
+    return options
 
 
 def picture_size(text: str) -> Size:
@@ -103,6 +108,13 @@ def moving_rectangles(number: int, size: Size, num_objects: int) -> tuple[np.nda
     return image, masks
 
 
+def take_clip(options: argparse.Namespace) -> None:
+    """Sets the size and the number of objects to those of the clip, if one is given."""
+    if options.clip:
+        clip = known_clip(*options.clip)
+        options.size, options.objects = clip.size, len(clip.masks(0))
+
+
 def clip_of(known: Sequence[Path] | None, folder: Path, **made: Any) -> Clip:
     """The clip of two folders, frames and label maps, or one that is made in ``folder``."""
     return known_clip(*known) if known else rectangle_clip(folder, **made)
@@ -121,13 +133,19 @@ def known_clip(frames: Path, masks: Path) -> Clip:
     """A user's folder of frames, and one with a label map for each, in the same order.
 
     Raises:
-        InputError: there is no map, or no object in the first one.
+        InputError: there is no map, or no object in the first one; of ``masks`` of the clip, there
+            are more frames than maps.
     """
     files = sorted(masks.glob("*.png"))
-    if not files or not (ids := np.unique(read_ids(files[0]))[1:]).size:
+    ids = np.setdiff1d(read_ids(files[0]), (0, VOID)) if files else np.array([])
+    if not ids.size:
         raise InputError(f"{masks} needs a label map for each frame, with objects in the first")
 
     def objects(number: int) -> np.ndarray:
+        if number >= len(files):
+            raise InputError(
+                f"{masks} holds {len(files)} label maps, and the clip goes on: add more"
+            )
         label_map = read_ids(files[number])
         return np.stack([label_map == i for i in ids])
 

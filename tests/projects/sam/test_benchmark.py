@@ -16,6 +16,7 @@ from unified.inference import benchmark
 from unified.inference.image_io import write_image
 from unified.inference.settings import VideoSettings
 from unified.label_maps import write_label_map
+from unified.mask_files import VOID
 
 SIZE = (48, 64)
 SETTINGS = VideoSettings(short_side=48, max_size=64, score_threshold=0.0, keep_probabilities=True)
@@ -61,6 +62,17 @@ def test_without_an_object_in_the_first_map_nothing_can_be_followed(tmp_path: Pa
     for given in (masks, tmp_path / "none"):
         with pytest.raises(InputError, match="needs a label map for each frame, with objects"):
             benchmark.known_clip(frames, given)
+
+
+def test_objects_that_leave_no_background_are_followed_and_void_is_not(tmp_path: Path) -> None:
+    frames, masks = folders(tmp_path, 2)
+    full = np.full(SIZE, 3, np.uint8)
+    full[:9], full[9:12] = 5, VOID
+    write_label_map(masks / "000.png", full)
+    clip = benchmark.known_clip(frames, masks)
+    assert [mask.sum() for mask in clip.masks(0)] == [36 * 64, 9 * 64]
+    with pytest.raises(InputError, match="holds 2 label maps, and the clip goes on"):
+        clip.masks(2)
 
 
 def test_the_baseline_is_the_sam_inside() -> None:

@@ -8,13 +8,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from projects.uniref.baseline import ReferenceAlgorithm
 from projects.uniref.system import SYSTEM
 from tests.projects.uniref.tiny import make_uniref
+from unified.inference.benchmark import moving_rectangles
+from unified.inference.image_io import write_image
 from unified.inference.profiling import VERB_STAGES, StageTimer, median_milliseconds, stage_names
+from unified.label_maps import write_label_map
 
 ROOT = Path(__file__).parents[4]
 # fmt: off
@@ -129,6 +133,27 @@ def test_watching_ends() -> None:
         & vars(model).keys()
     )
     assert "forward" not in vars(model.head)
+
+
+def test_a_clip_brings_its_size_and_its_objects(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in ("frames", "masks"):
+        (tmp_path / folder).mkdir()
+    for number in range(4):
+        image, (first, second) = moving_rectangles(number, (48, 80), 2)
+        write_image(tmp_path / f"frames/{number}.png", image)
+        write_label_map(tmp_path / f"masks/{number}.png", (first + 2 * second).astype(np.uint8))
+    clip = ("--clip", str(tmp_path / "frames"), str(tmp_path / "masks"))
+    report = benchmark(tmp_path, "video", *clip)
+    assert (report["size"], report["objects"]) == ([48, 80], 2)
+    ours = report["ours"]
+    rate = 2000 / ours["milliseconds"]["total"]
+    assert ours["objects_per_second"] == pytest.approx(rate, rel=0.01)
+    assert 0 <= ours["iou"] <= 100
+    with pytest.raises(SystemExit):
+        load_tool()(["image", *clip])
+    assert "image takes no --clip" in capsys.readouterr().err
 
 
 def test_the_table_of_systems_has_a_row_of_a_model(
