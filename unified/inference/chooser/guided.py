@@ -46,7 +46,8 @@ class Guided:
 
     def look(self, frames: Sequence[EncodedFrame], image: np.ndarray) -> View:
         """As of ``Chooser``; the guide follows the model to its device, and sees the image too."""
-        self.guide.to(frames[0].images.tensor.device)
+        for part in (self.guide, self.encoder.model):  # the latter has folded weights of its own
+            part.to(frames[0].images.tensor.device)
         views = [self.encoder.image(image)]
         if self.guide.inference.image.mirror:
             views.append(self.encoder.image(image[:, ::-1].copy()))
