@@ -356,7 +356,7 @@ class Presence:
         kind: "present"; "refused": its score is below the threshold, and it was never there;
             "absent": it was there before, or no pixel is likely enough; "outcompeted": another
             object won the same pixels; "covered": it lies within another object, which won them
-            (in both cases all, or all but a fifth).
+            (in both cases more than four fifths of its pixels).
         by: id of that other object.
     """
 

@@ -70,20 +70,11 @@ def build(cfg: CfgNode) -> Restr:
     """
     from projects.restr.fusion import GATES
     from projects.restr.language import LanguageEncoder
-    from projects.restr.model import PatchLabel, Restr
+    from projects.restr.model import Restr
     from unified.engine.words import build_words
 
     node = cfg.MODEL.RESTR
-    for key, known in (("GATE", sorted(GATES)), ("PATCH_LABEL", get_args(PatchLabel))):
-        if node[key] not in known:
-            raise ConfigError(f"MODEL.RESTR.{key} is {node[key]!r}: choose one of {list(known)}")
-    if not 0 < node.PRIOR < 1:
-        raise ConfigError(f"MODEL.RESTR.PRIOR is {node.PRIOR}: expected a share between 0 and 1")
-    if node.IMAGE_SIZE % node.PATCH_SIZE:
-        raise ConfigError(
-            f"MODEL.RESTR.IMAGE_SIZE is {node.IMAGE_SIZE}: expected a multiple of PATCH_SIZE, "
-            f"which is {node.PATCH_SIZE}"
-        )
+    _check(node)
     return Restr(
         backbone=_build_backbone(node),
         text_encoder=LanguageEncoder(
@@ -109,6 +100,27 @@ def build(cfg: CfgNode) -> Restr:
         pixel_mean=node.PIXEL_MEAN,
         pixel_std=node.PIXEL_STD,
     )
+
+
+def _check(node: CfgNode) -> None:
+    from projects.restr.fusion import GATES
+    from projects.restr.model import PatchLabel
+
+    for key, known in (("GATE", sorted(GATES)), ("PATCH_LABEL", get_args(PatchLabel))):
+        if node[key] not in known:
+            raise ConfigError(f"MODEL.RESTR.{key} is {node[key]!r}: choose one of {list(known)}")
+    if not 0 < node.PRIOR < 1:
+        raise ConfigError(f"MODEL.RESTR.PRIOR is {node.PRIOR}: expected a share between 0 and 1")
+    if len(node.INITIAL_STD) != 2 or min(node.INITIAL_STD) <= 0:
+        raise ConfigError(
+            f"MODEL.RESTR.INITIAL_STD is {list(node.INITIAL_STD)}: expected two numbers above 0, "
+            "of patches and of words"
+        )
+    if node.IMAGE_SIZE % node.PATCH_SIZE:
+        raise ConfigError(
+            f"MODEL.RESTR.IMAGE_SIZE is {node.IMAGE_SIZE}: expected a multiple of PATCH_SIZE, "
+            f"which is {node.PATCH_SIZE}"
+        )
 
 
 def _build_backbone(node: CfgNode) -> VisualEncoder | ConvolutionalEncoder:

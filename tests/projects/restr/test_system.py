@@ -152,6 +152,8 @@ def test_bad_values_get_one_clear_error(trained: Path, tmp_path: Path) -> None:
     assert "choose one of ['logit', 'sigmoid_scaled']" in error("MODEL.RESTR.GATE", "soft")
     assert "choose one of ['any', 'mean']" in error("MODEL.RESTR.PATCH_LABEL", "all")
     assert "expected a share between 0 and 1" in error("MODEL.RESTR.PRIOR", "0.0")
+    for given in ("[0.1]", "[0.1, 0.0]"):
+        assert "expected two numbers above 0" in error("MODEL.RESTR.INITIAL_STD", given)
     assert "expected a multiple of PATCH_SIZE, which is 16" in error("MODEL.RESTR.IMAGE_SIZE", "70")
     small = ("MODEL.RESTR.BACKBONE", "efficientnet_lite0", "MODEL.RESTR.PATCH_SIZE", "2")
     assert "no map with one cell for 2 x 2 pixels" in error(*small)
