@@ -46,7 +46,8 @@ class Guided:
 
     def look(self, frames: Sequence[EncodedFrame], image: np.ndarray) -> View:
         """As of ``Chooser``; the guide follows the model to its device, and sees the image too."""
-        for part in (self.guide, self.encoder.model):  # the latter has folded weights of its own
+        prepared: Any = self.encoder.model  # has folded weights of its own
+        for part in (self.guide, prepared):
             part.to(frames[0].images.tensor.device)
         views = [self.encoder.image(image)]
         if self.guide.inference.image.mirror:
