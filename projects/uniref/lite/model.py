@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from projects.uniref.lite.name_head import NameHead
-from projects.uniref.lite.phrases import TURN, opening_phrase
+from projects.uniref.lite.phrases import TURN, opening_phrase, without_article
 from projects.uniref.model import UniRef
 from unified.modeling.backbones import Backbone
 from unified.modeling.layers import masked_mean
@@ -117,6 +117,13 @@ class NamedUniRef(UniRef):
         """What B sentences are about, (B, D) in the space of the language model."""
         assert self.text_encoder is not None
         return _mean_word(self.text_encoder([opening_phrase(text) for text in texts]))
+
+    @torch.no_grad()
+    def is_name(self, text: str) -> bool:
+        """Whether a sentence is one of the learnt names and nothing else but an article."""
+        assert self.text_encoder is not None
+        bare = without_article(text)
+        return bool(self.name_head.holds(_mean_word(self.text_encoder([bare])))[0])
 
     def segment(
         self,

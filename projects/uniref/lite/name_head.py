@@ -12,6 +12,7 @@ from unified.modeling.backbones import Backbone
 from unified.modeling.layers import resize_padding_mask
 
 STAGES = ("res3", "res4", "res5")
+SAME_NAME = 0.98  # cosine; "fridge" and "refrigerator" have 0.95, "giraffes" and "giraffe" 0.94
 
 
 class NameHead(nn.Module):
@@ -104,6 +105,11 @@ class NameHead(nn.Module):
     def directions(self, phrases: Tensor) -> Tensor:
         """Vectors (N, D) of the language model as unit vectors from the centre of all names."""
         return F.normalize(F.normalize(phrases, dim=-1) - self.centre, dim=-1)
+
+    def holds(self, phrases: Tensor) -> Tensor:
+        """Which vectors (N, D) of the language model are learnt names, (N,) bool."""
+        cosines = self.directions(phrases.float()) @ self.names.float().t()
+        return (cosines > SAME_NAME).any(dim=-1)
 
     def forward(self, described: Tensor, phrases: Tensor) -> Tensor:
         """What to add to the class logits of candidates.

@@ -13,6 +13,13 @@ TURN = re.compile(
     r"wearing|holding|carrying|riding|standing|sitting|lying|playing|eating|dressed)\s"
 )
 
+ARTICLE = re.compile(r"^(?:the|an?)\s+")
+
+
+def without_article(text: str) -> str:
+    """The cleaned sentence without an article at its start."""
+    return ARTICLE.sub("", clean_expression(text).strip())
+
 
 def opening_phrase(text: str) -> str:
     """The cleaned words before the first preposition, relative pronoun, "is", "are" or participle.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -83,6 +83,7 @@ class Chooser:
         self.backbone, self.mean, self.std = backbone, mean, std
         vocabulary = {} if text.tokenizer is None else text.tokenizer.get_vocab()
         self.vocabulary = frozenset(vocabulary)
+        self.is_name: Callable[[str], bool] = getattr(model, "is_name", lambda _: False)
 
     def understands(self, text: str) -> bool:
         """Whether a sentence is asked at all; logs why not."""
@@ -113,7 +114,14 @@ class Chooser:
         return Answer(parts.amax(dim=0) if len(parts) else none, score)
 
     def chosen(self, scene: Scene, text: str, references: References) -> tuple[Tensor, float]:
-        """Probabilities (K, h, w) of the candidates that a sentence means, and its score."""
+        """Probabilities (K, h, w) of the candidates that a sentence means, and its score.
+
+        A name that the segmenter learnt is answered by the segmenter itself, which finds more of
+        such things than the networks do.
+        """
+        if self.is_name(text):
+            own, score = scene.own(references)
+            return own[None], float(score)
         asked = scene.asked(references)
         found, described = scene.candidates(asked)
         if not len(found):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from unified.inference.chooser.candidates import (
@@ -17,6 +18,7 @@ from unified.inference.chooser.candidates import (
 )
 from unified.inference.chooser.describing import Described, Describer
 from unified.inference.frames import EncodedFrame
+from unified.masks import join_mirrored
 from unified.modeling.backbones import Backbone
 from unified.segmenter import Segmenter
 from unified.structures import References
@@ -44,6 +46,7 @@ class Scene:
         mean: Tensor,
         std: Tensor,
     ) -> None:
+        self.model, self.frames = model, frames
         self.frame, self.propose = frames[0], getattr(model, "propose", model.segment)
         frame = self.frame
         self.size = grid_size(frame)
@@ -61,6 +64,22 @@ class Scene:
     def asked(self, references: References) -> Found:
         """What the segmenter finds for a sentence in the image itself, best first."""
         return self._found(self.frame, [references], ASKED, mirrored=False)
+
+    def own(self, references: References) -> tuple[Tensor, Tensor]:
+        """The segmenter's own answer: probability (h, w) and score.
+
+        Answers about the image and its mirror image are joined; left and right must not be in the
+        sentence.
+        """
+        views = []
+        for view in self.frames:
+            found = self.model.segment(view.features, [references], top_k=1)
+            views.append(on_grid(found, view, self.size, mirrored=False))
+        if len(views) == 1:
+            return views[0].probabilities[0], views[0].scores[0]
+        masks = torch.cat([view.probabilities for view in views])
+        joint = join_mirrored(masks, torch.cat([view.scores for view in views]))
+        return joint.probability, joint.score
 
     def candidates(self, asked: Found) -> tuple[Found, Described]:
         """The candidates of the image and what else a sentence finds; there may be none."""

@@ -181,3 +181,13 @@ def test_tokens_say_what_sentences_say(named: NamedUniRef) -> None:
         assert type(ours) is type(theirs)
         for name, value in vars(theirs).items():
             assert torch.equal(getattr(ours, name), value)
+
+
+def test_a_bare_name_is_told_from_what_is_said_of_it(named: NamedUniRef) -> None:
+    learnt = ["dog", "red cup"]
+    with torch.no_grad():
+        named.name_head.names.zero_()
+        assert not named.is_name("dog"), "a head without names holds none"
+        named.name_head.names[:2] = named.name_head.directions(named.encode_phrases(learnt))
+    assert all(named.is_name(text) for text in ("dog", "The dog.", "a red cup"))
+    assert not any(named.is_name(text) for text in ("black dog", "cup", "dog on the left", "dogs"))

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from projects.uniref.lite.phrases import opening_phrase
+from projects.uniref.lite.phrases import opening_phrase, without_article
 
 
 @pytest.mark.parametrize(
@@ -27,3 +27,17 @@ from projects.uniref.lite.phrases import opening_phrase
 )
 def test_opening_phrase_ends_where_other_things_begin(text: str, phrase: str) -> None:
     assert opening_phrase(text) == phrase
+
+
+@pytest.mark.parametrize(
+    ("text", "bare"),
+    [
+        ("The dog!", "dog"),
+        ("an  apple", "apple"),
+        ("a", "a"),
+        ("anteater", "anteater"),
+        ("dog the great", "dog the great"),
+    ],
+)
+def test_only_an_article_at_the_start_is_left_out(text: str, bare: str) -> None:
+    assert without_article(text) == bare

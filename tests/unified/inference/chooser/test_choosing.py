@@ -53,6 +53,21 @@ def test_a_sentence_gets_what_the_chooser_says(chosen: Toy, mirror: bool) -> Non
     assert not again.predict(Prompt(text="the red dog"))[0].any()
 
 
+@pytest.mark.parametrize("mirror", [False, True])
+def test_a_name_that_the_segmenter_learnt_is_answered_by_itself(chosen: Toy, mirror: bool) -> None:
+    chooser, answers = chosen.chooser, []
+    assert isinstance(chooser, Chooser)
+    chooser.is_name = lambda text: text == "dog"
+    for asked, text in ((chooser, "dog"), (None, "dog"), (chooser, "the dog")):
+        chosen.chooser = asked
+        predictor = ImagePredictor(chosen, SETTINGS, mirror=mirror)
+        predictor.set_image(photo())
+        answers.append(predictor.predict_prob(Prompt(text=text)))
+    (own, score), (alone, score_alone), (_, other) = answers
+    assert score == pytest.approx(score_alone, abs=1e-5) and score != pytest.approx(other, abs=1e-3)
+    assert (own > 0.5).any() and ((own > 0.5) != (alone > 0.5)).mean() < 0.02
+
+
 def test_other_prompts_are_answered_as_without_it(chosen: Toy) -> None:
     mask = np.zeros((60, 80), bool)
     mask[10:30, 10:40] = True
