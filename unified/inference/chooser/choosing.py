@@ -120,8 +120,8 @@ class Chooser:
         such things than the networks do.
         """
         if self.is_name(text):
-            own, score = scene.own(references)
-            return own[None], float(score)
+            own, certainty = scene.own(references)
+            return own[None], float(certainty)
         asked = scene.asked(references)
         found, described = scene.candidates(asked)
         if not len(found):
