@@ -140,6 +140,7 @@ def _in_a_group(rank: int, port: int, x: Tensor, y: Tensor, results: list[Tensor
     loss = _both_losses(leaf[rows], y[rows])
     loss.backward()
     results[rank].copy_(torch.cat((loss.detach()[None], leaf.grad.flatten())))
+    distributed.barrier()  # neither leaves while the other still talks to it
     distributed.destroy_process_group()
 
 

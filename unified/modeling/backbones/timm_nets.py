@@ -109,10 +109,12 @@ class DepthwiseConv(nn.Module):
             total = max(0, (-(-size // stride) - 1) * stride + kernel - size)
             more.append(total % 2)
             padding.append(total - total // 2)
-        weight = widen(self.weight) if x.device.type == "cpu" else self.weight
+        weight, bias = self.weight, self.bias
+        if x.device.type == "cpu":
+            weight, bias = widen(weight), None if bias is None else widen(bias)
         weight = F.pad(weight, (more[1], 0, more[0], 0)) if any(more) else weight
         return F.conv2d(
-            x, weight, self.bias, stride=self.stride, padding=padding, groups=x.shape[1]
+            x, weight, bias, stride=self.stride, padding=padding, groups=x.shape[1]
         )
 
 
