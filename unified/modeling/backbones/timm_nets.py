@@ -113,9 +113,7 @@ class DepthwiseConv(nn.Module):
         if x.device.type == "cpu":
             weight, bias = widen(weight), None if bias is None else widen(bias)
         weight = F.pad(weight, (more[1], 0, more[0], 0)) if any(more) else weight
-        return F.conv2d(
-            x, weight, bias, stride=self.stride, padding=padding, groups=x.shape[1]
-        )
+        return F.conv2d(x, weight, bias, stride=self.stride, padding=padding, groups=x.shape[1])
 
 
 def _replace_depthwise_convs(module: nn.Module) -> None:

@@ -460,7 +460,10 @@ VIDEO_FAULTS = {
     "unknown config key": (["--text", "x", "--opts", "NO.KEY", "1"], "NO.KEY"),
     "unknown model": (["--text", "x", "--model", "nobody"], "nobody"),
     "missing weights": (["--text", "x", "--weights", "{tmp}/w.pth"], "w.pth"),
-    "no folder": (["--text", "x", "--output", "{tmp}/text.mp4/out"], "is a file, expected a folder"),
+    "no folder": (
+        ["--text", "x", "--output", "{tmp}/text.mp4/out"],
+        "is a file, expected a folder",
+    ),
 }
 
 
