@@ -11,6 +11,7 @@ MODEL.DEVICE cpu, --num-gpus is the number of processes.
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from argparse import Namespace
@@ -43,13 +44,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def go_on(arguments: Sequence[str] | None) -> str:
-    """The command that continues from the last checkpoint.
+    """The command that continues from the last checkpoint, with the data of this run.
 
     The option comes first: behind the keys of the configuration it would count as one of them.
     """
+    data = os.environ.get("DETECTRON2_DATASETS")
+    variable = "" if data is None else f"DETECTRON2_DATASETS={shlex.quote(data)} "
     given = sys.argv[1:] if arguments is None else arguments
     program = sys.argv[0] if sys.argv[0].startswith("unified ") else f"python {sys.argv[0]}"
-    return f"{program} --resume {shlex.join(word for word in given if word != '--resume')}"
+    same = shlex.join(word for word in given if word != "--resume")
+    return f"{variable}{program} --resume {same}"
 
 
 def run(arguments: Sequence[str] | None) -> int:

@@ -247,8 +247,10 @@ def test_ctrl_c_saves_the_steps_and_prints_the_command_that_goes_on(
     told = process.communicate(timeout=120)[1].splitlines()
     assert process.returncode == 130
     (go_on,) = (line for line in told if line.startswith("stopped: "))
+    data = environment["DETECTRON2_DATASETS"]
     assert go_on.startswith(
-        f"stopped: go on with python {TOOL[-1]} --resume --config-file {CONFIG}"
+        f"stopped: go on with DETECTRON2_DATASETS={data} python {TOOL[-1]} --resume "
+        f"--config-file {CONFIG}"
     )
     assert go_on.endswith("SOLVER.IMS_PER_BATCH 2")
     assert not any("Traceback" in line for line in told), "\n".join(told)
