@@ -137,7 +137,9 @@ def known_clip(frames: Path, masks: Path) -> Clip:
             are more frames than maps.
     """
     files = sorted(masks.glob("*.png"))
-    ids = np.setdiff1d(read_ids(files[0]), (0, VOID)) if files else np.array([])
+    present = np.setdiff1d(read_ids(files[0]), [0]) if files else np.array([])
+    # 255 beside other ids is void; alone it is the object of black and white masks.
+    ids = present if present.tolist() == [VOID] else np.setdiff1d(present, [VOID])
     if not ids.size:
         raise InputError(f"{masks} needs a label map for each frame, with objects in the first")
 

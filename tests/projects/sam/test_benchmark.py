@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from projects.sam.baseline import BoxTracking
 from projects.sam.system import SYSTEM
@@ -73,6 +74,15 @@ def test_objects_that_leave_no_background_are_followed_and_void_is_not(tmp_path:
     assert [mask.sum() for mask in clip.masks(0)] == [36 * 64, 9 * 64]
     with pytest.raises(InputError, match="holds 2 label maps, and the clip goes on"):
         clip.masks(2)
+
+
+def test_white_is_the_object_of_black_and_white_masks(tmp_path: Path) -> None:
+    frames, masks = folders(tmp_path, 2)
+    wanted = benchmark.moving_rectangles(1, SIZE, 2)[1].any(axis=0)
+    for number in range(2):
+        shown = benchmark.moving_rectangles(number, SIZE, 2)[1].any(axis=0)
+        Image.fromarray(shown * np.uint8(255)).save(masks / f"{number:03}.png")
+    assert np.array_equal(benchmark.known_clip(frames, masks).masks(1), wanted[None])
 
 
 def test_the_baseline_is_the_sam_inside() -> None:
