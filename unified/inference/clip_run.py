@@ -103,7 +103,7 @@ def _write(
         results = (
             (frame, predictor.step(frame.image, prompts.get(frame.number))) for frame in progress
         )
-        if predictor.settings.compile:
+        if predictor.encoder.compiled:
             progress.set_postfix_str(cli.COMPILING)
         # A prompt that the model cannot follow is refused before any file is made.
         first = next(results)

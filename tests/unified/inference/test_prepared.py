@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from unified.errors import InputError
+from unified.inference.frames import FrameEncoder
 from unified.inference.prepared import compiler_works, prepared
+from unified.inference.settings import VideoSettings
 from unified.modeling.backbones import build_backbone
 
 
@@ -69,6 +71,8 @@ def test_without_a_compiler_one_line_says_so(
     model = Doubling().eval()
     compiler_works.cache_clear()
     assert prepared(model, compile=True) is model and prepared(model, compile=True) is model
+    asked = VideoSettings(short_side=8, max_size=8, compile=True)
+    assert not FrameEncoder(model, asked).compiled, "progress lines would say that it is"
     compiler_works.cache_clear()
     assert caplog.messages == ["not compiled, as there is no compiler that works: no g++"]
 
