@@ -110,7 +110,7 @@ def run(options: argparse.Namespace) -> int:
         ImageWriter(options.output, header=header, separate=separate, **more) as writer,
         tqdm(pictures, unit="image") as progress,
     ):
-        if predictor.encoder.compiled:
+        if predictor.compiled:
             progress.set_postfix_str(cli.COMPILING)
         for picture in progress:
             if writer.has(picture):

@@ -17,7 +17,7 @@ from unified.inference.frames import (
     resize_image,
     warn_of_half_precision,
 )
-from unified.inference.prepared import prepared
+from unified.inference.prepared import is_compiled, prepared
 from unified.inference.settings import ImageSettings, inference_settings
 from unified.label_maps import MAX_OBJECT_ID
 from unified.segmenter import PixelClassifier
@@ -75,6 +75,7 @@ class ClassPredictor:
         self.settings = replace(settings or inference_settings(model).image, **changes)
         warn_of_half_precision(self.settings.precision)
         model = prepared(model, self.settings.precision, compile=self.settings.compile)
+        self.compiled = is_compiled(model)
         self._model, self._names = model, tuple(names)
         with torch.inference_mode():
             self._classes = model.embed_classes(names)

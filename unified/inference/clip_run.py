@@ -21,6 +21,7 @@ from unified.inference.clip_prompts import (
 from unified.inference.inputs import Clip
 from unified.inference.output import ClipWriter
 from unified.inference.places import Prompts
+from unified.inference.prepared import is_compiled
 from unified.inference.results import earlier_results, prepare_folder
 from unified.inference.sense import nonsense
 from unified.inference.video_io import FrameReader
@@ -103,7 +104,7 @@ def _write(
         results = (
             (frame, predictor.step(frame.image, prompts.get(frame.number))) for frame in progress
         )
-        if predictor.encoder.compiled:
+        if is_compiled(predictor.encoder.model):
             progress.set_postfix_str(cli.COMPILING)
         # A prompt that the model cannot follow is refused before any file is made.
         first = next(results)

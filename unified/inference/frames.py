@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from unified.errors import InputError
-from unified.inference.prepared import compiler_works, prepared
+from unified.inference.prepared import prepared
 from unified.inference.room import check_room
 from unified.inference.settings import ModelInput
 from unified.label_maps import mask_box, object_window
@@ -65,11 +65,6 @@ class FrameEncoder:
         # The same prompts on the next image or after a reset cost nothing.
         self.text = lru_cache(maxsize=64)(self._text)
         self.supports = lru_cache(maxsize=16)(self._supports)
-
-    @property
-    def compiled(self) -> bool:
-        """Whether the model is compiled: that was asked for, and a compiler works."""
-        return self.settings.compile and compiler_works(next(iter(self.model.parameters())).device)
 
     def autocast(self) -> AbstractContextManager[object]:
         """Context in which the model runs."""

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from unified.errors import InputError
 from unified.expressions import swap_left_right
 from unified.inference.frames import EncodedFrame, FrameEncoder, check_prompt
+from unified.inference.prepared import is_compiled
 from unified.inference.settings import ImageSettings, inference_settings
 from unified.masks import MASK_THRESHOLD, Joint, binary_masks, join_mirrored, mask_probabilities
 from unified.modeling.box_ops import cxcywh_to_xyxy
@@ -36,6 +37,7 @@ class ImagePredictor:
     ) -> None:
         self.settings = replace(settings or inference_settings(model).image, **changes)
         self.encoder = FrameEncoder(model, self.settings)
+        self.compiled = is_compiled(self.encoder.model)
         self._frame: EncodedFrame | None = None
         self._flipped: np.ndarray | None = None
         self._mirrored: EncodedFrame | None = None

@@ -52,8 +52,13 @@ def prepared(model: M, precision: str = "float32", *, compile: bool = False) -> 
         module = ready.get_submodule(part) if _has(ready, part) else None
         if module is not None:
             module.compile()
-    ready.prepared_for = asked
+    ready.prepared_for, ready.compiled = asked, compile
     return ready
+
+
+def is_compiled(model: object) -> bool:
+    """Whether a prepared model is compiled: that was asked for, and a compiler works."""
+    return getattr(model, "compiled", False)
 
 
 def _store(model: nn.Module, dtype: torch.dtype) -> None:

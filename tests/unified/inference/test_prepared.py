@@ -9,9 +9,7 @@ import torch
 from torch import nn
 
 from unified.errors import InputError
-from unified.inference.frames import FrameEncoder
-from unified.inference.prepared import compiler_works, prepared
-from unified.inference.settings import VideoSettings
+from unified.inference.prepared import compiler_works, is_compiled, prepared
 from unified.modeling.backbones import build_backbone
 
 
@@ -58,7 +56,7 @@ def test_compiled_parts_answer_alike_and_a_changed_size_compiles_once() -> None:
         graphs.append(counters["stats"]["unique_graphs"])
     assert graphs[0] == graphs[1] == 1 and 1 < graphs[2] <= 3
     assert graphs[2] == graphs[3] == graphs[4] == graphs[5]
-    assert prepared(ready, compile=True) is ready
+    assert prepared(ready, compile=True) is ready and is_compiled(ready)
 
 
 def test_without_a_compiler_one_line_says_so(
@@ -71,8 +69,7 @@ def test_without_a_compiler_one_line_says_so(
     model = Doubling().eval()
     compiler_works.cache_clear()
     assert prepared(model, compile=True) is model and prepared(model, compile=True) is model
-    asked = VideoSettings(short_side=8, max_size=8, compile=True)
-    assert not FrameEncoder(model, asked).compiled, "progress lines would say that it is"
+    assert not is_compiled(prepared(model, compile=True)), "progress lines would say that it is"
     compiler_works.cache_clear()
     assert caplog.messages == ["not compiled, as there is no compiler that works: no g++"]
 
