@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from unified.inference.overlay import NOT_DRAWN, drawable
+from unified.inference.legend import NOT_DRAWN, drawable
 from unified.structures import Presence
 
 LONGEST_STATE = "(outcompeted by 255)"  # that a legend can come to give for an object

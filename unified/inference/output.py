@@ -13,15 +13,14 @@ from unified.files import atomic_path
 from unified.inference.detections import coco_results, write_detections
 from unified.inference.image_io import write_image
 from unified.inference.inputs import Picture
+from unified.inference.legend import add_legend, enlarged, enlargement, legend_width
 from unified.inference.lines import about_object, about_track, in_one_line, legend, longest_lines
 from unified.inference.overlay import (
-    add_legend,
     draw_ids,
     draw_overlapping,
     draw_overlay,
     id_places,
     id_places_apart,
-    legend_width,
 )
 from unified.inference.presence import presence
 from unified.inference.results import DETECTIONS, RESULTS, ResultsFile, prepare_folder
@@ -62,7 +61,8 @@ class ClipWriter:
         # All frames of a clip have one size.
         self._legend = legend_width(longest_lines(captions), size)
         self._num_frames, self._found = 0, dict.fromkeys(captions, (0, 0.0))
-        wide = (size[0], size[1] + self._legend)
+        factor = enlargement(size) if self._legend else 1
+        wide = (size[0] * factor, size[1] * factor + self._legend)
         self._overlay = VideoWriter(folder / "overlay.mp4", fps=fps, size=wide)
 
     def write(self, frame: Frame, result: FrameResult) -> None:
@@ -281,10 +281,15 @@ def _draw(
 
     Args:
         shown: a label map, or masks that may overlap.
+        width: of the legend; 0 for none.
     """
+    factor = enlargement((image.shape[0], image.shape[1])) if width else 1
+    image = enlarged(image, factor)
     if isinstance(shown, np.ndarray):
+        shown = enlarged(shown, factor)
         picture, places = draw_overlay(image, shown), id_places(shown)
     else:
+        shown = {object_id: enlarged(mask, factor) for object_id, mask in shown.items()}
         picture, places = draw_overlapping(image, shown), id_places_apart(shown)
     picture = draw_ids(picture, places)
     return add_legend(picture, lines, places, width) if width else picture

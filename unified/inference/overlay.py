@@ -1,12 +1,11 @@
-"""Objects drawn over a picture: translucent, outlined, numbered, with a legend beside the picture.
+"""Objects drawn over a picture: translucent, outlined, numbered.
 
 Pillow is imported where it is used.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,7 +14,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from unified.label_maps import MAX_OBJECT_ID
-from unified.structures import Size
 
 if TYPE_CHECKING:
     from PIL import ImageFont
@@ -24,11 +22,8 @@ OPACITY = 0.45
 # The hues of the first DAVIS colours, as bright as the others: red to cyan.
 FIRST = ((230, 0, 0), (0, 200, 0), (235, 220, 0), (70, 100, 255), (230, 0, 230), (0, 210, 220))
 DARKEST, BRIGHTEST = 40.0, 88.0  # CIE lightness of colours that are seen on a picture
-PAPER, INK, FAINT = (24, 24, 24), (255, 255, 255), (150, 150, 150)
 DASH = 6  # contour widths for which one of several objects has a contour that they share
-WIDEST, NARROWEST = 0.25, 8  # of a legend: share of the picture's width, or text heights if more
 STRIP = 256  # rows
-NOT_DRAWN = "(name in results.json)"
 FONT = "mpl-data/fonts/ttf/DejaVuSans.ttf"  # in matplotlib: Pillow's own has no letter beyond ASCII
 
 
@@ -100,18 +95,18 @@ def draw_ids(canvas: np.ndarray, places: Mapping[int, tuple[int, int]]) -> np.nd
     from PIL import Image, ImageDraw
 
     picture = Image.fromarray(canvas)
-    draw, height = ImageDraw.Draw(picture), _text_height(canvas.shape)
-    font, colours = _font(round(1.3 * height)), overlay_colours()
+    draw, height = ImageDraw.Draw(picture), text_height(canvas.shape)
+    large, colours = font(round(1.3 * height)), overlay_colours()
     bold = max(1, height // 10)
     for object_id, (row, column) in places.items():
         rim = "black" if _lightness(colours[object_id]) > 50 else "white"
         # A rim, and on it the digits made bold by a stroke of their own.
-        for colour, width in ((rim, 2 * bold + 1), (_rgb(object_id), bold)):
+        for colour, width in ((rim, 2 * bold + 1), (rgb(object_id), bold)):
             draw.text(
                 (column, row),
                 str(object_id),
                 fill=colour,
-                font=font,
+                font=large,
                 anchor="mm",
                 stroke_width=width,
                 stroke_fill=colour,
@@ -143,7 +138,7 @@ def _beside(
     row: int, column: int, taken: Sequence[tuple[int, int]], size: tuple[int, ...]
 ) -> tuple[int, int]:
     """The place itself or one near it, within a picture (H, W), that no id lies on."""
-    step = 2 * _text_height(size)
+    step = 2 * text_height(size)
     for far in range(0, (len(taken) + 1) * step, step):
         for y, x in (
             (row, column + far),
@@ -155,90 +150,6 @@ def _beside(
             if free and 0 <= y < size[0] and 0 <= x < size[1]:
                 return y, x
     return row, column
-
-
-def legend_width(lines: Iterable[str], size: Size) -> int:
-    """Pixels that ``add_legend`` needs beside a picture (H, W) for these lines, 0 for none.
-
-    Not more than a quarter of the picture's, unless that is too narrow to be read: longer lines
-    are broken.
-    """
-    height = _text_height(size)
-    widest = max((_font(height).getlength(line) for line in lines), default=None)
-    if widest is None:
-        return 0
-    limit = max(WIDEST * size[1], NARROWEST * height) - _margin(height)
-    return 2 * ((round(min(widest, limit)) + _margin(height) + height // 2 + 1) // 2)
-
-
-def add_legend(
-    canvas: np.ndarray, lines: Mapping[int, str], visible: Iterable[int], width: int
-) -> np.ndarray:
-    """The picture (H, W, 3) with every object named at its right: (H, W + width, 3).
-
-    Args:
-        lines: object id -> text, in their order.
-        visible: ids with a pixel; the others are listed with an empty swatch.
-        width: of the legend.
-    """
-    from PIL import Image, ImageDraw
-
-    shown, height = set(visible), _text_height(canvas.shape)
-    step, font = round(1.5 * height), _font(height)
-    panel = Image.new("RGB", (width, canvas.shape[0]), PAPER)
-    draw = ImageDraw.Draw(panel)
-    rows = _rows(lines, font, width - _margin(height), max(1, len(canvas) // step))
-    previous = None
-    for place, (object_id, text) in enumerate(rows):
-        top = place * step + (step - height) // 2
-        left = height // 2
-        if object_id and object_id != previous:
-            box = (left, top, left + height - 1, top + height - 1)
-            colour = _rgb(object_id)
-            fill = colour if object_id in shown else None
-            draw.rectangle(box, fill=fill, outline=colour, width=max(1, height // 10))
-        ink = INK if object_id in shown else FAINT
-        draw.text((_margin(height), top + height / 2), text, fill=ink, font=font, anchor="lm")
-        previous = object_id
-    return np.concatenate([canvas, np.asarray(panel)], axis=1)
-
-
-def drawable(text: str) -> bool:
-    """Whether the font of the legend has all characters: it has no Chinese or Japanese ones."""
-    return all(character.isspace() or _has_glyph(character) for character in text)
-
-
-@lru_cache(maxsize=4096)
-def _has_glyph(character: str) -> bool:
-    missing, found = (bytes(_font(20).getmask(each)) for each in ("\ufffe", character))
-    return found != missing
-
-
-def _rows(
-    lines: Mapping[int, str], font: ImageFont.FreeTypeFont, limit: int, room: int
-) -> list[tuple[int, str]]:
-    """Object ids and texts that fit ``limit`` pixels, in at most ``room`` rows; 0 names no object.
-
-    Long lines are broken while there is room for it.
-    """
-    for most in range(max(1, room - len(lines) + 1), 0, -1):  # every line has a row at least
-        rows = [(i, part) for i, text in lines.items() for part in _broken(text, font, limit, most)]
-        if len(rows) <= room:
-            return rows
-    more = f"and {len(rows) - room + 1} more"
-    return [*rows[: room - 1], (0, _shorten(more, font, limit))]
-
-
-def _broken(text: str, font: ImageFont.FreeTypeFont, limit: int, most: int) -> list[str]:
-    """The text in at most ``most`` rows of at most ``limit`` pixels, broken between words."""
-    rows = [""]
-    for word in text.split(" "):
-        longer = f"{rows[-1]} {word}" if rows[-1] else word
-        if not rows[-1] or len(rows) == most or font.getlength(longer) <= limit:
-            rows[-1] = longer
-        else:
-            rows.append(word)
-    return [_shorten(row, font, limit) for row in rows]
 
 
 def contour(label_map: np.ndarray, *, width: int) -> np.ndarray:
@@ -302,7 +213,8 @@ def _lab(colours: np.ndarray) -> np.ndarray:
     return np.stack((116 * y - 16, 500 * (x - y), 200 * (y - z)), axis=-1)
 
 
-def _rgb(object_id: int) -> tuple[int, int, int]:
+def rgb(object_id: int) -> tuple[int, int, int]:
+    """The colour of an object."""
     red, green, blue = overlay_colours()[object_id].tolist()
     return red, green, blue
 
@@ -315,26 +227,14 @@ def _contour_width(size: Sequence[int]) -> int:
     return max(1, round(min(size) / 320))
 
 
-def _text_height(size: tuple[int, ...]) -> int:
+def text_height(size: tuple[int, ...]) -> int:
+    """Pixels of what is written about a picture (H, W, ...)."""
     return max(11, round(min(size[:2]) / 28))
 
 
-def _margin(text_height: int) -> int:
-    """Of the text in the legend: the swatch and the room around it."""
-    return 2 * text_height + text_height // 4
-
-
-def _shorten(text: str, font: ImageFont.FreeTypeFont, limit: int) -> str:
-    if font.getlength(text) <= limit:
-        return text
-    fitting = bisect_right(
-        range(len(text)), limit, key=lambda length: round(font.getlength(text[:length] + "…"))
-    )
-    return text[: max(0, fitting - 1)] + "…"
-
-
 @lru_cache(maxsize=8)
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def font(size: int) -> ImageFont.FreeTypeFont:
+    """The font of all that is written; ``size`` in pixels."""
     from PIL import ImageFont
 
     found = find_spec("matplotlib")
@@ -342,6 +242,6 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     for file in (Path(folder) / FONT for folder in folders):
         if file.is_file():
             return ImageFont.truetype(file, size)
-    font = ImageFont.load_default(size)
-    assert isinstance(font, ImageFont.FreeTypeFont), "Pillow was built without FreeType"
-    return font
+    found_font = ImageFont.load_default(size)
+    assert isinstance(found_font, ImageFont.FreeTypeFont), "Pillow was built without FreeType"
+    return found_font

@@ -130,7 +130,9 @@ def test_a_clip_becomes_masks_overlay_and_results(tmp_path: Path) -> None:
     with FrameReader(tmp_path / "overlay.mp4") as reader:
         first = next(iter(reader)).image
         assert reader.num_frames == 2 and reader.fps == 5
-    assert first.shape[0] == SIZE[0] and first.shape[1] > SIZE[1] + 50  # with the legend
+    # Eight times as large, with the legend.
+    assert first.shape[0] == 8 * SIZE[0] and first.shape[1] > 8 * SIZE[1] + 50
+    first = first[4::8, 4::8]
     red, green = (first[4:20, x : x + 10].mean(axis=(0, 1)) for x in (2, 30))
     assert red[0] > red[1] + 30 and green[1] > green[0] + 30
 
@@ -197,7 +199,7 @@ def test_an_image_becomes_one_label_map_by_score(tmp_path: Path) -> None:
     assert [row["area"] for row in rows] == [3 * 16, 160]
     assert rows[0]["box"] == [2.0, 4.0, 5.0, 20.0]
     assert [(row["text"], row["state"]) for row in rows] == [("left", "present"), (None, "present")]
-    drawn = read_image(tmp_path / "overlay/a.jpg").astype(int)[:, : SIZE[1]]
+    drawn = read_image(tmp_path / "overlay/a.jpg").astype(int)[4::8, 4 : 8 * SIZE[1] : 8]
     assert np.abs(drawn - image)[masks[1]].max() > 50
     apart = write_image_result(
         tmp_path / "apart", "sub/a", image, masks, scores, named, **given, separate=True
@@ -280,8 +282,8 @@ def test_objects_that_overlap_are_all_seen(tmp_path: Path) -> None:
     write_image_result(tmp_path, "a", image, masks, [0.4, 0.9, 0.5], {1: "a"}, **given)
     drawn = read_image(tmp_path / "overlay/a.jpg").astype(int)
     for colour in (0, 1):  # the outlines of both
-        assert drawn[4:20, 2, colour].max() > 150
-    assert drawn.shape[1] > SIZE[1]
+        assert drawn[32:160, 16, colour].max() > 150
+    assert drawn.shape[1] > 8 * SIZE[1]
 
 
 def test_an_object_that_is_not_there_keeps_its_score() -> None:

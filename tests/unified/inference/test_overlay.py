@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 
 from unified.inference.overlay import (
     _lab,
-    add_legend,
     contour,
     draw_ids,
     draw_overlapping,
@@ -15,7 +13,6 @@ from unified.inference.overlay import (
     id_places,
     id_places_apart,
     inner_pixel,
-    legend_width,
     overlay_colours,
 )
 
@@ -104,31 +101,3 @@ def test_ids_of_masks_that_overlap_are_apart() -> None:
     (y, x), (other_y, other_x) = places[2], places[3]
     assert masks[2][y, x] and max(abs(x - other_x), abs(y - other_y)) > 15
     assert id_places_apart({}) == {}
-
-
-def test_long_lines_of_a_legend_are_broken_while_there_is_room() -> None:
-    image = np.zeros((120, 320, 3), np.uint8)
-    lines = {1: "1  0.92  " + "the red bowl " * 4, 2: "2  0.50  box"}
-    width = legend_width(lines.values(), (120, 320))
-    assert width <= 100
-    panel = add_legend(image, lines, {1, 2}, width)[:, 320:]
-    written = panel[:, 30:].max(axis=(1, 2)) > 200
-    assert np.diff(written.astype(int)).clip(min=0).sum() > 3, "rows of text"
-    swatches = [
-        (panel == overlay_colours()[i]).all(axis=-1).any(axis=1).nonzero()[0] for i in (1, 2)
-    ]
-    assert swatches[0].max() < 20 and swatches[1].min() > 40
-
-
-@pytest.mark.parametrize("size", [(40, 8), (48, 640), (480, 854)])
-def test_the_legend_is_beside_the_picture(size: tuple[int, int]) -> None:
-    image = np.full((*size, 3), 255, np.uint8)
-    lines = {i: f"{i}  a rather long sentence about object {i} " * 20 for i in range(1, 256)}
-    width = legend_width(lines.values(), size)
-    assert width % 2 == 0 and 0 < width <= max(0.26 * size[1], 140)
-    drawn = add_legend(image, lines, {1}, width)
-    assert drawn.shape == (size[0], size[1] + width, 3)
-    assert np.array_equal(drawn[:, : size[1]], image)
-    panel = drawn[:, size[1] :]
-    assert (panel == overlay_colours()[1]).all(axis=-1).any() and panel.max() > 200
-    assert legend_width([], size) == 0

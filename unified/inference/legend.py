@@ -1,0 +1,134 @@
+"""What is written beside a picture: every object. Pillow is imported where it is used."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from unified.inference.overlay import font, rgb, text_height
+from unified.structures import Size
+
+if TYPE_CHECKING:
+    from PIL import ImageFont
+
+PAPER, INK, FAINT = (24, 24, 24), (255, 255, 255), (150, 150, 150)
+WIDEST, NARROWEST = 0.25, 8  # share of the picture's width, or text heights if more
+READABLE = 352  # width of a picture of which a quarter is enough for the smallest text
+HIGHEST = 1080  # that a picture is enlarged to
+NOT_DRAWN = "(name in results.json)"
+
+
+def enlargement(size: Size) -> int:
+    """The factor by which a picture (H, W) is shown larger, so that its legend can be read."""
+    return max(1, min(-(-READABLE // size[1]), HIGHEST // size[0]))
+
+
+def enlarged(picture: np.ndarray, factor: int) -> np.ndarray:
+    """(H, W, ...) with every pixel ``factor`` times as high and wide."""
+    return picture.repeat(factor, axis=0).repeat(factor, axis=1) if factor > 1 else picture
+
+
+def legend_width(lines: Iterable[str], size: Size) -> int:
+    """Pixels that ``add_legend`` needs beside a picture (H, W), enlarged, for these lines.
+
+    0 for none. Not more than a quarter of the picture's, unless that is too narrow to be read:
+    longer lines are broken.
+    """
+    factor = enlargement(size)
+    size = (size[0] * factor, size[1] * factor)
+    height = text_height(size)
+    widest = max((font(height).getlength(line) for line in lines), default=None)
+    if widest is None:
+        return 0
+    limit = max(WIDEST * size[1], NARROWEST * height) - _margin(height)
+    return 2 * ((round(min(widest, limit)) + _margin(height) + height // 2 + 1) // 2)
+
+
+def add_legend(
+    canvas: np.ndarray, lines: Mapping[int, str], visible: Iterable[int], width: int
+) -> np.ndarray:
+    """The picture (H, W, 3) with every object named at its right: (H, W + width, 3).
+
+    Args:
+        lines: object id -> text, in their order.
+        visible: ids with a pixel; the others are listed with an empty swatch.
+        width: of the legend.
+    """
+    from PIL import Image, ImageDraw
+
+    shown, height = set(visible), text_height(canvas.shape)
+    step, letters = round(1.5 * height), font(height)
+    panel = Image.new("RGB", (width, canvas.shape[0]), PAPER)
+    draw = ImageDraw.Draw(panel)
+    rows = _rows(lines, letters, width - _margin(height), max(1, len(canvas) // step))
+    previous = None
+    for place, (object_id, text) in enumerate(rows):
+        top = place * step + (step - height) // 2
+        left = height // 2
+        if object_id and object_id != previous:
+            box = (left, top, left + height - 1, top + height - 1)
+            colour = rgb(object_id)
+            fill = colour if object_id in shown else None
+            draw.rectangle(box, fill=fill, outline=colour, width=max(1, height // 10))
+        ink = INK if object_id in shown else FAINT
+        draw.text((_margin(height), top + height / 2), text, fill=ink, font=letters, anchor="lm")
+        previous = object_id
+    return np.concatenate([canvas, np.asarray(panel)], axis=1)
+
+
+def drawable(text: str) -> bool:
+    """Whether the font of the legend has all characters: it has no Chinese or Japanese ones."""
+    return all(character.isspace() or _has_glyph(character) for character in text)
+
+
+@lru_cache(maxsize=4096)
+def _has_glyph(character: str) -> bool:
+    missing, found = (bytes(font(20).getmask(each)) for each in ("\ufffe", character))
+    return found != missing
+
+
+def _rows(
+    lines: Mapping[int, str], letters: ImageFont.FreeTypeFont, limit: int, room: int
+) -> list[tuple[int, str]]:
+    """Object ids and texts that fit ``limit`` pixels, in at most ``room`` rows; 0 names no object.
+
+    Long lines are broken while there is room for it.
+    """
+    for most in range(max(1, room - len(lines) + 1), 0, -1):  # every line has a row at least
+        rows = [
+            (i, part) for i, text in lines.items() for part in _broken(text, letters, limit, most)
+        ]
+        if len(rows) <= room:
+            return rows
+    more = f"and {len(rows) - room + 1} more"
+    return [*rows[: room - 1], (0, _shorten(more, letters, limit))]
+
+
+def _broken(text: str, letters: ImageFont.FreeTypeFont, limit: int, most: int) -> list[str]:
+    """The text in at most ``most`` rows of at most ``limit`` pixels, broken between words."""
+    rows = [""]
+    for word in text.split(" "):
+        longer = f"{rows[-1]} {word}" if rows[-1] else word
+        if not rows[-1] or len(rows) == most or letters.getlength(longer) <= limit:
+            rows[-1] = longer
+        else:
+            rows.append(word)
+    return [_shorten(row, letters, limit) for row in rows]
+
+
+def _margin(text_height: int) -> int:
+    """Of the text in the legend: the swatch and the room around it."""
+    return 2 * text_height + text_height // 4
+
+
+def _shorten(text: str, letters: ImageFont.FreeTypeFont, limit: int) -> str:
+    if letters.getlength(text) <= limit:
+        return text
+    fitting = bisect_right(
+        range(len(text)), limit, key=lambda length: round(letters.getlength(text[:length] + "…"))
+    )
+    return text[: max(0, fitting - 1)] + "…"
