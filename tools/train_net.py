@@ -39,7 +39,7 @@ def parse(arguments: Sequence[str] | None) -> Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs; 0, 2 for what a user can mend, 1 for a lost process, 130 when stopped by Ctrl-C."""
+    """Runs; 2 for what a user can mend, 1 for a lost process, 130 or 143 for a stopped run."""
     return run_command(lambda: run(arguments), stopped=f"go on with {go_on(arguments)}")
 
 

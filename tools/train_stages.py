@@ -37,7 +37,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the chain and returns the exit code: 2 after bad input, 130 when stopped by Ctrl-C."""
+    """Runs the chain; 2 after bad input, 130 when stopped by Ctrl-C, 143 by SIGTERM."""
     args = parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     return run_command(lambda: run(args), stopped="run the same command to go on")
@@ -46,14 +46,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> int:
     """Reads the chain and runs it."""
     require("detectron2.engine")
-    from unified.engine.launch import ended_in_order
+    from unified.engine.interruption import ended_in_order
     from unified.engine.stages import read_stages, run_stages
 
     passed = []
     for name in ("num_gpus", "num_machines", "machine_rank", "dist_url"):
         if getattr(args, name) is not None:
             passed += [f"--{name.replace('_', '-')}", getattr(args, name)]
-    # A chain that is ended takes its training with it, or the next one would write beside it.
+    # A chain that is ended ends its training too, or the next one would write beside it.
     with ended_in_order():
         return run_stages(read_stages(args.stages, args.opts), passed)
 

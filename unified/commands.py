@@ -1,7 +1,7 @@
 """How every command ends: what a user can mend is one line on stderr, never a traceback.
 
 Exit statuses: 0 done; 2 nothing was done, as arguments or inputs are wrong; 3 some inputs failed,
-the others are done; 130 stopped by Ctrl-C.
+the others are done; 130 stopped by Ctrl-C; 143 by SIGTERM, where a command heeds it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,11 @@ from unified.image_files import LIMIT, MAX_PIXELS
 
 MISUSE = 2  # what argparse returns, too
 PARTLY = 3  # some inputs failed
-INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
+INTERRUPTED, TERMINATED = 130, 143  # 128 + SIGINT or SIGTERM, as a shell reports it
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which queueing systems send, in a command that ends as after Ctrl-C."""
 
 
 def run_command(work: Callable[[], int | None], *, stopped: str = "") -> int:
@@ -29,11 +33,11 @@ def run_command(work: Callable[[], int | None], *, stopped: str = "") -> int:
 
     Args:
         work: returns an exit code; None is 0.
-        stopped: what Ctrl-C left behind, or how to go on.
+        stopped: what Ctrl-C or SIGTERM left behind, or how to go on.
 
     Returns:
         The code of ``work``; 2 after an error that a user can mend or a file that cannot be read or
-        written; 130 after Ctrl-C.
+        written; 130 after Ctrl-C; 143 after SIGTERM.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -46,9 +50,9 @@ def run_command(work: Callable[[], int | None], *, stopped: str = "") -> int:
     except OSError as error:
         known = error.filename is not None and error.strerror
         message = f"error: {error.filename}: {error.strerror}" if known else f"error: {error}"
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         sys.stderr.write(f"stopped: {stopped}\n" if stopped else "stopped\n")
-        return INTERRUPTED
+        return TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
     sys.stderr.write(f"{message}\n")
     return MISUSE
 

@@ -126,7 +126,7 @@ def test_processes_end_with_the_one_that_started_them(
     try:
         wait_for(lambda: (tmp_path / "metrics.json").exists() and losses(tmp_path), process)
         second = second_process(process.pid)
-        process.terminate()
+        process.kill()
         process.communicate(timeout=60)
         deadline = time.monotonic() + 60
         while alive(second):
@@ -226,11 +226,24 @@ def load_tool() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("flags", [(), ("--num-gpus", "2")])
-def test_ctrl_c_saves_the_steps_and_prints_the_command_that_goes_on(
-    flags: tuple[str, ...], environment: dict[str, str], tmp_path: Path
+@pytest.mark.parametrize(
+    ("number", "told", "flags"),
+    [
+        (signal.SIGINT, "all", ()),
+        (signal.SIGINT, "all", ("--num-gpus", "2")),
+        (signal.SIGTERM, "all", ("--num-gpus", "2")),
+        (signal.SIGTERM, "the one that was started", ("--num-gpus", "2")),
+        (signal.SIGTERM, "the second process", ("--num-gpus", "2")),
+    ],
+)
+def test_a_stopped_run_saves_its_steps_and_prints_the_command_that_goes_on(
+    number: signal.Signals,
+    told: str,
+    flags: tuple[str, ...],
+    environment: dict[str, str],
+    tmp_path: Path,
 ) -> None:
-    """A terminal sends it to the workers of the loader and to other processes too."""
+    """A terminal and many queueing systems send signals to the workers of the loader too."""
     folder = tmp_path / "run"
     options = ("SOLVER.MAX_ITER", "5000", "DATALOADER.NUM_WORKERS", "1", "SEED", "1")
     process = subprocess.Popen(
@@ -243,17 +256,21 @@ def test_ctrl_c_saves_the_steps_and_prints_the_command_that_goes_on(
     )
     log = folder / "metrics.json"
     wait_for(lambda: log.exists() and log.read_text().count("\n") > 1, process)
-    os.killpg(process.pid, signal.SIGINT)
-    told = process.communicate(timeout=120)[1].splitlines()
-    assert process.returncode == 130
-    (go_on,) = (line for line in told if line.startswith("stopped: "))
+    if told == "all":
+        os.killpg(process.pid, number)
+    else:
+        second = told == "the second process"
+        os.kill(second_process(process.pid) if second else process.pid, number)
+    lines = process.communicate(timeout=120)[1].splitlines()
+    assert process.returncode == 128 + number
+    (go_on,) = (line for line in lines if line.startswith("stopped: "))
     data = environment["DETECTRON2_DATASETS"]
     assert go_on.startswith(
         f"stopped: go on with DETECTRON2_DATASETS={data} python {TOOL[-1]} --resume "
         f"--config-file {CONFIG}"
     )
     assert go_on.endswith("SOLVER.IMS_PER_BATCH 2")
-    assert not any("Traceback" in line for line in told), "\n".join(told)
+    assert not any("Traceback" in line for line in lines), "\n".join(lines)
     steps = [line["iteration"] for line in losses(folder)]
     assert steps == list(range(len(steps)))
     assert (folder / "last_checkpoint").read_text() == f"model_{steps[-1]:07d}.pth"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from unified.commands import add_max_pixels, run_command
+from unified.commands import Terminated, add_max_pixels, run_command
 from unified.errors import ConfigError
 from unified.image_files import max_pixels
 
@@ -29,6 +29,7 @@ def fail(error: BaseException) -> None:
         (FileNotFoundError(2, "No such file", "a.png"), 2, "error: a.png: No such file\n"),
         (OSError("the pipe is closed"), 2, "error: the pipe is closed\n"),
         (KeyboardInterrupt(), 130, "stopped: go on with --resume\n"),
+        (Terminated(), 143, "stopped: go on with --resume\n"),
     ],
 )
 def test_what_a_user_can_mend_is_one_line(

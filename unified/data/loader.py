@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 MAX_BROKEN = 20  # different samples that may be skipped in one run
 MAX_TRIES = 10  # neighbours tried in place of one broken sample
+LAST_STEP = 20  # seconds that a worker lives on after SIGTERM
 
 
 @dataclass(frozen=True)
@@ -273,7 +274,9 @@ class _Batches:
 
 def _set_up_worker(worker: int) -> None:
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends with the process that it works for
+    # It ends with the process that it works for, which may finish a step after SIGTERM.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(LAST_STEP))
 
 
 def _check_sources(sources: Sequence[Source], world_size: int) -> None:

@@ -9,8 +9,7 @@ import socket
 import sys
 import threading
 from argparse import Namespace
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from signal import SIGTERM
 from typing import Any
@@ -20,8 +19,9 @@ import torch.distributed as dist
 from detectron2.utils import comm
 from torch import multiprocessing
 
-from unified.commands import MISUSE
+from unified.commands import MISUSE, TERMINATED, Terminated
 from unified.engine.failures import FailureWatch
+from unified.engine.interruption import ended_in_order
 from unified.errors import ConfigError, UnifiedError
 
 # How long a process waits for the others before it gives up. Long enough for the first process to
@@ -62,29 +62,57 @@ def launch(main: Callable[..., None], args: Namespace, device: str, *more: Any) 
 
 
 def _wait(context: Any) -> int:
-    """Joins all processes; when one fails the others are ended and the first cause is named."""
-    ended = multiprocessing.ProcessExitedException
+    """Joins all processes; when one fails the others are ended and the first cause is named.
+
+    Raises:
+        KeyboardInterrupt: after Ctrl-C or SIGTERM, when all have ended.
+    """
     try:
-        while not context.join():
-            pass
-    except (ended, multiprocessing.ProcessRaisedException) as error:
-        codes = [process.exitcode for process in context.processes]
-        if MISUSE in codes:
-            return MISUSE  # it has said why
-        # Processes that lose their partner fail too; the ones ended here got SIGTERM.
-        killed = [i for i, code in enumerate(codes) if code and code < 0 and code != -SIGTERM]
-        if not killed and 1 in codes and isinstance(error, ended):
-            return 1  # one of another machine failed; what it said was printed
-        if not killed:
-            raise
-        name = signal.Signals(-codes[killed[0]]).name
-        sys.stderr.write(
-            f"error: training process {killed[0]} (pid {context.processes[killed[0]].pid}) was "
-            f"ended by {name}, so the others were stopped: continue with --resume\n"
-        )
-        logging.getLogger(__name__).debug("what its partners saw", exc_info=error)
-        return 1
+        with ended_in_order():
+            while not context.join():
+                pass
+    except KeyboardInterrupt as stop:
+        for process in context.processes:
+            if isinstance(stop, Terminated):  # Ctrl-C reached them too
+                process.terminate()
+        for process in context.processes:
+            process.join()
+        raise
+    except (
+        multiprocessing.ProcessExitedException,
+        multiprocessing.ProcessRaisedException,
+    ) as error:
+        return _name_cause(context.processes, error)
     return 0
+
+
+def _name_cause(processes: Sequence[Any], error: Any) -> int:
+    """Says which of the ended processes was killed; returns the exit code of the job.
+
+    Raises:
+        Terminated: a process stopped after SIGTERM.
+        Exception: the error itself, if it says more.
+    """
+    codes = [process.exitcode for process in processes]
+    if MISUSE in codes:
+        return MISUSE  # it has said why
+    if TERMINATED in codes:
+        raise Terminated from None
+    # Processes that lose their partner fail too; the ones ended here got SIGTERM, or SIGKILL if
+    # they hung: the first that failed comes first.
+    order = (error.error_index, *range(len(codes)))
+    killed = [i for i in order if (codes[i] or 0) < 0 and codes[i] != -SIGTERM]
+    if not killed and 1 in codes and isinstance(error, multiprocessing.ProcessExitedException):
+        return 1  # one of another machine failed; what it said was printed
+    if not killed:
+        raise error
+    name = signal.Signals(-codes[killed[0]]).name
+    sys.stderr.write(
+        f"error: training process {killed[0]} (pid {processes[killed[0]].pid}) was "
+        f"ended by {name}, so the others were stopped: continue with --resume\n"
+    )
+    logging.getLogger(__name__).debug("what its partners saw", exc_info=error)
+    return 1
 
 
 def _spawned(
@@ -99,7 +127,10 @@ def _spawned(
 ) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     rank = machine * local_world + local_rank
-    code = _work(main, more, device, rank, world, local_rank, local_world, url)
+    try:
+        code = _work(main, more, device, rank, world, local_rank, local_world, url)
+    except Terminated:
+        code = TERMINATED
     if code:
         # Without clean-up, which could wait for processes that no longer answer.
         sys.stderr.flush()
@@ -150,32 +181,6 @@ def _work(
         raise
     dist.destroy_process_group()
     return 0
-
-
-@contextmanager
-def ended_in_order() -> Iterator[None]:
-    """Within the block SIGTERM raises SystemExit, so that what is written at the end is written.
-
-    The whole group of processes may get it, and more than once. What is written is not interrupted
-    by a second one, or because workers of a data loader have ended.
-
-    Not in processes that ``launch`` starts: it ends those that lost a partner, which may hang where
-    no exception reaches them.
-    """
-    if multiprocessing.parent_process() is not None:
-        yield
-        return
-
-    def end(number: int, _: Any) -> None:
-        signal.signal(number, signal.SIG_IGN)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # DataLoader's handler raises RuntimeError
-        raise SystemExit(128 + number)
-
-    before = signal.signal(SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(SIGTERM, before)
 
 
 def _is_accelerator(device: str) -> bool:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from unified.commands import Terminated
 from unified.engine.checkpointing import FINAL, POINTER
 from unified.engine.config import check_pairs, load_config, read_runs
 from unified.errors import ConfigError
@@ -98,12 +99,24 @@ def run_stages(stages: Sequence[Stage], arguments: Sequence[str] = ()) -> int:
             continue
         resumes = (stage.folder / POINTER).exists()
         logger.info("%s: %s", label, "goes on" if resumes else f"starts from {weights or 'config'}")
-        code = subprocess.run(_command(stage, weights, arguments), check=False).returncode
+        code = _run(_command(stage, weights, arguments))
         if code:
             logger.error("%s ended with code %d: run the same command to go on", label, code)
             return code
         weights = stage.folder / FINAL
     return 0
+
+
+def _run(command: Sequence[str]) -> int:
+    """The exit code of a command, which ends its step when this process is to stop."""
+    process = subprocess.Popen(command)
+    try:
+        return process.wait()
+    except KeyboardInterrupt as stop:
+        if isinstance(stop, Terminated):  # Ctrl-C reached it too
+            process.terminate()
+        process.wait()
+        raise
 
 
 def _command(stage: Stage, weights: Path | None, arguments: Sequence[str]) -> list[str]:

@@ -40,7 +40,6 @@ from unified.engine.checkpointing import (
     save_checkpoint,
 )
 from unified.engine.interruption import Interruption
-from unified.engine.launch import ended_in_order
 from unified.engine.meta_arch import SegmenterShell
 from unified.engine.optimizer import (
     average_weights,
@@ -69,7 +68,7 @@ class Trainer(TrainerBase):
     Attributes:
         model: the shell, wrapped for distributed training where there are several processes.
         batch: samples of the latest step of this process.
-        interruption: what Ctrl-C asks for.
+        interruption: what Ctrl-C and SIGTERM ask for.
     """
 
     def __init__(self, cfg: CfgNode, loader: TrainLoader, *, resume: bool = False) -> None:
@@ -188,7 +187,7 @@ class Trainer(TrainerBase):
     def train(self) -> None:
         """Runs the remaining steps, evaluates, then names the weights ``model_final.pth``.
 
-        After Ctrl-C the last whole step is saved.
+        After Ctrl-C or SIGTERM the last whole step is saved.
 
         Raises:
             TrainingError: a loss became NaN or infinite.
@@ -199,7 +198,7 @@ class Trainer(TrainerBase):
         self.iter = self.start_iter
         self._stream = iter(self.loader)
         stop = self.interruption
-        with ended_in_order(), stop.heeded(), EventStorage(self.start_iter) as self.storage:
+        with stop.heeded(), EventStorage(self.start_iter) as self.storage:
             self.before_train()
             try:
                 for number in range(self.start_iter, self.max_iter):
@@ -214,7 +213,7 @@ class Trainer(TrainerBase):
                     logger.info("stopped: %d steps are done and saved", self.iter + 1)
                 raise
             finally:
-                self.after_train()  # the curves are of use after an error or SIGTERM too
+                self.after_train()  # the curves are of use after an error too
         if comm.is_main_process():
             pending = self.folder / PENDING
             if not pending.exists():  # nothing was evaluated
@@ -290,11 +289,15 @@ class Trainer(TrainerBase):
         return terms
 
     def _record(self, terms: dict[str, float], waited: float, seconds: float) -> None:
-        """Means over all processes into the event storage."""
+        """Means over all processes into the event storage; which of them are to stop goes along."""
         terms[f"total_loss/{self.batch[0]['dataset']}"] = terms["total_loss"]
-        shares = comm.gather(terms | {"samples": float(len(self.batch))})
+        own = terms | {"samples": float(len(self.batch))}
+        gathered = comm.gather((own, self.interruption.asked))
         if not comm.is_main_process():
             return
+        shares = [share for share, _ in gathered]
+        for asked in (asked for _, asked in gathered if asked is not None):
+            self.interruption.ask(self.interruption.asked or asked)
         for name in dict.fromkeys(name for share in shares for name in share if name != "samples"):
             values = [share[name] for share in shares if name in share]
             self.storage.put_scalar(name, sum(values) / len(values), smoothing_hint=False)

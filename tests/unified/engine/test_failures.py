@@ -51,7 +51,7 @@ GONE = """
 """
 STOPPED = """
     import os, signal, time
-    from unified.engine.launch import ended_in_order
+    from unified.engine.interruption import ended_in_order
     with ended_in_order():
         if comm.get_rank() == 1:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -70,7 +70,7 @@ OWN_STORE = """
 GROUP = """
 import time
 from torch.utils.data import DataLoader
-from unified.engine.launch import ended_in_order
+from unified.engine.interruption import ended_in_order
 
 if __name__ == "__main__":
     stream = iter(DataLoader(range(100000), num_workers=2))
