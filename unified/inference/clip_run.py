@@ -70,15 +70,18 @@ def segment_clip(
         if earlier is not None and earlier["complete"]:
             return ""
         captions = clip_captions(header["objects"], options)
-        last, told = _write(predictor, frames, prompts, folder, header, clip, captions)
+        last, summary = _write(predictor, frames, prompts, folder, header, clip, captions)
     check_reached(prompts, last)
-    return told
+    return summary
 
 
 def _with_warnings(objects: list[dict[str, Any]], model: Any) -> list[dict[str, Any]]:
-    """The objects; a sentence that says nothing in English is warned about, here and in the log."""
+    """The objects; sentences that say nothing in English are warned about, here and in the log.
+
+    Those that a chooser refuses are not asked; see ``VideoPredictor``.
+    """
     tokenizer = getattr(getattr(model, "text_encoder", None), "tokenizer", None)
-    if tokenizer is None:
+    if tokenizer is None or getattr(model, "chooser", None) is not None:
         return objects
     vocabulary = frozenset(tokenizer.get_vocab())
     for entry in objects:
@@ -101,11 +104,11 @@ def _write(
     """Fills the folder of a clip; returns the number of its last frame, and what was found."""
     shown = {"desc": clip.folder or None, "total": frames.num_frames, "unit": "frame"}
     with require("tqdm").tqdm(frames, **shown) as progress:
+        compiled = is_compiled(predictor.encoder.model)
+        pulled = cli.until_compiled(progress, cli.FRAMES_TO_COMPILE) if compiled else progress
         results = (
-            (frame, predictor.step(frame.image, prompts.get(frame.number))) for frame in progress
+            (frame, predictor.step(frame.image, prompts.get(frame.number))) for frame in pulled
         )
-        if is_compiled(predictor.encoder.model):
-            progress.set_postfix_str(cli.COMPILING)
         # A prompt that the model cannot follow is refused before any file is made.
         first = next(results)
         prepare_folder(folder, clip.sources)
@@ -121,7 +124,5 @@ def _write(
             with Background() as background:
                 for frame, result in chain([first], results):
                     background(writer.write, frame, result)
-                    if progress.n == cli.FRAMES_TO_COMPILE:
-                        progress.set_postfix_str("")
-            told = writer.told()
-    return frame.number, told
+            summary = writer.summary()
+    return frame.number, summary

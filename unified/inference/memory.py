@@ -117,6 +117,15 @@ class VideoMemory:
         assert track.found_with is not None
         self._tracks[object_id] = replace(track, found_with=max(track.found_with, score))
 
+    def was_shown(self, object_id: int) -> bool:
+        """Whether memory rests on a mask or examples of the user."""
+        track = self._tracks[object_id]
+        return track.first is not None and track.found_with is None and not track.tentative
+
+    def drop_text(self, object_id: int) -> None:
+        """The sentence does not mean the object that the user showed."""
+        self._tracks[object_id] = replace(self._tracks[object_id], text=None)
+
     def restart(self, object_id: int) -> None:
         """The sentence means something else than what is remembered: the next mask defines it."""
         track = self._tracks[object_id]

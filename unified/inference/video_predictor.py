@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import replace
@@ -22,6 +23,8 @@ from unified.masks import MASK_THRESHOLD, mask_probabilities, merge
 from unified.segmenter import Segmenter
 from unified.structures import FrameResult, Presence, Prompt, Size, upload
 from unified.tasks import TASKS, Task
+
+logger = logging.getLogger(__name__)
 
 # Between two scores of a sentence, in logits: 0.31 and 0.55, or 0.5 and 0.73.
 CLEARLY = 1.0
@@ -133,6 +136,7 @@ class VideoPredictor:
         encoded = self.encoder.image(frame)
         given = self._take_prompts(encoded, waiting)
         scores, probabilities = self._predict(encoded, given, size)
+        self._drop_other_sentences(encoded, waiting, probabilities)
         return self._finish(encoded, given, scores, probabilities)
 
     def _take_prompts(
@@ -147,7 +151,7 @@ class VideoPredictor:
             )
         encoded = {
             object_id: (
-                None if prompt.text is None else self.encoder.text(prompt.text),
+                self.encoder.text(prompt.text) if self._understands(prompt.text) else None,
                 self.encoder.visual(frame, prompt),
                 self.encoder.shown(frame, prompt),
             )
@@ -162,6 +166,11 @@ class VideoPredictor:
             for object_id, prompt in waiting.items()
             if prompt.mask is not None and not prompt.points_at
         }
+
+    def _understands(self, text: str | None) -> bool:
+        """Whether there is a sentence that is asked; as in images, a chooser says which are not."""
+        chooser: Any = getattr(self.encoder.model, "chooser", None)
+        return text is not None and (chooser is None or chooser.understands(text))
 
     def _predict(
         self, frame: EncodedFrame, given: Mapping[int, np.ndarray], size: Size
@@ -192,6 +201,28 @@ class VideoPredictor:
             found = torch.stack([score for score, _ in answers.values()]).tolist()
             scores |= zip(answers, found, strict=True)
         return scores, probabilities
+
+    def _drop_other_sentences(
+        self, frame: EncodedFrame, prompts: Mapping[int, Prompt], probabilities: Tensor
+    ) -> None:
+        """A sentence that does not mean what a mask of the user shows would only harm it.
+
+        Args:
+            prompts: object id -> what was given on this frame.
+            probabilities: (O, H, W) of all objects.
+        """
+        found = dict(zip(self.memory.object_ids, probabilities > MASK_THRESHOLD, strict=True))
+        both = [i for i in prompts if self.memory.has_text(i) and self.memory.was_shown(i)]
+        size = (probabilities.shape[1], probabilities.shape[2])
+        alone = self._ask(frame, self.memory.sentences(both, self.settings.objects_per_pass), size)
+        for object_id, (_, probability) in alone.items():
+            if not _is_same(probability > MASK_THRESHOLD, found[object_id]):
+                self.memory.drop_text(object_id)
+                logger.warning(
+                    "object %d is followed by its mask alone: its sentence by itself does not find "
+                    "what the mask shows",
+                    object_id,
+                )
 
     def _ask(self, frame: EncodedFrame, batches: Iterable[Batch], size: Size) -> dict[int, Answer]:
         """What the model says about every object of the batches."""
@@ -231,7 +262,7 @@ class VideoPredictor:
             return False
         score, found_with = float(alone[0]), self.memory.found_with(object_id)
         assert found_with is not None, "memory rests on the sentence"
-        if (mask & other).sum() >= SAME_OBJECT_IOU * (mask | other).sum():
+        if _is_same(mask, other):
             self.memory.confirm(object_id, score)
             return False
         if _logit(score) <= _logit(found_with) + CLEARLY:
@@ -300,6 +331,11 @@ class VideoPredictor:
             if mask.any():
                 self.memory.mark_seen(object_id)
         return found
+
+
+def _is_same(mask: Tensor, other: Tensor) -> bool:
+    """Whether two masks (H, W), not both empty, are of one object."""
+    return bool((mask & other).sum() >= SAME_OBJECT_IOU * (mask | other).sum())
 
 
 def _logit(score: float) -> float:

@@ -1,8 +1,9 @@
-"""A first answer that was not sure does not bind the rest of a clip."""
+"""Sentences in clips that the model does not believe, or that do not mean what a mask shows."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -54,9 +55,10 @@ class Scripted(nn.Module):
         top_k: int = 1,
         mask_stride: int = 4,
     ) -> Segmentation:
-        self.asked.append("memory" if len(references) > 1 else "alone")
-        if len(references) > 1:
-            latest = references[1][0].values[:, -SIZE[0] * SIZE[1] :, 0]
+        latest = references[-1][0].values[:, -SIZE[0] * SIZE[1] :, 0]
+        remembers = latest.shape[1] > 1
+        self.asked.append("both" if len(references) > 1 else "memory" if remembers else "alone")
+        if remembers:
             mask, score = latest.reshape(-1, *SIZE) > 0, 0.9
         else:
             side, score = ANSWERS[int(features.levels[0][0, 0, 0, 0])]
@@ -72,12 +74,18 @@ def reference(values: Tensor) -> Reference:
     return Reference(tokens, tokens, torch.zeros_like(values, dtype=torch.bool), tokens[:, 0])
 
 
-def follow(prompt: Prompt, memory_score: float) -> tuple[list[str], list[str]]:
-    """The side that is found on each frame, and how the model was asked."""
+FRAMES = [np.full((*SIZE, 3), number, np.uint8) for number in range(len(ANSWERS))]
+
+
+def follow(prompts: dict[int, Prompt], **settings: float) -> tuple[list[str], list[str]]:
+    """The side that is found on each frame, and how the model was asked.
+
+    Args:
+        prompts: frame -> what is said there about one object.
+    """
     model, sides = Scripted().eval(), []
-    predictor = VideoPredictor(model, short_side=SIZE[0], memory_score=memory_score)
-    frames = [np.full((*SIZE, 3), number, np.uint8) for number in range(len(ANSWERS))]
-    for result in predictor.run(frames, {0: {1: prompt}}):
+    predictor = VideoPredictor(model, short_side=SIZE[0], **settings)
+    for result in predictor.run(FRAMES, {frame: {1: one} for frame, one in prompts.items()}):
         found = result.label_map[0] == 1
         sides.append("left" if np.array_equal(found, LEFT) else "right")
         assert np.array_equal(found, LEFT if sides[-1] == "left" else ~LEFT)
@@ -98,11 +106,44 @@ def test_a_better_answer_of_the_sentence_takes_the_place_of_a_weak_one(
     memory_score: float, sides: str, times: int
 ) -> None:
     """The sentence is asked alone only while memory is weak."""
-    found, asked = follow(Prompt(text="it"), memory_score)
+    found, asked = follow({0: Prompt(text="it")}, memory_score=memory_score)
     assert " ".join(found) == sides.strip() and asked.count("alone") == times
 
 
-def test_what_the_user_shows_is_not_questioned() -> None:
-    mask = np.broadcast_to(LEFT, SIZE)
-    sides, asked = follow(Prompt(text="it", mask=mask), 0.9)
-    assert sides == ["left"] * 6 and "alone" not in asked
+@pytest.mark.parametrize(
+    ("shown", "threshold", "then"),
+    [(LEFT, 0.3, "both"), (~LEFT, 0.3, "memory"), (LEFT, 0.4, "memory")],
+)
+def test_a_mask_is_not_questioned_and_its_sentence_heard_if_it_finds_it(
+    shown: np.ndarray, threshold: float, then: str
+) -> None:
+    prompt = Prompt(text="it", mask=np.broadcast_to(shown, SIZE))
+    sides, asked = follow({0: prompt}, memory_score=0.9, score_threshold=threshold)
+    assert sides == ["left" if shown is LEFT else "right"] * 6
+    assert asked == ["alone", *[then] * 5]
+
+
+def test_a_mask_that_corrects_a_sentence_ends_it() -> None:
+    fix = Prompt(mask=np.broadcast_to(LEFT, SIZE))
+    sides, asked = follow({0: Prompt(text="it"), 3: fix}, memory_score=0.0)
+    assert sides == ["left"] * 6 and asked == ["alone", "both", "both", "alone", "memory", "memory"]
+
+
+class Reader:
+    """A chooser as far as clips need one."""
+
+    def understands(self, text: str) -> bool:
+        return text != "blub"
+
+
+def test_what_is_refused_in_images_is_refused_in_clips() -> None:
+    model: Any = Scripted().eval()
+    model.chooser = Reader()
+    predictor = VideoPredictor(model, short_side=SIZE[0])
+    shown = np.broadcast_to(~LEFT, SIZE)
+    prompts = {1: Prompt(text="blub"), 2: Prompt(text="it"), 3: Prompt(text="blub", mask=shown)}
+    for result in predictor.run(FRAMES[:2], {0: prompts}):
+        assert np.array_equal(result.label_map, np.broadcast_to(np.where(LEFT, 2, 3), SIZE))
+        assert [result.presence[i].kind for i in prompts] == ["refused", "present", "present"]
+        assert result.scores[1] == 0 and result.boxes[1] is None
+    assert model.asked == ["alone", "both", "memory"]
