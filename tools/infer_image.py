@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -39,10 +38,9 @@ from unified import ImagePredictor
 from unified.commands import logs_beside_progress, run_command
 from unified.inference import cli, places
 from unified.inference.batch import Batch
-from unified.inference.classes import ClassPredictor, class_names
-from unified.inference.detections import uncovered
+from unified.inference.classes import ClassPredictor
 from unified.inference.image_io import read_image
-from unified.inference.image_run import ask_image, captions
+from unified.inference.image_run import read_question, segment_pictures
 from unified.inference.inputs import find_pictures
 from unified.inference.output import ImageWriter
 from unified.inference.results import check_writable, earlier_results
@@ -81,52 +79,37 @@ def run(options: argparse.Namespace) -> int:
     """Segments one image after the other into the output folder; returns the exit status."""
     check_writable(options.output)
     pictures, skipped = find_pictures(options.input)
-    names = None if options.classes is None else class_names(options.classes)
-    place = places.place_prompt(options.point, options.box)
-    prompts, objects = [], []
-    if not options.detect:
-        prompts, objects = cli.image_prompts(names or options.text, options.support, place)
+    question = read_question(options)
     if len(pictures) == 1:  # before the model is loaded, which takes longer
         read_image(pictures[0].path)
-    cli.check_places(prompts, [picture.path for picture in pictures])
-    model = cli.load_model(options, prompts)
-    settings = cli.chosen_settings(options) | ({"mirror": False} if options.detect or names else {})
+    cli.check_places(question.prompts, [picture.path for picture in pictures])
+    model = cli.load_model(options, question.prompts)
+    once = {"mirror": False} if options.detect or question.names else {}
+    settings = {**cli.chosen_settings(options), **once}
     predictor = (
-        ClassPredictor(model, names, **settings) if names else ImagePredictor(model, **settings)
+        ClassPredictor(model, question.names, **settings)
+        if question.names
+        else ImagePredictor(model, **settings)
     )
     header = {
         "tool": "infer_image",
-        "objects": objects,
+        "objects": question.objects,
         "merge_rule": "separate" if options.separate else "score",
         "input": options.input,
         "chooser": getattr(model, "chooser", None) is not None,
         **cli.describe_run(model, predictor.settings),
     }
     earlier = earlier_results(options.output, header, "images") if options.resume else None
-    texts = {entry["id"]: entry["text"] for entry in objects}
-    batch, separate = Batch("image", len(pictures)), options.separate
+    batch, separate = Batch("image", len(pictures)), {"separate": options.separate}
     more = {"inputs": options.input, "earlier": earlier, "detections": options.detect}
     with (
-        ImageWriter(options.output, header=header, separate=separate, **more) as writer,
+        ImageWriter(options.output, header=header, **separate, **more) as writer,
         tqdm(pictures, unit="image") as progress,
     ):
-        if predictor.compiled:
-            progress.set_postfix_str(cli.COMPILING)
-        for picture in progress:
-            if writer.has(picture):
-                batch.earlier += 1
-                continue
-            answer = batch.attempt(
-                str(picture.path), partial(ask_image, predictor, prompts, picture)
-            )
-            if answer is None:
-                writer.fail(picture, batch.failed[str(picture.path)])
-                continue
-            image, found = answer
-            shown = uncovered(found) if options.detect and not separate else found
-            named = captions(objects, shown, few=bool(names))
-            told = writer.write(picture, image, shown, named, texts, detected=found)
-            batch.tell(str(picture.path), told)
+        shown = (
+            cli.until_compiled(progress, cli.IMAGES_TO_COMPILE) if predictor.compiled else progress
+        )
+        segment_pictures(shown, predictor, question, writer, batch, **separate)
     print(f"done: see {options.output}/overlay, masks and results.json")
     return batch.report(skipped)
 

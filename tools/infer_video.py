@@ -87,7 +87,7 @@ def run(options: argparse.Namespace) -> int:
         title = clip.sources[0]
         done = batch.attempt(title, partial(segment_clip, options, clip, load))
         if done:
-            batch.tell(title, done)
+            batch.show(title, done)
         elif done is not None:
             batch.finished.remove(title)
             batch.earlier += 1

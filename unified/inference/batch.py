@@ -1,4 +1,4 @@
-"""Many inputs in one run: one that fails is told at the end, the others are done."""
+"""Many inputs in one run: one that fails is listed at the end, the others are done."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Batch:
         self.finished: list[str] = []
         self.failed: dict[str, str] = {}
         self.earlier = 0  # that an earlier run had finished
-        self._told = 0
+        self._num_shown = 0
 
     def attempt(self, name: str, work: Callable[[], T]) -> T | None:
         """What ``work`` returns for one input, or None: then ``failed`` says why.
@@ -49,11 +49,11 @@ class Batch:
         self.finished.append(name)
         return result
 
-    def tell(self, name: str, found: str) -> None:
+    def show(self, name: str, found: str) -> None:
         """Prints a line about what was found in an input; of many inputs for the first alone."""
-        self._told += 1
-        lines = [f"{name}: {found}"] if self._told <= NAMES_SHOWN else []
-        if self._told == NAMES_SHOWN < self.num:
+        self._num_shown += 1
+        lines = [f"{name}: {found}"] if self._num_shown <= NAMES_SHOWN else []
+        if self._num_shown == NAMES_SHOWN < self.num:
             lines.append("and so on: results.json lists what was found")
         for line in lines:
             require("tqdm").tqdm.write(line)
@@ -75,7 +75,8 @@ class Batch:
         if self.failed:
             lines.append(f"finished: {self._count(len(self.finished))}")
             lines.append(f"failed: {self._count(len(self.failed))}")
-            lines += [f"  {name}: {reason}" for name, reason in self.failed.items()]
+            for name, reason in self.failed.items():
+                lines.append(f"  {reason}" if name in reason else f"  {name}: {reason}")
         sys.stderr.write("".join(f"{line}\n" for line in lines))
         if not self.failed:
             return 0

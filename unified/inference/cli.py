@@ -27,7 +27,7 @@ from unified.structures import Prompt, Support
 
 MIN_SIDE = 32
 COMPILING = "compiling, the first ones take longer"  # said by progress lines
-FRAMES_TO_COMPILE = 2  # the first, and the first one that uses memory
+IMAGES_TO_COMPILE, FRAMES_TO_COMPILE = 1, 2  # the first, and the first one that uses memory
 
 
 def add_input_arguments(parser: argparse.ArgumentParser, what: str) -> None:
@@ -52,6 +52,11 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--opts", nargs="+", default=[], metavar="KEY VALUE", help="override config keys"
     )
+    _add_ways(group)
+
+
+def _add_ways(group: argparse._ArgumentGroup) -> None:
+    """Adds how the model runs."""
     group.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu, ...")
     group.add_argument(
         "--max-size",
@@ -83,6 +88,15 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NUM",
         help="of the processor; default: as many as this process may use",
     )
+
+
+def until_compiled(progress: Any, num: int) -> Iterator[Any]:
+    """The items of a progress bar, which says that the model is compiled until ``num`` are done."""
+    progress.set_postfix_str(COMPILING)
+    for done, item in enumerate(progress, start=1):
+        yield item
+        if done == num:
+            progress.set_postfix_str("")
 
 
 def _model_side(text: str) -> int:

@@ -106,7 +106,7 @@ def expand_lists(inputs: Sequence[str]) -> list[str]:
     """The inputs with every list, a file that ends in .txt, replaced by its lines.
 
     Lines are inputs as on the command line, relative to the working folder or to that of the list,
-    also in double quotes; empty ones, and those that begin with #, are left out.
+    also in quotes; empty ones, and those that begin with #, are left out.
 
     Raises:
         InputError: a list cannot be read, is empty, or names what does not exist.
@@ -126,7 +126,8 @@ def expand_lists(inputs: Sequence[str]) -> list[str]:
 
 
 def _beside(name: str, listing: Path) -> str:
-    plain = name.removeprefix('"').removesuffix('"')
+    quoted = len(name) > 1 and name[0] == name[-1] and name[0] in "\"'"
+    plain = name[1:-1] if quoted else name
     for candidate in (
         place for text in (name, plain) for place in (text, os.fspath(listing.parent / text))
     ):

@@ -95,7 +95,7 @@ class ClipWriter:
         # Last, so that a frame in results.json has its files.
         self._results.add({"frame": frame.number, "name": name, "objects": objects})
 
-    def told(self) -> str:
+    def summary(self) -> str:
         """One line for the terminal about the objects of all frames."""
         return in_one_line(
             [

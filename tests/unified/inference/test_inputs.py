@@ -51,6 +51,11 @@ def test_a_list_names_inputs_from_here_or_from_beside_it(tree: Path) -> None:
     assert names(["photos/list.txt"]) == ["10", "2", "b"]
     (tree / "quoted.txt").write_text('"photos/10.png"\r\n"photos/old"\r\n', encoding="utf-16")
     assert expand_lists(["quoted.txt"]) == ["photos/10.png", "photos/old"]
+    (tree / "single.txt").write_text("'photos/10.png'\n'photos/*.jpg'\n")
+    assert expand_lists(["single.txt"]) == ["photos/10.png", "photos/*.jpg"]
+    (tree / "it's").touch()
+    (tree / "apostrophe.txt").write_text("it's\n")
+    assert expand_lists(["apostrophe.txt"]) == ["it's"]
     (tree / "empty.txt").touch()
     (tree / "bad.txt").write_text("gone.jpg")
     (tree / "remark.txt").write_text("photos/10.png # mine")

@@ -113,9 +113,10 @@ def test_a_clip_becomes_masks_overlay_and_results(tmp_path: Path) -> None:
     with ClipWriter(tmp_path, header=header, fps=5, size=SIZE, captions=captions) as writer:
         writer.write(Frame(7, image, "00007"), result(masks))
         writer.write(Frame(9, image, "00009"), result({**masks, 2: np.zeros(SIZE, bool)}))
-        told = writer.told()
+        summary = writer.summary()
     assert (
-        told == "1 the cat in 2 of 2 frames, score to 0.75 | 2 box in 1 of 2 frames, score to 0.75"
+        summary
+        == "1 the cat in 2 of 2 frames, score to 0.75 | 2 box in 1 of 2 frames, score to 0.75"
     )
     files = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*"))
     assert files == ["masks/00007.png", "masks/00009.png", "overlay.mp4", "results.json"]
