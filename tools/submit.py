@@ -28,7 +28,8 @@ from unified.evaluation.submission import (
     open_files,
     write_submission,
 )
-from unified.evaluation.submission_check import Fault, check_results, check_submission, read_videos
+from unified.evaluation.submission_check import Fault, check_results, check_submission
+from unified.evaluation.submission_videos import read_videos
 
 MAX_SHOWN = 50
 

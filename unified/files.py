@@ -62,8 +62,11 @@ def read_text(path: str | os.PathLike[str]) -> str:
         InputError: it is in another encoding.
     """
     content = Path(path).read_bytes()
+    marked = content.startswith(UTF_16)
+    if not marked and b"\0" in content:
+        raise InputError(f"{path} is no text, or UTF-16 without its mark: save it as UTF-8")
     try:
-        return content.decode("utf-16" if content.startswith(UTF_16) else "utf-8-sig")
+        return content.decode("utf-16" if marked else "utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(
             f"{path} is not text in UTF-8 (byte {error.start} is {content[error.start]:#04x}): "

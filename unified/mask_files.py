@@ -90,6 +90,11 @@ def _values(path: str | os.PathLike[str], image: Image.Image) -> tuple[np.ndarra
             f"mask {path} has transparent pixels that are not black (mode {mode}), so it does not "
             "say which are the object: save it without transparency, black but for the object"
         )
+    if not values.any() and alpha.min() < alpha.max():
+        raise InputError(
+            f"mask {path} is black all over, only its transparency tells an object: save it "
+            "without transparency, white where the object is"
+        )
     return values, True
 
 

@@ -30,6 +30,13 @@ def test_text_of_another_encoding_is_one_error(tmp_path: Path) -> None:
         read_text(tmp_path / "list.txt")
 
 
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf_16_without_its_mark_is_called_so(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "list.txt").write_bytes("a/b.jpg\n".encode(encoding))
+    with pytest.raises(InputError, match=r"list\.txt is no text, or UTF-16 without its mark: save it as UTF-8"):
+        read_text(tmp_path / "list.txt")
+
+
 def test_numbers_in_names_are_ordered_as_numbers() -> None:
     names = ["10.png", "a2.png", "1.png", "2.png", "a10.png", "01.png"]
     ordered = sorted(map(Path, names), key=natural_key)

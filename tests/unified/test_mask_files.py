@@ -234,6 +234,17 @@ def test_transparent_black_is_background(tmp_path: Path) -> None:
             read(tmp_path / "m.png")
 
 
+def test_an_object_in_the_transparency_alone_is_an_error(tmp_path: Path) -> None:
+    """Image editors save a cut-out so when its colour was black."""
+    black = Image.new("L", (8, 8))
+    alpha = black.copy()
+    alpha.paste(255, (2, 2, 5, 5))
+    for mode, bands in (("LA", [black, alpha]), ("RGBA", [black] * 3 + [alpha])):
+        Image.merge(mode, bands).save(tmp_path / "m.png")
+        with pytest.raises(InputError, match="black all over, only its transparency tells"):
+            read_label_map(tmp_path / "m.png")
+
+
 def test_masks_are_turned_as_their_pictures_are(tmp_path: Path) -> None:
     labels = np.zeros((4, 6), np.uint8)
     labels[0, 0] = 2

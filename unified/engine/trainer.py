@@ -144,6 +144,11 @@ class Trainer(TrainerBase):
         """Whether no step is left and the final weights are there, evaluated."""
         return self.start_iter >= self.max_iter and (self.folder / FINAL).exists()
 
+    def is_due(self, period: int) -> bool:
+        """True after every ``period`` steps and after the last one."""
+        done = self.iter + 1
+        return bool(period > 0 and done % period == 0) or done == self.max_iter
+
     def checkpoint(self) -> dict[str, Any]:
         """Everything that the following steps depend on."""
         state = {

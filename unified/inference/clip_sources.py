@@ -50,6 +50,9 @@ class Images:
     """Images as a clip; the frame number is the position in natural order.
 
     Frames keep the names of the images; where two images share one, all are numbered.
+
+    Raises:
+        InputError: two images of a folder share one: masks often lie beside their pictures.
     """
 
     fps = DEFAULT_FPS
@@ -57,6 +60,7 @@ class Images:
 
     def __init__(self, sources: Sequence[str]) -> None:
         self._paths = find_images(sources)
+        _check_beside(self._paths)
         self.total: int | None = len(self._paths)
         names = [path.stem for path in self._paths]
         unique = len(set(names)) == len(names)
@@ -67,6 +71,17 @@ class Images:
             if index >= len(self._paths):
                 return
             yield Frame(index, read_image(self._paths[index]), self._names[index])
+
+
+def _check_beside(paths: Sequence[Path]) -> None:
+    known: dict[Path, Path] = {}
+    for path in paths:
+        other = known.setdefault(path.with_suffix(""), path)
+        if other != path:
+            raise InputError(
+                f"{other} and {path} have one name but for the suffix: give the frames of the clip "
+                f"alone, such as '{path.parent}/*{other.suffix}', if the others are their masks"
+            )
 
 
 class Animation:

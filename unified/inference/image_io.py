@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import glob
+import logging
 import os
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"})
 JPEG_QUALITY = 92
+DARK = 1 << 12  # of 16 bits: pictures without a higher value are taken for such of fewer bits
+
+logger = logging.getLogger(__name__)
 
 
 def find_images(sources: Sequence[str]) -> list[Path]:
@@ -118,15 +123,35 @@ def _pixels(path: str | os.PathLike[str], image: Image.Image) -> np.ndarray:
     if image.mode == "F":
         raise InputError(f"image {path} holds floating-point pixels: save it with 8 bits")
     if image.mode.startswith("I"):
-        values = np.asarray(image)
-        if image.mode != "I" or values.max() > 255:  # of 16 bits; 32 may hold 8 as they are
-            values = values >> 8
-        grey = values.clip(0, 255).astype(np.uint8)
+        grey = _upper_bits(path, np.asarray(image), wide=image.mode == "I")
         return np.repeat(grey[..., None], 3, axis=2)
     if "A" in image.mode or "transparency" in image.info:
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image.convert("RGBA"))
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _upper_bits(path: str | os.PathLike[str], values: np.ndarray, *, wide: bool) -> np.ndarray:
+    """(H, W) of 16 bits as uint8; of 32 bits, ``wide``, if they hold 16, or 8 as they are."""
+    least, most = int(values.min()), int(values.max())
+    if least < 0 or most >= 1 << 16:
+        raise InputError(
+            f"image {path} holds values from {least} to {most}: save it with 8 or 16 bits"
+        )
+    if wide and most < 1 << 8:
+        return values.astype(np.uint8)
+    if 0 < most < DARK:
+        _say_dark(os.fspath(path), most.bit_length())
+    return (values >> 8).astype(np.uint8)
+
+
+@cache
+def _say_dark(path: str, bits: int) -> None:
+    logger.warning(
+        "%s uses the lower %d of its 16 bits, so it is read as almost black: scale its values up",
+        path,
+        bits,
+    )
 
 
 def image_size(path: str | os.PathLike[str]) -> Size:

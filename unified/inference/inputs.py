@@ -113,6 +113,7 @@ def expand_lists(inputs: Sequence[str]) -> list[str]:
     """
     sources: list[str] = []
     for source in inputs:
+        _check_path(source)
         path = Path(source)
         if path.suffix.lower() != LIST_SUFFIX or not path.is_file():
             sources.append(source)
@@ -123,6 +124,16 @@ def expand_lists(inputs: Sequence[str]) -> list[str]:
             raise InputError(f"list {source} is empty: write one input per line")
         sources += [_beside(name, path) for name in names]
     return sources
+
+
+def _check_path(source: str) -> None:
+    """Raises InputError for what cannot be meant as a path."""
+    if not source.strip():
+        raise InputError("an --input is empty: an unset variable? Give a file or a folder")
+    scheme, separator, _ = source.partition("://")
+    if separator and scheme.isalnum():
+        hint = "give the path alone" if scheme == "file" else "download it first"
+        raise InputError(f"input {source} is an address: {hint}")
 
 
 def _beside(name: str, listing: Path) -> str:

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from unified.engine.hooks import draw_panel, plot_curves
+from unified.engine.hooks import plot_curves
+from unified.engine.sample_pictures import draw_panel
 
 
 def colours(image: np.ndarray) -> set[tuple[int, ...]]:

@@ -22,7 +22,8 @@ from unified.evaluation.submission import (
     open_files,
     write_submission,
 )
-from unified.evaluation.submission_check import Fault, check_results, check_submission, read_videos
+from unified.evaluation.submission_check import Fault, check_results, check_submission
+from unified.evaluation.submission_videos import read_videos
 
 sys.path.insert(0, str(Path(__file__).parent))
 from golden_folders import write_json, write_mask

@@ -175,6 +175,26 @@ def test_numbers_of_32_bits_that_are_small_are_8_bits(tmp_path: Path) -> None:
     assert np.array_equal(read_image(tmp_path / "a.tif")[..., 0], RAMP)
 
 
+def test_numbers_beyond_16_bits_are_refused(tmp_path: Path) -> None:
+    """Labelling tools and microscopes write them; the upper 8 of which bits is not known."""
+    for scale in (70_000, -1):
+        Image.fromarray(RAMP.astype(np.int32) * scale).save(tmp_path / "a.tif")
+        with pytest.raises(InputError, match=r"a\.tif holds values from .* save it with 8 or 16"):
+            read_image(tmp_path / "a.tif")
+
+
+def test_a_dark_picture_of_16_bits_is_said_to_be_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Cameras with 10 or 12 bits leave the upper ones of 16 empty."""
+    deep = np.full((8, 8), 4095, np.uint16)
+    Image.fromarray(deep).save(tmp_path / "a.png")
+    Image.fromarray(deep * 16).save(tmp_path / "b.png")
+    assert read_image(tmp_path / "a.png").max() == 15 and read_image(tmp_path / "b.png").max() > 250
+    (line,) = caplog.messages
+    assert "a.png uses the lower 12 of its 16 bits, so it is read as almost black" in line
+
+
 def test_the_limit_of_pixels_is_stated_and_can_be_raised(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -85,6 +85,21 @@ def test_pictures_that_would_share_files_or_are_not_there_are_refused(tree: Path
             names([source])
 
 
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("", "an --input is empty: an unset variable"),
+        ("https://example.org/photos/2.jpg", "is an address: download it first"),
+        ("file:///photos/2.jpg", "is an address: give the path alone"),
+    ],
+)
+def test_what_is_no_path_is_not_looked_for(tree: Path, source: str, reason: str) -> None:
+    """Path("") is the working folder, and would be read with all that is below it."""
+    for find in (find_pictures, find_clips):
+        with pytest.raises(InputError, match=reason):
+            find([source])
+
+
 def test_one_clip_fills_the_folder_itself(tree: Path) -> None:
     for source in ("clips/a.mp4", "clips/b", "clips/b/*.jpg", "0", "gone.mp4"):
         assert find_clips([source]) == [Clip((source,), "")]

@@ -281,6 +281,17 @@ def test_unusable_sources_are_named_with_the_reason(tmp_path: Path, clip: Path) 
         assert name in str(caught.value)
 
 
+def test_masks_beside_frames_are_no_frames(folder: Path) -> None:
+    """Labelling tools put a.png beside a.jpg; a clip of both would finish with a wrong result."""
+    names = sorted(path.name for path in folder.iterdir())
+    (folder / names[0]).with_suffix(".bmp").write_bytes((folder / names[0]).read_bytes())
+    for sources in ((folder,), (folder / "*",), sorted(folder.iterdir())):
+        with pytest.raises(InputError, match=r"have one name but for the suffix: give the frames"):
+            FrameReader(*sources)
+    with FrameReader(folder / f"*{Path(names[0]).suffix}") as reader:
+        assert reader.num_frames == len(names)
+
+
 def test_several_videos_are_refused(clip: Path, folder: Path) -> None:
     for sources in ((clip, clip), (folder, clip)):
         with pytest.raises(InputError, match=r"2 inputs .* one video, or the images of one, per"):
