@@ -33,7 +33,9 @@ def test_text_of_another_encoding_is_one_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
 def test_utf_16_without_its_mark_is_called_so(tmp_path: Path, encoding: str) -> None:
     (tmp_path / "list.txt").write_bytes("a/b.jpg\n".encode(encoding))
-    with pytest.raises(InputError, match=r"list\.txt is no text, or UTF-16 without its mark: save it as UTF-8"):
+    with pytest.raises(
+        InputError, match=r"list\.txt is no text, or UTF-16 without its mark: save it as UTF-8"
+    ):
         read_text(tmp_path / "list.txt")
 
 

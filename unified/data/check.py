@@ -29,6 +29,7 @@ from unified.tasks import TASKS, Task
 
 SECONDS = 45.0  # after which no more files are opened; that all exist is checked in any case
 NUM_OPENED = 40  # samples that are opened even then
+BEYOND = 2  # pixels by which a rounded box may leave its image
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def check_dataset(name: str, seconds: float = SECONDS) -> Checked:
         raise InputError(f"dataset {name}: {error}") from error
     clips = {r["clip_id"]: r for r in records if "file_names" in r}
     gaps = tuple(gap for record in clips.values() for gap in _gaps_of_clip(record))
-    remarks = (*_crowds(row.task, records), *look.remarks())
+    remarks = (*_crowds(row.task, records), *_boxes(records), *look.remarks())
     return Checked(len(records), num_files, len(look.opened), gaps, remarks)
 
 
@@ -86,6 +87,30 @@ def _crowds(task: Task, records: Sequence[Record]) -> Iterator[str]:
         yield (
             f"{crowds} of {len(objects)} objects are crowds (iscrowd 1), which are not learnt: "
             "CVAT writes single painted objects like this, set iscrowd to 0 for those"
+        )
+
+
+def _is_relative(segmentation: Any) -> bool:
+    """Whether polygons have no coordinate above 1."""
+    return isinstance(segmentation, list) and max(map(max, segmentation), default=2) <= 1
+
+
+def _boxes(records: Sequence[Record]) -> Iterator[str]:
+    """A remark on boxes, of objects without a mask, that do not end in their images."""
+    num, outside = 0, 0
+    for record in records:
+        for entry in record.get("annotations", ()):
+            if "bbox" not in entry or "segmentation" in entry or "mask_file" in entry:
+                continue
+            x, y, width, height = entry["bbox"]
+            num += 1
+            outside += (
+                x + width > record["width"] + BEYOND or y + height > record["height"] + BEYOND
+            )
+    if outside:
+        yield (
+            f"{outside} of {num} boxes end outside of their images: expected x, y, width, height, "
+            "as COCO has them, not x0, y0, x1, y1"
         )
 
 
@@ -232,7 +257,10 @@ class _Look:
             if "mask_file" in annotation:
                 self.opened[where] = size
             if not mask.any():
-                raise InputError(f"{where} is empty: expected the pixels of an object")
+                raise InputError(
+                    f"{where} is empty: expected the pixels of an object"
+                    + ", not shares of the image" * _is_relative(annotation.get("segmentation"))
+                )
 
     def _check_frame(self, record: Record, frame: int) -> None:
         path = record["file_names"][frame]

@@ -83,7 +83,7 @@ def _read_yaml(path: Path) -> Mapping[str, Any]:
     try:
         content = yaml.safe_load(read_text(path))
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid yaml: {error}") from error
+        raise ConfigError(f"{path} is not valid yaml: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} has no keys: expected task, split and where the files are")
     return content

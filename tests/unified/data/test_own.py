@@ -156,6 +156,7 @@ def test_black_and_white_masks_are_one_object(own: Path) -> None:
         (("images:", "pictures:"), "'images' is missing"),
         (("split: train", "split: val"), "expected train or test"),
         (("task: ris", "task: ["), "not valid yaml"),
+        (("task: ris", "task:\tris"), r"not valid yaml: .*cannot start any token.*line 1[^\n]*$"),
     ],
 )
 def test_wrong_yaml_says_what_is_wrong(change: tuple[str, str], message: str, own: Path) -> None:

@@ -21,6 +21,7 @@ import sys
 from argparse import Namespace
 from detectron2.utils import comm
 import torch.distributed as dist
+from unified.commands import run_command
 from unified.engine.launch import launch
 from unified.errors import InputError
 
@@ -30,7 +31,7 @@ def work():
 if __name__ == "__main__":
     machine, url = int(sys.argv[1]), sys.argv[2]
     args = Namespace(num_gpus=1, num_machines=2, machine_rank=machine, dist_url=url)
-    sys.exit(launch(work, args, "cpu"))
+    sys.exit(run_command(lambda: launch(work, args, "cpu")))
 """
 BROKEN_SAMPLE = """
     if comm.get_rank() == {rank}:
@@ -68,11 +69,12 @@ OWN_STORE = """
 """
 # What a whole group of processes does when it gets SIGTERM; the workers are two of a data loader.
 GROUP = """
-import time
+import sys, time
 from torch.utils.data import DataLoader
+from unified.commands import run_command
 from unified.engine.interruption import ended_in_order
 
-if __name__ == "__main__":
+def work():
     stream = iter(DataLoader(range(100000), num_workers=2))
     next(stream)
     with ended_in_order():
@@ -84,6 +86,9 @@ if __name__ == "__main__":
             while time.monotonic() < end:
                 time.sleep(0.1)
             print("written at the end")
+
+if __name__ == "__main__":
+    sys.exit(run_command(work))
 """
 WELL = """
     import time
@@ -213,7 +218,7 @@ def test_what_is_written_at_the_end_survives_sigterm_to_the_whole_group(tmp_path
     finally:
         process.kill()
     assert process.returncode == 128 + signal.SIGTERM
-    assert printed == ("written at the end\n", "")
+    assert printed == ("written at the end\n", "stopped\n")
 
 
 def test_processes_that_end_well_wait_for_each_other(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -33,6 +34,8 @@ def _instances(
     names = category_names(content, path)
     classes = {number: index for index, number in enumerate(names)}
     images = by_id(content["images"], "images", path)
+    for image in images.values():
+        _check_image(image, path)
     objects: dict[int, list[Annotation]] = {image: [] for image in images}
     for number, entry in by_id(content["annotations"], "annotations", path).items():
         if entry["image_id"] not in objects:
@@ -45,11 +48,47 @@ def _instances(
                 f"{path}: annotation {number} is of category {entry['category_id']}, which is not "
                 f"among the categories of the file ({', '.join(map(str, names))})"
             )
+        _check_annotation(entry, path)
         annotation = _annotation(entry, classes)
         annotation["category_name"] = names[entry["category_id"]]
         objects[entry["image_id"]].append(annotation)
     folder = _image_folder(content["images"], folders)
     return [_image(image, folder, objects[number]) for number, image in images.items()]
+
+
+def _check_image(image: Mapping[str, Any], path: Path) -> None:
+    """Raises InputError unless an image entry has a name and a size that can be meant."""
+    name, size = image["file_name"], (image["height"], image["width"])
+    if not isinstance(name, str) or not name:
+        raise InputError(
+            f"{path}: image {image['id']} has the file_name {name!r}: expected the name of a file"
+        )
+    if not all(isinstance(side, (int, float)) and side > 0 for side in size):
+        raise InputError(
+            f"{path}: image {image['id']} has the height and width {size[0]!r}, {size[1]!r}: "
+            "expected two numbers above 0"
+        )
+    _check_expressions(image, f"{path}: image {image['id']}")
+
+
+def _check_annotation(entry: Mapping[str, Any], path: Path) -> None:
+    """Raises InputError unless crowd, sentences and, where it counts, box can be meant."""
+    owner = f"{path}: annotation {entry['id']}"
+    if entry.get("iscrowd") not in (None, 0, 1):
+        raise InputError(f"{owner} has iscrowd {entry['iscrowd']!r}: expected 0 or 1")
+    _check_expressions(entry, owner)
+    if entry.get("segmentation") not in (None, []):
+        return
+    box = entry["bbox"]
+    numbers = len(box) == 4 and all(isinstance(side, (int, float)) for side in box)
+    if not numbers or not all(map(math.isfinite, box)) or min(box[2:]) < 0:
+        raise InputError(f"{owner} has the bbox {box}: expected x, y, width, height in pixels")
+
+
+def _check_expressions(entry: Mapping[str, Any], owner: str) -> None:
+    sentences = entry.get("expressions")
+    if sentences is not None and not isinstance(sentences, list):
+        raise InputError(f"{owner} has the expressions {sentences!r}: expected a list of sentences")
 
 
 def read_described_objects(path: Path, folders: Sequence[Path]) -> list[ImageRecord]:

@@ -143,6 +143,56 @@ def test_what_an_annotation_refers_to_is_there(own: Path) -> None:
         load_records("pets")
 
 
+@pytest.mark.parametrize(
+    ("image", "entry", "message"),
+    [
+        ({"file_name": None}, {}, "image 1 has the file_name None: expected the name of a file"),
+        ({"height": "40"}, {}, r"image 1 has the height and width '40', 60: expected two numbers"),
+        ({"width": 0}, {}, r"image 1 has the height and width 40, 0: expected two numbers above 0"),
+        ({}, {"iscrowd": "0"}, "annotation 7 has iscrowd '0': expected 0 or 1"),
+        ({}, {"expressions": "the box"}, "annotation 7 has the expressions 'the box': expected a"),
+        ({"expressions": "the box"}, {}, "image 1 has the expressions 'the box': expected a list"),
+    ],
+)
+def test_values_of_another_kind_are_named(own: Path, image: Any, entry: Any, message: str) -> None:
+    """As text "0" is true, and a sentence is a list of letters."""
+    plain = {"id": 1, "file_name": "a.png", "height": SIZE[0], "width": SIZE[1]}
+    write(own, annotation(**entry), images=[plain | image])
+    with pytest.raises(InputError, match=rf"a\.json: {message}"):
+        load_records("pets")
+
+
+@pytest.mark.parametrize(
+    ("box", "message"),
+    [
+        ([4, 4, float("nan"), 9], r"annotation 7 has the bbox \[4, 4, nan, 9\]: expected x, y,"),
+        ([20, 20, -10, -10], r"has the bbox \[20, 20, -10, -10\]: expected x, y, width, height"),
+        ([4, 4, 9], r"has the bbox \[4, 4, 9\]: expected x, y, width, height"),
+    ],
+)
+def test_boxes_that_are_none_are_named(own: Path, box: list[float], message: str) -> None:
+    write(own, annotation(segmentation=[], bbox=box), task="detection")
+    with pytest.raises(InputError, match=message):
+        load_records("pets")
+    write(own, annotation(bbox=box))  # the mask says where the object is
+    assert check_dataset("pets").num_records == 1
+
+
+def test_boxes_that_end_outside_of_their_images_are_remarked_on(own: Path) -> None:
+    """Those of x0, y0, x1, y1 are found by it; a few pixels are usual."""
+    write(own, annotation(segmentation=[], bbox=[20, 10, 50, 30]), task="detection")
+    (remark,) = check_dataset("pets").remarks
+    assert remark.startswith("1 of 1 boxes end outside of their images: expected x, y, width, ")
+    write(own, annotation(segmentation=[], bbox=[20, 10, 41, 30]), task="detection")
+    assert check_dataset("pets").remarks == ()
+
+
+def test_relative_coordinates_are_called_so(own: Path) -> None:
+    write(own, annotation(segmentation=[[0.1, 0.1, 0.5, 0.1, 0.5, 0.6]]))
+    with pytest.raises(InputError, match=r"is empty: expected .* object, not shares of the image"):
+        check_dataset("pets")
+
+
 def test_boxes_alone_are_for_detection_and_for_all_objects_of_an_image(own: Path) -> None:
     box = annotation(segmentation=[])
     write(own, box, task="detection")
