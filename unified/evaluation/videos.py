@@ -182,9 +182,12 @@ def _read_prediction(
 ) -> NDArray[np.uint8]:
     path = clip.prediction / f"{frame}.png"
     if not path.is_file():
-        others = sorted(clip.prediction.glob(f"{frame}.*"))
-        hint = f", there is only {others[0].name}" if others else ""
-        problems.found(MISSING_MASK, f"{path} is missing{hint}: write one PNG per frame")
+        # In another format, or one folder lower, as the tools write several clips.
+        others = [*clip.prediction.glob(f"{frame}.*"), *clip.prediction.glob(f"*/{frame}.png")]
+        hint = f", there is only {min(others).relative_to(clip.prediction)}" if others else ""
+        problems.found(
+            MISSING_MASK, f"{path} is missing{hint}: write one PNG per frame into this folder"
+        )
         return empty
     try:
         mask = read_binary(path) if clip.binary else read_ids(path)

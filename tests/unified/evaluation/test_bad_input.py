@@ -46,6 +46,13 @@ def jpeg_beside(root: Path) -> None:
     path.unlink()
 
 
+def one_lower(root: Path) -> None:
+    """As the tools write several clips."""
+    (root / "alpha/masks").mkdir()
+    for path in sorted((root / "alpha").glob("*.png")):
+        path.rename(root / "alpha/masks" / path.name)
+
+
 def shrink(root: Path) -> None:
     write_mask(root / "bravo" / "00001.png", np.zeros((30, 40)))
 
@@ -96,6 +103,7 @@ def missing(root: Path) -> None:
         (remove_frame, r"alpha/00002\.png is missing: write one PNG", {"missing mask": 1}),
         (add_frame, r"alpha/00099\.png is no frame of the ground truth", {"extra mask": 1}),
         (jpeg_beside, r"alpha/00002\.png is missing, .* 00002\.jpg", {"missing mask": 1}),
+        (one_lower, r"alpha/00001\.png is missing, .* masks/00001\.png", {"missing mask": 4}),
         (shrink, r"bravo/00001\.png is 40x30 pixels, .* 80x60: resize", {"unusable mask": 1}),
         (colour, r"bravo/00003\.png has mode RGB, .* indexed", {"unusable mask": 1}),
         (sixteen_bits, r"bravo/00003\.png has mode I;16", {"unusable mask": 1}),

@@ -337,7 +337,7 @@ def test_several_clips_get_a_folder_each(
     )
     told = told[-3:]
     assert told[0] == "finished: 2 clips" and told[1] == "failed: 1 clip"
-    assert told[2].strip().startswith(f"{broken}: clip {broken} cannot be read")
+    assert told[2].strip().startswith(f"clip {broken} cannot be read")
     rows = results(out)["clips"]
     assert [row.get("folder") for row in rows] == ["clip", None, "photos"]
     assert "cannot be read" in rows[1]["error"]
