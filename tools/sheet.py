@@ -49,7 +49,7 @@ def cell(predictor: ImagePredictor, record: Any) -> Image.Image:
     said += "" if truth.any() else ", nothing is meant"
     drawn = image.astype(float)
     drawn[found.mask] = (1 - TINT) * drawn[found.mask] + TINT * np.array(colour)
-    drawn[contour(truth.astype(np.uint8), width=2)] = OUTLINE
+    drawn[contour(np.asarray(truth, np.uint8), width=2)] = OUTLINE
     picture = Image.fromarray(drawn.astype(np.uint8))
     picture.thumbnail(CELL)
     sheet = Image.new("RGB", (CELL[0], CELL[1] + TITLE), "white")
@@ -70,9 +70,8 @@ def make(options: argparse.Namespace) -> None:
     rng = np.random.default_rng(options.seed)
     number = min(options.number, len(records))
     chosen = sorted(rng.choice(len(records), number, replace=False).tolist())
-    predictor = ImagePredictor(
-        unified.load(options.model, options.weights, options.device, options.opts)
-    )
+    model: Any = unified.load(options.model, options.weights, options.device, options.opts)
+    predictor = ImagePredictor(model)
     cells = [cell(predictor, records[index]) for index in chosen]
     rows = -(-number // COLUMNS)
     width, height = cells[0].size

@@ -34,6 +34,7 @@ def parse_point(text: str) -> Point:
     numbers = _numbers(text)
     if len(numbers) not in (2, 3) or numbers[2:] not in ([], [0], [1]):
         raise InputError(f"point {text} is not of the form x,y (on the object) or x,y,0 (beside)")
+    _check_pixels(f"point {text}", numbers[:2])
     return Point(numbers[0], numbers[1], inside=numbers[2:] != [0])
 
 
@@ -42,8 +43,17 @@ def parse_box(text: str) -> Box:
     numbers = _numbers(text)
     if len(numbers) != 4:
         raise InputError(f"box {text} is not of the form x0,y0,x1,y1, such as 10,20,110,80")
+    _check_pixels(f"box {text}", numbers)
     x0, y0, x1, y1 = numbers
     return x0, y0, x1, y1
+
+
+def _check_pixels(what: str, numbers: Sequence[float]) -> None:
+    """Raises InputError for what is written as shares of an image."""
+    if all(0 <= number <= 1 for number in numbers) and any(number % 1 for number in numbers):
+        raise InputError(
+            f"{what} lies within the first pixel: give pixels, not shares of the image"
+        )
 
 
 def _numbers(text: str) -> list[float]:

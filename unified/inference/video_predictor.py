@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import replace
 from typing import Any
@@ -16,20 +14,14 @@ from torch.nn import functional as F
 from unified.errors import InputError
 from unified.inference.frames import EncodedFrame, FrameEncoder, check_image, check_prompt
 from unified.inference.memory import Batch, VideoMemory
-from unified.inference.presence import LEFT_OVER, SAME_OBJECT_IOU, presence
+from unified.inference.presence import LEFT_OVER, presence
+from unified.inference.sentences import Answer, drop_other, is_weak, takes_over
 from unified.inference.settings import VideoSettings, inference_settings
 from unified.label_maps import MAX_OBJECT_ID, mask_box
 from unified.masks import MASK_THRESHOLD, mask_probabilities, merge
 from unified.segmenter import Segmenter
 from unified.structures import FrameResult, Presence, Prompt, Size, upload
 from unified.tasks import TASKS, Task
-
-logger = logging.getLogger(__name__)
-
-# Between two scores of a sentence, in logits: 0.31 and 0.55, or 0.5 and 0.73.
-CLEARLY = 1.0
-Answer = tuple[Tensor, Tensor]
-"""Score () of an object and its probability (H, W), which is zero where the score is too low."""
 
 
 class VideoPredictor:
@@ -186,10 +178,11 @@ class VideoPredictor:
         unknown = [object_id for object_id in ids if object_id not in given]
         size_of_pass = self.settings.objects_per_pass
         answers = self._ask(frame, self.memory.batches(unknown, size_of_pass), size)
-        weak = [object_id for object_id in answers if self._is_weak(object_id)]
+        enough = self.settings.memory_score
+        weak = [object_id for object_id in answers if is_weak(self.memory, object_id, enough)]
         alone = self._ask(frame, self.memory.sentences(weak, size_of_pass), size)
         for object_id, answer in alone.items():
-            if self._wins(object_id, answer, answers[object_id]):
+            if takes_over(self.memory, object_id, answer, answers[object_id]):
                 answers[object_id] = answer
         maps |= {object_id: probability for object_id, (_, probability) in answers.items()}
         device = frame.images.tensor.device
@@ -215,14 +208,8 @@ class VideoPredictor:
         both = [i for i in prompts if self.memory.has_text(i) and self.memory.was_shown(i)]
         size = (probabilities.shape[1], probabilities.shape[2])
         alone = self._ask(frame, self.memory.sentences(both, self.settings.objects_per_pass), size)
-        for object_id, (_, probability) in alone.items():
-            if not _is_same(probability > MASK_THRESHOLD, found[object_id]):
-                self.memory.drop_text(object_id)
-                logger.warning(
-                    "object %d is followed by its mask alone: its sentence by itself does not find "
-                    "what the mask shows",
-                    object_id,
-                )
+        for object_id, answer in alone.items():
+            drop_other(self.memory, object_id, answer, found[object_id])
 
     def _ask(self, frame: EncodedFrame, batches: Iterable[Batch], size: Size) -> dict[int, Answer]:
         """What the model says about every object of the batches."""
@@ -249,26 +236,6 @@ class VideoPredictor:
             rows = zip(result.scores[:, 0], probabilities, strict=True)
             answers |= zip(chunk, rows, strict=True)
         return answers
-
-    def _is_weak(self, object_id: int) -> bool:
-        """Whether memory rests on a sentence that was not sure."""
-        score = self.memory.found_with(object_id)
-        return score is not None and score < self.settings.memory_score
-
-    def _wins(self, object_id: int, alone: Answer, remembered: Answer) -> bool:
-        """Whether the sentence alone shows another object than memory, and clearly better."""
-        mask, other = alone[1] > MASK_THRESHOLD, remembered[1] > MASK_THRESHOLD
-        if not mask.any():
-            return False
-        score, found_with = float(alone[0]), self.memory.found_with(object_id)
-        assert found_with is not None, "memory rests on the sentence"
-        if _is_same(mask, other):
-            self.memory.confirm(object_id, score)
-            return False
-        if _logit(score) <= _logit(found_with) + CLEARLY:
-            return False
-        self.memory.restart(object_id)
-        return True
 
     def _finish(
         self,
@@ -331,16 +298,6 @@ class VideoPredictor:
             if mask.any():
                 self.memory.mark_seen(object_id)
         return found
-
-
-def _is_same(mask: Tensor, other: Tensor) -> bool:
-    """Whether two masks (H, W), not both empty, are of one object."""
-    return bool((mask & other).sum() >= SAME_OBJECT_IOU * (mask | other).sum())
-
-
-def _logit(score: float) -> float:
-    share = min(max(score, 1e-6), 1 - 1e-6)
-    return math.log(share / (1 - share))
 
 
 def _check_object(object_id: int, prompt: Prompt) -> None:

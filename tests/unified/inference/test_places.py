@@ -45,6 +45,14 @@ def test_what_is_no_box_and_no_point_of_a_frame_is_named() -> None:
             parse_point_at(text)
 
 
+def test_shares_of_an_image_are_no_pixels() -> None:
+    """As other tools write them; the object of the first pixel would be found."""
+    for wrong in (lambda: parse_point("0.5,0.5"), lambda: parse_box("0.1,0,1,0.8")):
+        with pytest.raises(InputError, match="lies within the first pixel: give pixels, not shar"):
+            wrong()
+    assert parse_point("0,1") == Point(0, 1)
+
+
 def test_places_of_an_image_show_one_object() -> None:
     place = place_prompt(["3,4", "9,9,0"], "1,2,30,40")
     (prompt,), (entry,) = image_prompts(["the dog"], [], place)
