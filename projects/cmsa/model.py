@@ -29,6 +29,7 @@ from unified.structures import (
 
 STAGES = ("res3", "res4", "res5")
 EMBEDDING_RANGE = 0.08
+WEIGHT_PENALTY = 5e-4  # times half the squared weights of two layers is added to the loss
 
 
 class Cmsa(nn.Module):
@@ -54,7 +55,6 @@ class Cmsa(nn.Module):
         image_size: int = 320,
         pixel_mean: Sequence[float] = (122.679, 116.669, 104.007),
         pixel_std: Sequence[float] = (1.0, 1.0, 1.0),
-        weight_penalty: float = 5e-4,
     ) -> None:
         """
         Args:
@@ -64,7 +64,6 @@ class Cmsa(nn.Module):
             fusion_dim: of the levels that are gated.
             gate: a key of ``GATES``.
             image_size: images are padded to a multiple of it.
-            weight_penalty: times half the squared weights of two layers is added to the loss.
         """
         super().__init__()
         self.backbone, self.text_encoder = backbone, text_encoder
@@ -84,7 +83,7 @@ class Cmsa(nn.Module):
         self.fusion = GATES[gate](fusion_dim)
         self.score = nn.Conv2d(fusion_dim, 1, 3, padding=1)
         xavier_init(self.reduce, self.score)
-        self.image_size, self.weight_penalty = image_size, weight_penalty
+        self.image_size = image_size
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std), persistent=False)
 
@@ -175,7 +174,7 @@ class Cmsa(nn.Module):
         squares = self.reduce.weight.square().sum() + self.score.weight.square().sum()
         return {
             "loss_pixel": entropy / len(targets),
-            "loss_weights": self.weight_penalty / 2 * squares,
+            "loss_weights": WEIGHT_PENALTY / 2 * squares,
         }
 
 

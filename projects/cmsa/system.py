@@ -45,7 +45,6 @@ def add_config(cfg: CfgNode) -> None:
     node.REDUCED_DIMS = (128, 256)  # of pairs on res3, res4
     node.FUSION_DIM = 500
     node.GATE = "code"  # or "paper"
-    node.WEIGHT_PENALTY = 5e-4
     add_words(node, dim=1000)
     cfg.MODEL.CMSA = node
 
@@ -74,7 +73,6 @@ def build(cfg: CfgNode) -> Cmsa:
         image_size=node.IMAGE_SIZE,
         pixel_mean=node.PIXEL_MEAN,
         pixel_std=node.PIXEL_STD,
-        weight_penalty=node.WEIGHT_PENALTY,
     )
 
 

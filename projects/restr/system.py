@@ -45,7 +45,6 @@ def add_config(cfg: CfgNode) -> None:
     node.PATCH_SIZE = 16
     node.DIM = 768
     node.NUM_HEADS = 12
-    node.NUM_BLOCKS = 12  # of the ViT
     node.DROP_PATH = 0.1
     node.LANGUAGE_BLOCKS = 6
     node.LANGUAGE_HEADS = 12
@@ -129,14 +128,11 @@ def _build_backbone(node: CfgNode) -> VisualEncoder | ConvolutionalEncoder:
 
     if node.BACKBONE != VIT:
         backbone = build_backbone(node.BACKBONE, freeze_at=node.FREEZE_AT)
-        return ConvolutionalEncoder(
-            backbone, dim=node.DIM, image_size=node.IMAGE_SIZE, patch_size=node.PATCH_SIZE
-        )
+        return ConvolutionalEncoder(backbone, dim=node.DIM, patch_size=node.PATCH_SIZE)
     return VisualEncoder(
         image_size=node.IMAGE_SIZE,
         patch_size=node.PATCH_SIZE,
         dim=node.DIM,
-        num_blocks=node.NUM_BLOCKS,
         num_heads=node.NUM_HEADS,
         drop_path=node.DROP_PATH,
     )

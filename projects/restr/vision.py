@@ -15,6 +15,7 @@ from unified.errors import ConfigError
 from unified.modeling.backbones import build_backbone, load_pretrained
 from unified.modeling.backbones.base import STRIDES, Backbone
 
+PLACES = 12  # a side
 EPSILON = 1e-5  # of the released code; timm has 1e-6
 
 
@@ -66,14 +67,12 @@ class VisualEncoder(nn.Module):
 
 class ConvolutionalEncoder(nn.Module):
     """A small backbone in the ViT's place: its map at the patches' stride, projected, and a learned
-    place.
+    place, read between those of a fixed grid so that weights serve pictures of every size.
 
     Not part of ReSTR: it learns on a laptop what a ViT needs a large training set for.
     """
 
-    def __init__(
-        self, backbone: Backbone, *, dim: int, image_size: int, patch_size: int = 16
-    ) -> None:
+    def __init__(self, backbone: Backbone, *, dim: int, patch_size: int = 16) -> None:
         """Takes out of the backbone what comes after that map.
 
         Raises:
@@ -86,17 +85,20 @@ class ConvolutionalEncoder(nn.Module):
                 f"a backbone has no map with one cell for {patch_size} x {patch_size} pixels: "
                 f"choose a patch size of {sorted(stages)}"
             )
-        side, self.stage = image_size // patch_size, stages[patch_size]
+        self.stage = stages[patch_size]
         self.net = _up_to(backbone, self.stage)
         self.project = nn.Linear(backbone.channels[self.stage], dim)
-        self.places = nn.Parameter(torch.empty(side**2, dim))
+        self.places = nn.Parameter(torch.empty(PLACES**2, dim))
         nn.init.trunc_normal_(self.places, std=0.02)
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, image_size, image_size) -> (B, P, dim)."""
-        features = self.net(images)[self.stage].flatten(2).transpose(1, 2)
-        return self.norm(self.project(features) + self.places)
+        """(B, 3, H, W) -> (B, P, dim)."""
+        features = self.net(images)[self.stage]
+        grid = self.places.T.unflatten(1, (PLACES, PLACES))[None]
+        places = F.interpolate(grid, size=features.shape[-2:], mode="bilinear", align_corners=False)
+        tokens = self.project(features.flatten(2).transpose(1, 2))
+        return self.norm(tokens + places.flatten(2).transpose(1, 2))
 
     def load(self, source: str | Path) -> None:
         """ImageNet weights of the backbone.

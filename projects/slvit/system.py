@@ -23,7 +23,9 @@ from unified.weights import WEIGHTS, WeightsEntry, resolve
 if TYPE_CHECKING:
     from yacs.config import CfgNode
 
+    from projects.slvit.backbone import LanguageMSCAN
     from projects.slvit.model import SLViT
+    from unified.modeling.text_encoder import TextEncoder
 
 TEXT = "text_encoder.bert."
 
@@ -47,7 +49,6 @@ def add_config(cfg: CfgNode) -> None:
     node.INPUT_SIZE = (480, 480)
     node.PIXEL_MEAN = [123.675, 116.28, 103.53]  # RGB on the 0..255 scale
     node.PIXEL_STD = [58.395, 57.12, 57.375]
-    node.SYNC_NORM = True  # statistics of batch norm over all processes, on GPUs
     text = node.TEXT_ENCODER = type(cfg)()
     text.NAME = "bert-base"
     text.WEIGHTS = ""  # name in the weights registry, or a folder in transformers' layout
@@ -65,31 +66,14 @@ def build(cfg: CfgNode) -> SLViT:
     import torch
     from torch import nn
 
-    from projects.slvit.backbone import LanguageMSCAN
     from projects.slvit.decoder import LightHamDecoder
     from projects.slvit.enhance import UncertainRegionEnhancement
     from projects.slvit.model import SLViT
-    from unified.modeling.text_encoder import TEXT_ENCODERS, build_text_encoder
 
     node = cfg.MODEL.SLVIT
-    lengths = {len(node.DIMS), len(node.DEPTHS), len(node.MLP_RATIOS)}
-    if lengths != {4}:
-        raise ConfigError("MODEL.SLVIT: DIMS, DEPTHS and MLP_RATIOS need four numbers each")
-    text_encoder = build_text_encoder(
-        node.TEXT_ENCODER.NAME, hidden_dim=None, context_length=node.TEXT_ENCODER.CONTEXT_LENGTH
-    )
-    if hasattr(text_encoder.bert, "pooler"):
-        text_encoder.bert.add_module("pooler", None)  # words alone are read
-    text_encoder.bert.requires_grad_(not node.TEXT_ENCODER.FREEZE)
     model = SLViT(
-        backbone=LanguageMSCAN(
-            dims=node.DIMS,
-            depths=node.DEPTHS,
-            mlp_ratios=node.MLP_RATIOS,
-            context_dim=TEXT_ENCODERS[node.TEXT_ENCODER.NAME].sizes["hidden_size"],
-            drop_path=node.DROP_PATH,
-        ),
-        text_encoder=text_encoder,
+        backbone=_build_backbone(node),
+        text_encoder=_build_text(node),
         enhancement=UncertainRegionEnhancement(
             dims=node.DIMS, dim=node.ENHANCE_DIM, num_regions=node.REGIONS
         ),
@@ -105,9 +89,36 @@ def build(cfg: CfgNode) -> SLViT:
         pixel_std=node.PIXEL_STD,
     )
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if node.SYNC_NORM and distributed and torch.cuda.is_available():
+    if distributed and torch.cuda.is_available():
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     return model
+
+
+def _build_backbone(node: CfgNode) -> LanguageMSCAN:
+    from projects.slvit.backbone import LanguageMSCAN
+    from unified.modeling.text_encoder import TEXT_ENCODERS
+
+    lengths = {len(node.DIMS), len(node.DEPTHS), len(node.MLP_RATIOS)}
+    if lengths != {4}:
+        raise ConfigError("MODEL.SLVIT: DIMS, DEPTHS and MLP_RATIOS need four numbers each")
+    return LanguageMSCAN(
+        dims=node.DIMS,
+        depths=node.DEPTHS,
+        mlp_ratios=node.MLP_RATIOS,
+        context_dim=TEXT_ENCODERS[node.TEXT_ENCODER.NAME].sizes["hidden_size"],
+        drop_path=node.DROP_PATH,
+    )
+
+
+def _build_text(node: CfgNode) -> TextEncoder:
+    from unified.modeling.text_encoder import build_text_encoder
+
+    text = node.TEXT_ENCODER
+    encoder = build_text_encoder(text.NAME, hidden_dim=None, context_length=text.CONTEXT_LENGTH)
+    if hasattr(encoder.bert, "pooler"):
+        encoder.bert.add_module("pooler", None)  # words alone are read
+    encoder.bert.requires_grad_(not text.FREEZE)
+    return encoder
 
 
 def load_parts(model: Any, cfg: CfgNode, given: Collection[str]) -> tuple[str, ...]:

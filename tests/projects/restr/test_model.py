@@ -12,9 +12,10 @@ from torch.nn import functional as F
 from projects.restr.fusion import GATES, CoarseToFine, Fusion
 from projects.restr.language import LanguageEncoder
 from projects.restr.model import Restr
-from projects.restr.vision import VisualEncoder, resize_positions
+from projects.restr.vision import PLACES, ConvolutionalEncoder, VisualEncoder, resize_positions
 from unified.checkpoint import write_weights
 from unified.errors import CheckpointError, InputError
+from unified.modeling.backbones import build_backbone
 from unified.modeling.vocabulary import SPECIAL, Vocabulary, WordTable
 from unified.structures import Target, stack_levels
 
@@ -226,3 +227,18 @@ def test_pretrained_vits_of_another_size_fit(tmp_path: Path) -> None:
         VisualEncoder(image_size=48, **{**options, "num_blocks": 2}).load(
             tmp_path / "vit.safetensors"
         )
+
+
+def test_places_of_a_backbone_serve_pictures_of_every_size() -> None:
+    """A place that says how far to the right it is still says it in a larger picture."""
+    encoder = ConvolutionalEncoder(build_backbone("efficientnet_lite0"), dim=1, patch_size=8).eval()
+    encoder.norm = torch.nn.Identity()
+    column = torch.linspace(0.5, PLACES - 0.5, PLACES) / PLACES
+    with torch.no_grad():
+        encoder.project.weight.zero_(), encoder.project.bias.zero_()
+        encoder.places.copy_(column.repeat(PLACES)[:, None])
+        for side in (8 * PLACES, 16 * PLACES):
+            told = encoder(torch.rand(1, 3, side, side)).unflatten(1, (side // 8, side // 8))
+            expected = (torch.arange(side // 8) + 0.5) * 8 / side
+            within = expected.clamp(column[0], column[-1])
+            torch.testing.assert_close(told[0, ..., 0], within.expand(side // 8, -1))

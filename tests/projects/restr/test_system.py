@@ -35,7 +35,7 @@ SMALL = [
     *("INFERENCE.IMAGE_SHORT_SIDE", "64", "INFERENCE.MAX_SIZE", "64"),
     *("SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "2", "DATALOADER.NUM_WORKERS", "0"),
 ]
-TINY_VIT = [*SMALL, "MODEL.RESTR.BACKBONE", "vit", "MODEL.RESTR.NUM_BLOCKS", "2"]
+TINY_VIT = [*SMALL, "MODEL.RESTR.BACKBONE", "vit"]
 NO_FILE = ["MODEL.RESTR.VOCABULARY", ""]
 RUN = SMALL
 pytestmark = pytest.mark.usefixtures("sets")
@@ -64,7 +64,7 @@ def test_released_snapshots_answer_the_same(trained: Path, tmp_path: Path) -> No
 
 
 def test_parts_come_from_where_the_configuration_says(tmp_path: Path) -> None:
-    vit = VisualEncoder(image_size=48, patch_size=16, dim=48, num_blocks=2, num_heads=6).vit
+    vit = VisualEncoder(image_size=48, patch_size=16, dim=48, num_heads=6).vit
     write_weights(tmp_path / "vit.safetensors", vit.state_dict())
     vectors = np.random.default_rng(0).standard_normal((31, 8)).astype(np.float32)
     np.save(tmp_path / "glove.npy", vectors)
@@ -110,8 +110,8 @@ def test_what_makes_the_classifier_may_learn_slower() -> None:
 
 @pytest.mark.parametrize("backbone", ["vit", "efficientnet_lite0"])
 def test_smaller_patches_come_back_to_pixels(sets: Path, backbone: str) -> None:
-    options = ["MODEL.RESTR.BACKBONE", backbone, "MODEL.RESTR.NUM_BLOCKS", "1"]
-    model = SYSTEM.build(load_config(TINY, [*SMALL, *options, "MODEL.RESTR.PATCH_SIZE", "8"]))
+    options = ["MODEL.RESTR.BACKBONE", backbone, "MODEL.RESTR.PATCH_SIZE", "8"]
+    model = SYSTEM.build(load_config(TINY, [*SMALL, *options]))
     features = model.encode_image(model.preprocess([torch.zeros(3, 64, 64)]))
     assert features.levels[0].shape[-2:] == (8, 8)
     answer = model.answer(features, [model.encode_text(["the red circle"])])
