@@ -196,7 +196,9 @@ SYSTEM = System(
     models={
         "restr": ModelEntry(
             "restr.yaml",
-            profile=Profile((480, 480), published="RefCOCO val oIoU 67.2", made="60.2 at 128 lines"),
+            profile=Profile(
+                (480, 480), published="RefCOCO val oIoU 67.2", made="60.2 at 128 lines"
+            ),
         )
     },
     extensions=(f"{__package__}.fusion_layer",),
