@@ -71,9 +71,10 @@ def build(cfg: CfgNode) -> SLViT:
     from projects.slvit.model import SLViT
 
     node = cfg.MODEL.SLVIT
+    text_encoder = _build_text(node)
     model = SLViT(
         backbone=_build_backbone(node),
-        text_encoder=_build_text(node),
+        text_encoder=text_encoder,
         enhancement=UncertainRegionEnhancement(
             dims=node.DIMS, dim=node.ENHANCE_DIM, num_regions=node.REGIONS
         ),
