@@ -237,6 +237,10 @@ def _weights_file(wanted: str | Path) -> Path:
     if str(wanted) in WEIGHTS:
         return resolve(str(wanted))
     path = Path(wanted)
+    if "://" in str(wanted):
+        raise CheckpointError(f"weights {wanted} are an address: download the file first")
+    if path.is_dir():
+        raise CheckpointError(f"weights {path} are a folder: give the file of the weights in it")
     if not path.is_file():
         raise CheckpointError(
             f"weights {path} do not exist: give a file, or one of {', '.join(WEIGHTS)}"

@@ -44,8 +44,11 @@ class ModelInput:
     def __post_init__(self) -> None:
         """
         Raises:
-            ConfigError: the precision is unknown, or the margin is negative or no number.
+            ConfigError: the precision is unknown, a side is no number of pixels, or the margin is
+                negative or no number.
         """
+        for name in ("short_side", "max_size"):
+            _check_count(name, getattr(self, name))
         if self.precision not in PRECISIONS:
             raise ConfigError(
                 f"precision {self.precision!r} is unknown: choose one of {PRECISIONS}"
@@ -88,6 +91,19 @@ class VideoSettings(ModelInput):
     memory_score: float = 0.0
     objects_per_pass: int = 8
     keep_probabilities: bool = False
+
+    def __post_init__(self) -> None:
+        """
+        Raises:
+            ConfigError: as for ``ModelInput``, or no object is to be batched.
+        """
+        super().__post_init__()
+        _check_count("objects_per_pass", self.objects_per_pass)
+
+
+def _check_count(name: str, value: int) -> None:
+    if value < 1:
+        raise ConfigError(f"{name} is {value}: expected at least 1")
 
 
 @dataclass(frozen=True)

@@ -130,6 +130,12 @@ def test_registered_weights_that_are_not_here(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(CheckpointError, match=r"'toy_large' are not on this machine: "):
         load("toy-large", device="cpu")
+    for wanted, reason in (
+        ("https://example.org/model.pth", "org/model.pth are an address: download the file first"),
+        (str(tmp_path), "are a folder: give the file of the weights in it"),
+    ):
+        with pytest.raises(CheckpointError, match=reason):
+            load("toy", weights=wanted, device="cpu")
     with pytest.raises(CheckpointError, match=r"weights none\.pth do not exist: give a file"):
         load("toy", weights="none.pth", device="cpu")
 

@@ -51,6 +51,14 @@ def test_arguments_override_what_the_model_carries() -> None:
         ImagePredictor(model, shortest_side=64)
 
 
+@pytest.mark.parametrize("name", ["short_side", "max_size", "objects_per_pass"])
+def test_numbers_below_one_are_refused(name: str, segmenter: Toy) -> None:
+    """A side of -3 pixels would be one pixel, and everything refused."""
+    for value in (0, -3):
+        with pytest.raises(ConfigError, match=f"{name} is {value}: expected at least 1"):
+            VideoPredictor(segmenter, **{name: value})
+
+
 def test_a_bare_model_is_asked_with_the_defaults(segmenter: Toy) -> None:
     assert inference_settings(segmenter) == InferenceSettings()
     assert ImagePredictor(segmenter).settings == ImageSettings()
