@@ -17,7 +17,10 @@ from pathlib import Path, PurePath
 from unified.errors import InputError
 
 # What operating systems and network disks leave beside files, whatever the case of its letters.
-LITTER = frozenset({"__macosx", "thumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "lost+found"})
+LITTER = frozenset(
+    {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "lost+found", "$recycle.bin"}
+    | {"system volume information", "@eadir", "#recycle", "@recycle", "@recently-snapshot"}
+)
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 HEAD = 1024  # bytes that show what a file is
 

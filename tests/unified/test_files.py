@@ -48,12 +48,13 @@ def test_numbers_in_names_are_ordered_as_numbers() -> None:
 
 
 def test_litter_is_in_no_listing(tmp_path: Path) -> None:
-    for folder in ("clip10", "clip2", ".ipynb_checkpoints", "__MACOSX", "@eaDir"):
+    for folder in ("clip10", "clip2", ".ipynb_checkpoints", "__MACOSX", "@eaDir", "#recycle"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "10.png").touch()
         (tmp_path / folder / "9.png").touch()
         (tmp_path / folder / "._9.png").touch()
-    for name in (".DS_Store", "Thumbs.db", "THUMBS.DB", "desktop.ini", "._a.png"):
+    left = (".DS_Store", "Thumbs.db", "THUMBS.DB", "desktop.ini", "._a.png", "Icon\r")
+    for name in (*left, "ehthumbs.db", "@Recycle", "System Volume Information"):
         (tmp_path / name).touch()
         assert is_litter(name)
     assert [path.name for path in entries(tmp_path)] == ["clip2", "clip10"]
