@@ -109,7 +109,7 @@ def test_a_dead_process_ends_the_job_with_a_message(
     try:
         wait_for(lambda: (tmp_path / "metrics.json").exists() and losses(tmp_path), process)
         os.kill(second_process(process.pid), signal.SIGKILL)
-        _, messages = process.communicate(timeout=60)
+        _, messages = process.communicate(timeout=240)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
@@ -127,7 +127,7 @@ def test_processes_end_with_the_one_that_started_them(
         wait_for(lambda: (tmp_path / "metrics.json").exists() and losses(tmp_path), process)
         second = second_process(process.pid)
         process.kill()
-        process.communicate(timeout=60)
+        process.communicate(timeout=240)
         deadline = time.monotonic() + 60
         while alive(second):
             assert time.monotonic() < deadline, "it trains on unseen"

@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -56,7 +55,7 @@ STOPPED = """
     with ended_in_order():
         if comm.get_rank() == 1:
             os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(100)
+        time.sleep(10_000)
 """
 OWN_STORE = """
     from torch.distributed import TCPStore
@@ -80,7 +79,7 @@ def work():
     with ended_in_order():
         try:
             print("ready", flush=True)
-            time.sleep(100)
+            time.sleep(10_000)
         finally:
             end = time.monotonic() + 2
             while time.monotonic() < end:
@@ -116,10 +115,8 @@ NOT_A_NUMBER = """
 """
 
 
-def run_two(
-    body: str, folder: Path, *, torchrun: bool = False
-) -> tuple[list[int], list[str], float]:
-    """Exit codes and what was printed by both, and the seconds until both had ended.
+def run_two(body: str, folder: Path, *, torchrun: bool = False) -> tuple[list[int], list[str]]:
+    """Exit codes and what was printed by both, which end long before a barrier gives up.
 
     With ``torchrun`` the environment says who they are, as that program does it.
     """
@@ -136,7 +133,6 @@ def run_two(
         job = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0"}
         job |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         ranks = [{**job, "RANK": str(rank)} for rank in range(2)]
-    start = time.monotonic()
     processes = [
         subprocess.Popen(
             [sys.executable, "-W", "ignore", str(script), str(machine), url],
@@ -148,17 +144,17 @@ def run_two(
         for machine in range(2)
     ]
     try:
-        printed = [process.communicate(timeout=120)[0] for process in processes]
+        printed = [process.communicate(timeout=280)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()
-    return [process.returncode for process in processes], printed, time.monotonic() - start
+    return [process.returncode for process in processes], printed
 
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_an_unreadable_sample_ends_all_machines(rank: int, tmp_path: Path) -> None:
-    codes, printed, seconds = run_two(BROKEN_SAMPLE.format(rank=rank), tmp_path)
-    assert codes == [2, 2] and seconds < 60
+    codes, printed = run_two(BROKEN_SAMPLE.format(rank=rank), tmp_path)
+    assert codes == [2, 2]
     message = f"error: process {rank}: frame 7 of clip 3 is unreadable\n"
     assert [text.count(message) for text in printed] == [1, 1], printed
 
@@ -167,34 +163,34 @@ def test_a_loss_that_is_no_number_ends_all_machines(tmp_path: Path) -> None:
     for release in ("fss1000", "ytbvos19", "coco"):
         RELEASES[release](tmp_path, 4, 0)
     body = NOT_A_NUMBER.format(folder=str(tmp_path / "out"), config=str(CONFIG))
-    codes, printed, seconds = run_two(body, tmp_path)
-    assert codes == [2, 2] and seconds < 60
+    codes, printed = run_two(body, tmp_path)
+    assert codes == [2, 2]
     for text in printed:
         assert "error: process 1: step 2: total_loss" in text and "--resume" in text, text
 
 
 def test_an_unexpected_error_ends_all_machines(tmp_path: Path) -> None:
-    codes, printed, seconds = run_two(UNEXPECTED, tmp_path)
-    assert codes == [1, 1] and seconds < 60
+    codes, printed = run_two(UNEXPECTED, tmp_path)
+    assert codes == [1, 1]
     assert "error: process 1: RuntimeError: out of memory" in printed[0]
     assert "Traceback" in printed[1] and "out of memory" in printed[1]
 
 
 def test_without_the_first_process_the_others_end(tmp_path: Path) -> None:
-    codes, printed, seconds = run_two(GONE, tmp_path)
-    assert codes[1] == 1 and seconds < 60
+    codes, printed = run_two(GONE, tmp_path)
+    assert codes[1] == 1
     assert "error: process 0 was lost: continue with --resume" in printed[1]
 
 
 def test_a_process_that_is_stopped_ends_all_machines(tmp_path: Path) -> None:
-    codes, printed, seconds = run_two(STOPPED, tmp_path, torchrun=True)
-    assert codes == [1, 128 + signal.SIGTERM] and seconds < 60
+    codes, printed = run_two(STOPPED, tmp_path, torchrun=True)
+    assert codes == [1, 128 + signal.SIGTERM]
     assert printed[0] == "error: process 1: it was stopped: continue with --resume\n"
     assert "Traceback" not in printed[1]
 
 
 def test_word_goes_round_by_the_port_that_the_processes_met_at(tmp_path: Path) -> None:
-    codes, printed, _ = run_two(OWN_STORE, tmp_path)
+    codes, printed = run_two(OWN_STORE, tmp_path)
     assert codes == [0, 0]
     assert printed == ["True\n", "True\n"]
 
@@ -214,7 +210,7 @@ def test_what_is_written_at_the_end_survives_sigterm_to_the_whole_group(tmp_path
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         os.killpg(process.pid, signal.SIGTERM)
-        printed = process.communicate(timeout=60)
+        printed = process.communicate(timeout=240)
     finally:
         process.kill()
     assert process.returncode == 128 + signal.SIGTERM
@@ -222,6 +218,6 @@ def test_what_is_written_at_the_end_survives_sigterm_to_the_whole_group(tmp_path
 
 
 def test_processes_that_end_well_wait_for_each_other(tmp_path: Path) -> None:
-    codes, printed, _ = run_two(WELL, tmp_path)
+    codes, printed = run_two(WELL, tmp_path)
     assert codes == [0, 0]
     assert printed == ["done 0\n", "done 1\n"]

@@ -103,7 +103,7 @@ def test_a_stopped_chain_stops_its_training_which_saves_its_steps(
         os.killpg(process.pid, number)
     else:
         process.send_signal(number)
-    _, messages = process.communicate(timeout=60)
+    _, messages = process.communicate(timeout=240)
     assert process.returncode == code and "stopped: run the same command to go on" in messages
     steps = len(metrics.read_text().splitlines())
     saved = (tmp_path / "chain/only/last_checkpoint").read_text()
