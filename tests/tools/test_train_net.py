@@ -226,6 +226,7 @@ def load_tool() -> ModuleType:
     return module
 
 
+@pytest.mark.timeout(600)  # processes that start others, on a machine that may be busy
 @pytest.mark.parametrize(
     ("number", "told", "flags"),
     [
@@ -261,7 +262,7 @@ def test_a_stopped_run_saves_its_steps_and_prints_the_command_that_goes_on(
     else:
         second = told == "the second process"
         os.kill(second_process(process.pid) if second else process.pid, number)
-    lines = process.communicate(timeout=120)[1].splitlines()
+    lines = process.communicate(timeout=300)[1].splitlines()
     assert process.returncode == 128 + number
     (go_on,) = (line for line in lines if line.startswith("stopped: "))
     data = environment["DETECTRON2_DATASETS"]
