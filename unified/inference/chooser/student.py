@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from unified.inference.sense import nonsense
 # Masks for a sentence belong to the candidates of a training image: of so many sentences so many
 # masks, after the ones that are found without.
 ASKED, BEST, SHARE = 1, 5, 0.3
+BATCH = 16  # sentences of about the same length that are read together
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class Student:
         seen: list[Tensor] = []
         names: list[str] = []
         for image, referred in pictures:
+            objects: dict[bytes, tuple[Tensor, str]] = {}
             scene = self._look(image)
             present = [text for one in referred if len(one.masks) for text in one.sentences]
             parts = [] if scene.detected is None else [scene.detected]
@@ -71,19 +73,21 @@ class Student:
             if pool is None or not len(pool):
                 continue
             sentences: list[Sentence] = []
+            words = self._words_both_ways([text for one in referred for text in one.sentences])
             for one in referred:
                 masks = self._on_grid(one.masks, scene)
-                seen += [self._seen(mask, scene) for mask in masks if mask.any()]
-                names += [n for n, mask in zip(one.names, masks, strict=True) if mask.any()]
+                for name, mask in zip(one.names, masks, strict=True):
+                    if mask.any():
+                        objects.setdefault(mask.cpu().numpy().tobytes(), (mask, name))
                 fits = _fits(pool, masks)
-                turned = [swap_left_right(text) for text in one.sentences]
                 sentences += [
-                    Sentence(words, mirrored, fits, not len(masks), len(masks) > 1)
-                    for words, mirrored in zip(
-                        self._words(one.sentences), self._words(turned), strict=True
-                    )
+                    Sentence(*words[text], fits, not len(masks), len(masks) > 1)
+                    for text in one.sentences
                 ]
             lessons.append(Lesson(scene.describer.describe(pool), sentences))
+            if objects:
+                seen.append(self._seen(torch.stack([mask for mask, _ in objects.values()]), scene))
+                names += [name for _, name in objects.values()]
         return lessons, self._naming(seen, names)
 
     @torch.inference_mode()
@@ -120,10 +124,19 @@ class Student:
             frames.append(self.encoder.image(image[:, ::-1].copy()))
         return Scene(self.model, frames, image, self.backbone, self.mean, self.std)
 
-    def _seen(self, mask: Tensor, scene: Scene) -> Tensor:
-        """Features (1, F) within the true mask (h, w) of an object."""
-        whole = torch.ones(1, device=self.device)
-        return scene.describer.describe(Found(mask[None].float(), whole)).seen
+    def _seen(self, masks: Tensor, scene: Scene) -> Tensor:
+        """Features (M, F) within the true masks (M, h, w) of objects."""
+        whole = torch.ones(len(masks), device=self.device)
+        return scene.describer.describe(Found(masks.float(), whole)).seen
+
+    def _words_both_ways(self, texts: Sequence[str]) -> Mapping[str, tuple[Tensor, Tensor]]:
+        """Of each sentence its words and those of the sentence for the mirror image."""
+        known = sorted({*texts, *map(swap_left_right, texts)}, key=lambda text: (len(text), text))
+        words: dict[str, Tensor] = {}
+        for start in range(0, len(known), BATCH):
+            part = known[start : start + BATCH]
+            words |= zip(part, self._words(part), strict=True)
+        return {text: (words[text], words[swap_left_right(text)]) for text in texts}
 
     def _words(self, texts: Sequence[str]) -> list[Tensor]:
         """Each sentence as (N, D)."""
