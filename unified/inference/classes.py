@@ -17,7 +17,7 @@ from unified.inference.frames import (
     resize_image,
     warn_of_half_precision,
 )
-from unified.inference.prepared import is_compiled, prepared
+from unified.inference.prepared import Preparation, is_compiled
 from unified.inference.settings import ImageSettings, inference_settings
 from unified.label_maps import MAX_OBJECT_ID
 from unified.segmenter import PixelClassifier
@@ -74,16 +74,24 @@ class ClassPredictor:
             )
         self.settings = replace(settings or inference_settings(model).image, **changes)
         warn_of_half_precision(self.settings.precision)
-        model = prepared(model, self.settings.precision, compile=self.settings.compile)
-        self.compiled = is_compiled(model)
-        self._model, self._names = model, tuple(names)
-        with torch.inference_mode():
-            self._classes = model.embed_classes(names)
+        self._preparation = Preparation(
+            model, self.settings.precision, compile=self.settings.compile
+        )
+        self.compiled = is_compiled(self._preparation.ready)
+        self._names = tuple(names)
+        self._embed()
         self._labels, self._best = torch.empty(0), torch.empty(0)
+
+    def _embed(self) -> None:
+        self._model: PixelClassifier = self._preparation.ready
+        with torch.inference_mode():
+            self._classes = self._model.embed_classes(self._names)
 
     def set_image(self, image: np.ndarray) -> None:
         """Finds the class of every pixel of (H, W, 3) uint8 RGB."""
         check_image(image)
+        if self._preparation.follow():
+            self._embed()
         size = (image.shape[0], image.shape[1])
         small = resize_image(
             image, resized_size(size, self.settings.short_side, self.settings.max_size)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from unified.errors import InputError
-from unified.inference.prepared import prepared
+from unified.inference.prepared import Preparation
 from unified.inference.room import check_room
 from unified.inference.settings import ModelInput
 from unified.label_maps import mask_box, object_window
@@ -52,16 +52,16 @@ class FrameEncoder:
     """Resizes, normalises and encodes frames, masks and sentences for a model.
 
     Args:
-        model: in eval mode.
+        model: in eval mode; it may be moved or get other weights between images.
         settings: its input.
     """
 
     def __init__(self, model: Segmenter, settings: ModelInput) -> None:
         warn_of_half_precision(settings.precision)
-        self.model, self.settings = (
-            prepared(model, settings.precision, compile=settings.compile),
-            settings,
-        )
+        self._preparation = Preparation(model, settings.precision, compile=settings.compile)
+        self.model: Segmenter = self._preparation.ready
+        self.settings = settings
+        self._fits: Size | None = None
         # The same prompts on the next image or after a reset cost nothing.
         self.text = lru_cache(maxsize=64)(self._text)
         self.supports = lru_cache(maxsize=16)(self._supports)
@@ -77,7 +77,13 @@ class FrameEncoder:
             InputError: another shape or dtype, or too large for the memory that is free.
         """
         check_image(image)
-        check_room(image.shape[:2])
+        if image.shape[:2] != self._fits:
+            check_room(image.shape[:2])
+            self._fits = image.shape[:2]
+        if self._preparation.follow():
+            self.model = self._preparation.ready
+            self.text.cache_clear()
+            self.supports.cache_clear()
         pixels = self._pixels(image)
         with torch.inference_mode(), self.autocast():
             batch = self.model.preprocess([pixels])

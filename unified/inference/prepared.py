@@ -56,6 +56,41 @@ def prepared(model: M, precision: str = "float32", *, compile: bool = False) -> 
     return ready
 
 
+class Preparation:
+    """``prepared`` once, and again when the weights of the model were moved or changed.
+
+    Those that are folded or stored would stay as and where they were.
+
+    Attributes:
+        ready: the model as it is run.
+    """
+
+    def __init__(self, model: Any, precision: str, *, compile: bool) -> None:
+        self._model, self._precision, self._compile = model, precision, compile
+        self._renew()
+
+    def follow(self) -> bool:
+        """Whether ``ready`` had to be made again."""
+        if self._state() == self._known:
+            return False
+        self._renew()
+        return True
+
+    def _renew(self) -> None:
+        module = isinstance(self._model, nn.Module)
+        self._weights = tuple(self._model.parameters()) if module else ()
+        self._known = self._state()
+        self.ready: Any = prepared(self._model, self._precision, compile=self._compile)
+
+    def _state(self) -> tuple[object, ...]:
+        """Another one after a change of any weight in place, or a move of all of them."""
+        if not self._weights:
+            return ()
+        first = next(self._model.parameters())
+        changes = sum(weight._version for weight in self._weights if not weight.is_inference())
+        return first.device, first.dtype, first.data_ptr(), changes
+
+
 def is_compiled(model: object) -> bool:
     """Whether a prepared model is compiled: that was asked for, and a compiler works."""
     return getattr(model, "compiled", False)

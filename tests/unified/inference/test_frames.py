@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.toy.model import Toy
+from tests.toy.model import Toy, make_toy
 from unified.inference.frames import FrameEncoder, resize_image
 from unified.inference.settings import ModelInput
 from unified.structures import resized_size
@@ -52,3 +52,16 @@ def test_masks_given_as_numbers_are_the_same_as_booleans(segmenter: Toy) -> None
     expected = encoder.masks(frame, [marked])[0][0].values
     for mask in (marked.astype(np.uint8) * 255, marked.astype(np.float32)):
         assert torch.equal(encoder.masks(frame, [mask])[0][0].values, expected)
+
+
+def test_what_a_model_said_before_it_changed_is_forgotten() -> None:
+    toy = make_toy()
+    encoder = FrameEncoder(toy, ModelInput(short_side=64, max_size=128))
+    encoder.image(noise())
+    before = encoder.text("the cat")
+    encoder.image(noise())
+    assert encoder.text("the cat") is before
+    with torch.no_grad():
+        next(toy.parameters()).add_(1)
+    encoder.image(noise())
+    assert encoder.text("the cat") is not before

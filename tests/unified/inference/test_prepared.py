@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from unified.errors import InputError
-from unified.inference.prepared import compiler_works, is_compiled, prepared
+from unified.inference.prepared import Preparation, compiler_works, is_compiled, prepared
 from unified.modeling.backbones import build_backbone
 
 
@@ -26,6 +26,25 @@ def test_norms_are_folded_once_and_the_twin_can_be_used_anywhere() -> None:
     images = torch.rand(1, 3, 32, 32, requires_grad=True)
     ready(images)["res5"].sum().backward()  # no tensor of inference mode is in the way
     assert images.grad is not None
+
+
+def test_folded_weights_follow_a_model_that_is_moved_or_changed() -> None:
+    backbone = build_backbone("efficientnet_lite0").eval()
+    preparation = Preparation(backbone, "float32", compile=False)
+    assert not preparation.follow()
+    images = torch.rand(1, 3, 32, 32)
+    with torch.no_grad():
+        next(backbone.parameters()).mul_(1.5)
+    assert preparation.follow()
+    with torch.inference_mode():
+        ours, expected = preparation.ready(images), backbone(images)
+    torch.testing.assert_close(ours["res5"], expected["res5"], atol=1e-4, rtol=1e-4)
+    for place in (torch.float64, torch.device("meta")):
+        backbone.to(place)
+        assert preparation.follow() and not preparation.follow()
+        tensors = [*preparation.ready.parameters(), *preparation.ready.buffers()]
+        found = {x for each in tensors for x in (each.dtype, each.device) if type(x) is type(place)}
+        assert found - {torch.int64} == {place}
 
 
 class Doubling(nn.Module):

@@ -37,6 +37,18 @@ def test_the_error_says_what_came_what_fits_and_what_to_do(machine: Path) -> Non
     room.check_room((5000, 8000))
 
 
+def test_frames_of_one_size_are_asked_about_once(
+    machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(room, "free_memory", lambda: asked.append(1) or 2e9)
+    encoder = image(make_toy()).encoder
+    asked.clear()
+    for size in ((40, 60), (40, 60), (60, 40), (60, 40)):
+        encoder.image(np.zeros((*size, 3), np.uint8))
+    assert len(asked) == 2
+
+
 def test_the_limit_of_a_container_counts(machine: Path) -> None:
     (machine / "memory.max").write_text("max\n")
     assert room.free_memory() == 2e9

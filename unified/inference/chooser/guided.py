@@ -46,9 +46,7 @@ class Guided:
 
     def look(self, frames: Sequence[EncodedFrame], image: np.ndarray) -> View:
         """As of ``Chooser``; the guide follows the model to its device, and sees the image too."""
-        prepared: Any = self.encoder.model  # has folded weights of its own
-        for part in (self.guide, prepared):
-            part.to(frames[0].images.tensor.device)
+        self.guide.to(frames[0].images.tensor.device)
         views = [self.encoder.image(image)]
         if self.guide.inference.image.mirror:
             views.append(self.encoder.image(image[:, ::-1].copy()))
