@@ -77,7 +77,8 @@ def resize_mask(mask: Tensor, size: Size) -> Tensor:
     half of an object, which is tiny or a thin line, every pixel is kept that the object touches.
     Source: UniRef ``inference_vos_3f``, ``F.interpolate`` of the merged mask.
     """
-    mask = mask > MASK_THRESHOLD
+    if mask.dtype != torch.bool:
+        mask = mask > MASK_THRESHOLD
     resized = _resize(mask.float()[None], size, mode="nearest")[0].bool()
     share = size[0] * size[1] / mask.numel()
     if resized.sum() < mask.sum() * share / 2:

@@ -291,7 +291,7 @@ class UniRef(nn.Module):
                 LayerPrediction(self.head.logits(queries, layer), self.head.boxes(queries, layer))
                 for layer in range(self.head.num_layers)
             ],
-            LayerPrediction(queries.proposal_logits, queries.proposal_boxes.sigmoid()),
+            LayerPrediction(queries.proposals.logits, self.head.proposal_boxes(queries.proposals)),
             targets,
             decode,
             mask_stride=mask_stride,

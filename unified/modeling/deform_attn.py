@@ -82,5 +82,7 @@ class MultiScaleDeformableAttention(nn.Module):
             offsets = offsets / size.expand(*layout[2:], 2).contiguous()
         else:
             offsets = offsets / self.num_points * reference[:, :, None, :, None, 2:] * 0.5
-        locations = reference[:, :, None, :, None, :2] + offsets
+        # Written out per point: sums of short rows are slow on CPUs.
+        centres = reference[:, :, None, :, None, :2].expand(-1, -1, -1, -1, self.num_points, -1)
+        locations = centres.contiguous() + offsets
         return self.output_proj(self.sample(value, shapes, locations, weights))

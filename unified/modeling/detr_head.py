@@ -22,13 +22,16 @@ class Proposals:
         memory: (B, N, C) encoder output.
         layout: of its tokens.
         logits: (B, N, num_classes) of every token.
-        boxes: (B, N, 4) unactivated; infinite where no proposal is allowed.
+        features: (B, N, C) that boxes are predicted from.
+        anchors: (B, N, 4) unactivated, that they are predicted relative to; infinite where no
+            proposal is allowed.
     """
 
     memory: Tensor
     layout: TokenLayout
     logits: Tensor
-    boxes: Tensor
+    features: Tensor
+    anchors: Tensor
 
 
 @dataclass(frozen=True)
@@ -40,16 +43,14 @@ class Queries:
         references: D + 1 boxes (B, Q, 4) cxcywh in [0, 1]; entry l is what layer l starts from,
             entry l + 1 what it makes of it. Gradients reach one layer back (look forward twice).
         memory: L x (B, C, h, w) encoder output.
-        proposal_logits: (B, N, num_classes) of every token.
-        proposal_boxes: (B, N, 4) unactivated; infinite where no proposal is allowed.
+        proposals: one for every token.
         selected: (B, Q) token of each query.
     """
 
     hidden: tuple[Tensor, ...]
     references: tuple[Tensor, ...]
     memory: tuple[Tensor, ...]
-    proposal_logits: Tensor
-    proposal_boxes: Tensor
+    proposals: Proposals
     selected: Tensor
 
 
@@ -99,20 +100,24 @@ class DetrHead(nn.Module):
                 memory=memory,
                 layout=layout,
                 logits=self.class_embed[-1](features),
-                boxes=self.bbox_embed[-1](features) + anchors,
+                features=features,
+                anchors=anchors,
             )
 
     def choose(self, proposals: Proposals) -> Tensor:
         """Tokens (B, Q) of the best proposals, best first: the order gives each its query."""
-        num_queries = min(self.query_embed.num_embeddings, proposals.boxes.shape[1])
+        num_queries = min(self.query_embed.num_embeddings, proposals.logits.shape[1])
         return proposals.logits[..., 0].topk(num_queries, dim=1).indices
 
     def decode(self, proposals: Proposals, selected: Tensor) -> Queries:
         """The chosen proposals, tokens (B, Q), refined layer by layer."""
         transformer, memory, layout = self.transformer, proposals.memory, proposals.layout
-        boxes = proposals.boxes.gather(1, selected[..., None].expand(-1, -1, 4)).detach()
-
+        features, anchors = (
+            x.gather(1, selected[..., None].expand(-1, -1, x.shape[-1])).detach()
+            for x in (proposals.features, proposals.anchors)
+        )
         with full_precision(memory.device):
+            boxes = (self.bbox_embed[-1](features) + anchors).detach()
             position = transformer.query_position(boxes)
         hidden = self.query_embed.weight[: selected.shape[1]].expand(boxes.shape[0], -1, -1)
         valid = torch.cat((layout.valid_ratios, layout.valid_ratios), dim=-1)  # (B, L, 4)
@@ -126,10 +131,14 @@ class DetrHead(nn.Module):
             hidden=tuple(hiddens),
             references=tuple(references),
             memory=layout.split(memory),
-            proposal_logits=proposals.logits,
-            proposal_boxes=proposals.boxes,
+            proposals=proposals,
             selected=selected,
         )
+
+    def proposal_boxes(self, proposals: Proposals) -> Tensor:
+        """Boxes (B, N, 4) of all tokens, cxcywh in [0, 1]."""
+        with full_precision(proposals.features.device):
+            return (self.bbox_embed[-1](proposals.features) + proposals.anchors).sigmoid()
 
     def logits(self, queries: Queries, layer: int) -> Tensor:
         """Class logits (B, Q, num_classes) of one decoder layer."""

@@ -115,7 +115,7 @@ class UniFusion(FusionLayer):
             reference.values,
             reference.padding_mask,
         )
-        return gate * (attended * (1 + scale) + shift)
+        return attended * (gate * (1 + scale)) + gate * shift
 
 
 @register_fusion

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unified.modeling.layers import MLP, aligned_bilinear, xavier_init
-from unified.structures import MASK_STRIDE
+from unified.structures import MASK_STRIDE, once
 
 MASK_CHANNELS = 8
 
@@ -66,7 +66,7 @@ class MaskHead(nn.Module):
     def features(self, memory: Sequence[Tensor], high_res: Tensor) -> Tensor:
         """Shared mask features (B, 8, H/4, W/4) from memory and the un-fused stride-4 map."""
         x = self.pixel_decoder(memory)
-        lateral = self.lateral_conv(high_res)
+        lateral = self.lateral_conv(once(high_res))
         x = F.interpolate(x, size=lateral.shape[-2:], mode="bilinear", align_corners=False)
         return self.mask_conv(F.relu(self.output_conv(x + lateral)))
 

@@ -123,7 +123,7 @@ def replay_call(model: UniRef, arrays: Arrays) -> dict[str, object]:
         "hs_last_q10": queries.hidden[-1][:, ::10],
         "init_reference": queries.references[0],
         "inter_references": torch.stack(queries.references[1:]),
-        "enc_class": queries.proposal_logits,
+        "enc_class": queries.proposals.logits,
         "memory_sub": memory[:, ::8, ::4],
         "memory_mean": memory.mean(dim=(1, 2)),
         "memory_std": memory.std(dim=(1, 2)),

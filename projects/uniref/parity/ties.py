@@ -82,7 +82,7 @@ def tied_pairs(proposals: Proposals, image: int, num: int, tied: float) -> list[
     Tokens where no proposal is allowed are all alike, and their order changes nothing.
     """
     logits, tokens = proposals.logits[image, :, 0].sort(descending=True, stable=True)
-    allowed = proposals.boxes[image, tokens].isfinite().all(dim=1)
+    allowed = proposals.anchors[image, tokens].isfinite().all(dim=1)
     pairs: list[tuple[float, Pair]] = []
     for rank in range(num):
         close = logits[rank] - logits[rank + 1 :] < tied

@@ -244,8 +244,8 @@ def _matches(model: UniRef, queries: Queries, targets: Sequence[Target]) -> dict
     for layer in range(model.head.num_layers):
         logits, boxes = model.head.logits(queries, layer), model.head.boxes(queries, layer)
         ours |= _pairs(f"match_l{layer}", match_simota(logits, boxes, padded), len(targets))
-    boxes = queries.proposal_boxes.sigmoid()
-    match = match_hungarian(queries.proposal_logits, boxes, padded.without_labels())
+    boxes = model.head.proposal_boxes(queries.proposals)
+    match = match_hungarian(queries.proposals.logits, boxes, padded.without_labels())
     return ours | _pairs("match_enc", match, len(targets))
 
 

@@ -43,12 +43,14 @@ def test_autocast_leaves_what_decides_in_float32(uniref: UniRef, dtype: torch.dt
         full = queries(uniref)
         with torch.autocast("cpu", dtype=dtype):
             half = queries(uniref)
-    decisive = (*half.hidden, *half.references, *half.memory, half.proposal_logits)
-    assert {x.dtype for x in (*decisive, half.proposal_boxes)} == {torch.float32}
+    decisive = (*half.hidden, *half.references, *half.memory, half.proposals.logits)
+    assert {x.dtype for x in (*decisive, half.proposals.features, half.proposals.anchors)} == {
+        torch.float32
+    }
     assert not torch.equal(half.memory[0], full.memory[0]), "nothing is half precision"
     # In bfloat16 itself many proposals tie: 256 numbers between one power of two and the next.
-    for logits in half.proposal_logits[..., 0]:
-        inside = logits[torch.isfinite(half.proposal_boxes[0]).all(dim=-1)]
+    for logits in half.proposals.logits[..., 0]:
+        inside = logits[torch.isfinite(half.proposals.anchors[0]).all(dim=-1)]
         assert len(inside.unique()) > 0.99 * len(inside)
 
 

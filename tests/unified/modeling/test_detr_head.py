@@ -36,23 +36,25 @@ def inputs(batch: int = 2) -> tuple[list[Tensor], list[Tensor]]:
 
 
 def test_shapes() -> None:
-    queries = head()(*inputs())
+    module = head()
+    queries = module(*inputs())
     tokens = sum(h * w for h, w in SIZES)
     assert [x.shape for x in queries.hidden] == [(2, 10, DIM)] * 3
     assert [x.shape for x in queries.references] == [(2, 10, 4)] * 4
     assert [x.shape for x in queries.memory] == [(2, DIM, h, w) for h, w in SIZES]
-    assert queries.proposal_logits.shape == (2, tokens, 2)
-    assert queries.proposal_boxes.shape == (2, tokens, 4)
+    assert queries.proposals.logits.shape == (2, tokens, 2)
+    assert module.proposal_boxes(queries.proposals).shape == (2, tokens, 4)
     assert queries.selected.shape == (2, 10)
 
 
 def test_selects_the_best_tokens_by_the_first_class() -> None:
-    queries = head()(*inputs())
-    first = queries.proposal_logits[..., 0]
+    module = head()
+    queries = module(*inputs())
+    first = queries.proposals.logits[..., 0]
     for image in range(2):
         best = sorted(range(first.shape[1]), key=lambda i: -first[image, i].item())[:10]
         assert first[image, queries.selected[image]].tolist() == first[image, best].tolist()
-        chosen = queries.proposal_boxes[image, queries.selected[image]].sigmoid()
+        chosen = module.proposal_boxes(queries.proposals)[image, queries.selected[image]]
         torch.testing.assert_close(queries.references[0][image], chosen)
 
 
@@ -130,8 +132,8 @@ def test_batch_equals_loop() -> None:
 def test_gradient_reaches_every_parameter() -> None:
     module = head().train()
     queries = module(*inputs())
-    finite = queries.proposal_boxes.sigmoid()
-    terms = [queries.proposal_logits, finite, *queries.memory]
+    boxes = module.proposal_boxes(queries.proposals)
+    terms = [queries.proposals.logits, boxes, *queries.memory]
     for layer in range(module.num_layers):
         terms += [module.logits(queries, layer), module.boxes(queries, layer)]
     sum((term * torch.randn(term.shape)).sum() for term in terms).backward()
@@ -152,4 +154,4 @@ def test_starts_with_rare_objects_and_boxes_where_the_proposals_are() -> None:
     assert valid.any()
     torch.testing.assert_close(queries.references[2][valid], queries.references[0][valid])
     assert len(module.class_embed) == len(module.bbox_embed) == 3
-    assert queries.proposal_boxes.isinf().any()
+    assert queries.proposals.anchors.isinf().any()
