@@ -2,9 +2,9 @@
 
     python tools/benchmark_ways.py --size 480x854 --compile --exported exported
 
-Prints a table with rows for 1, 3 and 10 objects: medians of the time of the processor (of all
-threads together) and of the clock, from a frame to its label map. The ways take turns on every
-frame, so that all meet the same machine. Folders for --exported come from tools/export.py.
+Prints a table with rows for 1, 3 and 10 objects, or others: medians of the time of the processor
+(of all threads together) and of the clock, from a frame to its label map. The ways take turns on
+every frame, so that all meet the same machine. Folders for --exported come from tools/export.py.
 """
 
 from __future__ import annotations
@@ -28,21 +28,20 @@ from unified.inference import cli
 from unified.inference.benchmark import picture_size
 from unified.inference.profiling import environment
 
-NUM_OBJECTS = (1, 3, 10)
-
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Reads the command line."""
     about = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=about)
     parser.add_argument("--frames", type=int, default=5, help="timed frames (default 5)")
+    parser.add_argument("--objects", type=int, nargs="+", default=[1, 3, 10], metavar="N")
     parser.add_argument("--size", type=picture_size, default=(480, 854), metavar="HxW")
     parser.add_argument("--exported", type=Path, nargs="+", default=[], metavar="DIR")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the table there")
     cli.add_model_arguments(parser)
     options = parser.parse_args(arguments)
-    if options.frames < 1:
-        parser.error("--frames is at least 1")
+    if min(options.frames, *options.objects) < 1:
+        parser.error("--frames and --objects are at least 1")
     return options
 
 
@@ -52,7 +51,7 @@ def run(options: argparse.Namespace) -> None:
     ways = ways_of(model, options.exported, cli.chosen_settings(options))
     print(HEADER)
     rows = []
-    for num in NUM_OBJECTS:
+    for num in options.objects:
         for row in measure(ways, num_objects=num, size=options.size, num_frames=options.frames):
             print(row, flush=True)
             rows.append(asdict(row))

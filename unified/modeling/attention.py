@@ -103,11 +103,15 @@ def attend_alike(
         (B, heads, N, D).
     """
     num, ignored = value.shape[0], once(padding_mask)
-    plain = backend == "sdpa" and query.dtype == torch.float32 and query.device.type == "cpu"
+    plain = backend == "sdpa" and query.device.type == "cpu"
     learning = dropout > 0 or any(x.requires_grad for x in (query, key, value))
     alike = not exporting() and len(query) == len(key) == len(ignored) == 1 < num
     if plain and alike and not learning:
-        return _weights_once(query[0], key[0], value, ignored[0])
+        if query.dtype == torch.float32:
+            return _weights_once(query[0], key[0], value, ignored[0])
+        if query.dtype == torch.bfloat16 and not bfloat16_pays():
+            inputs = query[0].float(), key[0].float(), value.float()
+            return _weights_once(*inputs, ignored[0]).to(query.dtype)
     query, key = (x.expand(num, -1, -1, -1) for x in (query, key))
     return attend(query, key, value, padding_mask, backend=backend, dropout=dropout)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from unified.modeling import attention
-from unified.modeling.attention import attend
+from unified.modeling.attention import attend, attend_alike
 from unified.modeling.fusion import CrossAttention
 from unified.modeling.mask_encoder import convolve
 from unified.modeling.transformer import EncoderLayer, TokenLayout
@@ -78,6 +78,20 @@ def test_bfloat16_is_used_where_it_pays(
             "float32 is used for it"
         ]
     )
+
+
+def test_objects_of_one_frame_share_weights_where_bfloat16_does_not_pay(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As in float32, whose answer it is."""
+    once, sizes = attention._weights_once, []
+    monkeypatch.setattr(attention, "bfloat16_pays", lambda: False)
+    monkeypatch.setattr(attention, "_weights_once", lambda *x: sizes.append(len(x[2])) or once(*x))
+    query, key, value = (torch.randn(b, 2, n, 16).bfloat16() for b, n in ((1, 9), (1, 12), (3, 12)))
+    mask = padding(1, 12).expand(3, -1)
+    found = attend_alike(query, key, value, mask)
+    wide = attend_alike(query.float(), key.float(), value.float(), mask).bfloat16()
+    assert torch.equal(found, wide) and sizes == [3, 3]
 
 
 def test_gradients_take_the_plain_path_and_reach_every_parameter() -> None:
