@@ -56,9 +56,9 @@ class MaskEncoder(nn.Module):
         """
         x = convolve(self.conv1, images, masks[:, None].to(images.dtype))
         if x.device.type == "cpu" and not torch.compiler.is_compiling():
-            # Pooling and narrow convolutions are faster on pixels whose channels lie together.
+            # Pooling is faster on pixels whose channels lie together.
             x = x.contiguous(memory_format=torch.channels_last)
-        x = F.relu(F.max_pool2d(self.bn1(x), 3, stride=2, padding=1))
+        x = F.relu(F.max_pool2d(self.bn1(x), 3, stride=2, padding=1)).contiguous()
         x = self.layer1(x)
         values = []
         stages = (self.layer2, self.layer3, self.layer4, self.final_layer)
