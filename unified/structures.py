@@ -306,20 +306,23 @@ class Segmentation:
     classes: Tensor
 
     @classmethod
-    def of_masks(cls, mask_logits: Tensor, features: FeaturePyramid) -> Segmentation:
-        """That of a model which predicts masks alone.
+    def of_masks(
+        cls, mask_logits: Tensor, features: FeaturePyramid, scores: Tensor | None = None
+    ) -> Segmentation:
+        """That of a model which predicts masks, and perhaps scores.
 
-        Scores are the mean probability inside each mask and 0 for an empty one; boxes are those of
-        the masks; the class is 0.
+        Boxes are those of the masks; the score of an empty mask is 0; the class is 0.
 
         Args:
             mask_logits: (B, K, h, w) at a stride of the padded input.
             features: of the same images.
+            scores: (B, K); by default the mean probability inside each mask.
         """
         inside = mask_logits > 0
-        probabilities = mask_logits.detach().float().sigmoid() * inside
         areas = inside.sum(dim=(2, 3))
-        scores = probabilities.sum(dim=(2, 3)) / areas.clamp(min=1)
+        if scores is None:
+            probabilities = mask_logits.detach().float().sigmoid() * inside
+            scores = probabilities.sum(dim=(2, 3)) / areas.clamp(min=1)
         stride = features.padded_size[0] / mask_logits.shape[2]
         sides = torch.tensor(features.image_sizes) / stride  # (B, 2), unpadded
         edges = [
@@ -328,7 +331,7 @@ class Segmentation:
         ]
         ends = torch.stack(edges, dim=-1).clamp(max=1)  # (B, K, 2 ends, x and y)
         boxes = torch.cat((ends.mean(dim=2), ends[:, :, 1] - ends[:, :, 0]), dim=-1)
-        return cls(mask_logits, scores, boxes, torch.zeros_like(areas))
+        return cls(mask_logits, scores * (areas > 0), boxes, torch.zeros_like(areas))
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from projects.sam.decoding import decode, runs_here
 from unified.modeling.precision import full_precision, widen
 
 
@@ -133,9 +134,12 @@ class Sam(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """See ``PromptableModel``; ``decoder`` takes the place of the SAM's own."""
         (image,) = embedding
-        masks, scores = (self.mask_decoder if decoder is None else decoder)(
+        network, position = self.mask_decoder if decoder is None else decoder, self._position(image)
+        if runs_here(image):
+            return decode(network, image, position, sparse, dense, several=several)
+        masks, scores = network(
             image_embeddings=image,
-            image_positional_embeddings=self._position(image),
+            image_positional_embeddings=position.expand(len(image), -1, -1, -1),
             sparse_prompt_embeddings=sparse[:, None],
             dense_prompt_embeddings=dense,
             multimask_output=several,
@@ -143,14 +147,13 @@ class Sam(nn.Module):
         return masks[:, 0], scores[:, 0]
 
     def _position(self, image: Tensor) -> Tensor:
-        """Position code of every pixel of an embedding, (B, C, h, w)."""
+        """Position code of every pixel of an embedding, (C, h, w)."""
         height, width = image.shape[-2:]
         y = (torch.arange(height, device=image.device) + 0.5) / height
         x = (torch.arange(width, device=image.device) + 0.5) / width
         grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)  # (h, w, 2), x before y
         with full_precision(image.device):
-            code = self.prompt_encoder.shared_embedding(grid).permute(2, 0, 1)  # (C, h, w)
-        return code.expand(len(image), -1, -1, -1)
+            return self.prompt_encoder.shared_embedding(grid).permute(2, 0, 1)
 
 
 class Sam2(nn.Module):

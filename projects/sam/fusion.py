@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from unified.modeling.attention import attend
 from unified.modeling.fusion import FilmUniFusion, FusionLayer
 from unified.modeling.layers import sine_position, zero_init
-from unified.structures import Reference
+from unified.structures import Reference, once
 
 DROPOUT = 0.1  # of what a layer adds, in training
 
@@ -68,10 +68,10 @@ class DeepFusion(FusionLayer):
 
         ``side`` is that of the embedding.
         """
-        pooled = pooled_map(tokens)
+        pooled = pooled_map(once(tokens))
         side = pooled.shape[-1]
         x = self.enter(rearrange(pooled, "b c h w -> b (h w) c"))
-        x = x + grid_position(pooled)
+        x = (x + grid_position(pooled)).expand(len(tokens), -1, -1)
         for layer in self.layers:
             x = layer(x, references)
         x = self.norm(x)
@@ -111,11 +111,12 @@ class _Layer(nn.Module):
 
     def forward(self, x: Tensor, references: Sequence[Reference]) -> Tensor:
         """(B, N, C) -> (B, N, C)."""
+        num, x = len(x), once(x)  # the first layer sees one image for all objects
         y = self.norm_pixels(x)
         q, k, v = (
             rearrange(proj(y), "b n (heads d) -> b heads n d", heads=self.num_heads)
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
         mixed = self.out_proj(rearrange(attend(q, k, v), "b heads n d -> b n (heads d)"))
-        x = self.fusion(x + self.dropout(mixed), references)
+        x = self.fusion((x + self.dropout(mixed)).expand(num, -1, -1), references)
         return x + self.dropout(self.mlp(x))

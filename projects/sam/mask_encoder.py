@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from projects.sam.fusion import grid_position, pooled_map
 from unified.modeling.mask_encoder import BasicBlock, FeatureFusion
-from unified.structures import Reference
+from unified.structures import Reference, once
 
 
 class SamMaskEncoder(nn.Module):
@@ -77,16 +77,17 @@ class PatchMaskEncoder(nn.Module):
 
     def refer(self, images: Tensor, masks: Tensor, tokens: Tensor) -> Reference:
         """As of ``SamMaskEncoder``; the summary is the mean of the tokens on the object."""
-        pooled = pooled_map(tokens)
-        side = pooled.shape[-1]
+        pooled = pooled_map(once(tokens))
+        num, side = len(tokens), pooled.shape[-1]
         grid = (side * self.patch, side * self.patch)
         cells = F.interpolate(masks[:, None].to(pooled.dtype), size=grid, mode="area")[:, 0]
         cells = rearrange(
             cells, "b (h y) (w x) -> b (h w) (y x)", y=self.patch, x=self.patch
         )  # (B, n, patch * patch) in [0, 1]
         keys = rearrange(pooled, "b c h w -> b (h w) c")
-        values = self.mlp(torch.cat([keys, 2 * cells - 1], dim=-1))
+        placed = (keys + grid_position(pooled)).expand(num, -1, -1)  # of one frame for all objects
+        values = self.mlp(torch.cat([keys.expand(num, -1, -1), 2 * cells - 1], dim=-1))
         weights = cells.mean(dim=-1, keepdim=True)  # (B, n, 1)
         summary = (keys * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1e-3)
         nothing = torch.zeros(keys.shape[:2], dtype=torch.bool, device=keys.device)
-        return Reference(keys + grid_position(pooled), values, nothing, summary)
+        return Reference(placed, values, nothing.expand(num, -1), summary)

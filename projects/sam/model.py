@@ -32,6 +32,7 @@ from unified.structures import (
     References,
     Segmentation,
     Target,
+    once,
 )
 
 SURE = 6.0  # logits beyond say no more when two masks are joined
@@ -223,9 +224,8 @@ class SamUniFusion(nn.Module):
         alone = all(isinstance(level, PointReference) for level in levels)
         if self.second_pass and top_k == 1 and not alone:
             logits = self.look_again(features, logits)
-        found = Segmentation.of_masks(_at_stride(logits, features, mask_stride), features)
-        visible = found.scores > 0
-        return replace(found, scores=scores.gather(1, best).float().clamp(0, 1) * visible)
+        scores = scores.gather(1, best).float().clamp(0, 1)
+        return Segmentation.of_masks(_at_stride(logits, features, mask_stride), features, scores)
 
     def look_again(self, features: FeaturePyramid, logits: Tensor) -> Tensor:
         """The mean of masks (B, 1, h, w) and what the SAM inside says of the boxes around them.
@@ -233,7 +233,7 @@ class SamUniFusion(nn.Module):
         Its edges are sharper where no reference changed its embedding; empty masks stay.
         """
         assert isinstance(features, SamPyramid)
-        found = _at_stride(logits, features, 1)[:, 0] > 0
+        found = _on_image(logits, features) > 0
         for mask, (height, width) in zip(found, features.image_sizes, strict=True):
             mask[height:], mask[:, width:] = False, False
         boxes, some = _boxes(found)
@@ -302,8 +302,10 @@ class SamUniFusion(nn.Module):
         """What the fusion sees of each pixel, (B, h * w, C)."""
         assert isinstance(features, SamPyramid)
         (embedding,) = features.levels
-        seen = embedding if features.context is None else embedding + features.context
-        return rearrange(seen, "b c h w -> b (h w) c")
+        seen = once(embedding)
+        if features.context is not None:
+            seen = seen + once(features.context)
+        return rearrange(seen, "b c h w -> b (h w) c").expand(len(embedding), -1, -1)
 
     def losses(
         self,
@@ -327,6 +329,16 @@ def _at_stride(logits: Tensor, features: FeaturePyramid, stride: int) -> Tensor:
     if _size(logits) == (height, width):
         return logits
     return F.interpolate(logits, size=(height, width), mode="bilinear", align_corners=False)
+
+
+def _on_image(logits: Tensor, features: FeaturePyramid) -> Tensor:
+    """SAM's masks (B, 1, 4h, 4w) at the input size without the padding of all, (B, H, W)."""
+    stride = features.padded_size[0] // logits.shape[-2]
+    height, width = (max(sides) for sides in zip(*features.image_sizes, strict=True))
+    rows, columns = (-(-side // stride) + 1 for side in (height, width))
+    part = logits[:, :, :rows, :columns]
+    larger = F.interpolate(part, scale_factor=stride, mode="bilinear", align_corners=False)
+    return larger[:, 0, :height, :width]
 
 
 def coarse_prompt(coarse: Tensor, side: int) -> dict[str, Tensor]:

@@ -111,7 +111,8 @@ def attach_chooser(model: Any, cfg: CfgNode, sha256: str | None) -> None:
     """Gives a model what chooses among its masks, if the configuration names one, or another model
     whose chooser shows it what to outline.
 
-    Without the folder ``unified/inference/chooser`` sentences are answered without.
+    Without the folder ``unified/inference/chooser`` sentences are answered without, and after a
+    warning so they are where the model that would show is not installed.
 
     Args:
         model: in eval mode, on its device.
@@ -127,8 +128,14 @@ def attach_chooser(model: Any, cfg: CfgNode, sha256: str | None) -> None:
     building = import_module(f"{CHOOSER}.building")
     if name in model_entries():
         model.chooser = building.build_guided(model, load(name, device="cpu"))
-    else:
+    elif name in WEIGHTS or Path(name).suffix or Path(name).is_file():
         model.chooser = building.build_chooser(model, _weights_file(name), sha256)
+    else:
+        logger.warning(
+            "INFERENCE.CHOOSER: the model %s is not installed, so sentences about images are "
+            "answered without it. With INFERENCE.CHOOSER '' they always are",
+            name,
+        )
 
 
 def _check_kinds(name: str, known: Collection[str], kinds: Collection[str]) -> None:

@@ -93,6 +93,24 @@ def test_a_batch_of_the_fusion_is_its_rows() -> None:
 
 
 @torch.no_grad()
+def test_objects_of_one_image_get_what_copies_of_it_would_give() -> None:
+    """What they share is computed once."""
+    fusion, encoder = deep(), PatchMaskEncoder(dim=DIM, patch=4)
+    images, masks = torch.zeros(3, 3, SIDE, SIDE), torch.zeros(3, SIDE, SIDE)
+    masks[0, :32, :32] = masks[1, 20:, 40:] = masks[2, 5:50, 10:20] = 1
+    shared = tokens(1).expand(3, -1, -1)
+    remembered = encoder.refer(images, masks, shared)
+    apart = encoder.refer(images, masks, shared.clone())
+    assert remembered.keys.stride(0) == remembered.padding_mask.stride(0) == 0
+    copied = replace(apart, keys=apart.keys.clone(), padding_mask=apart.padding_mask.clone())
+    found = fusion.found(shared, [remembered])
+    expected = fusion.found(shared.clone(), [copied])
+    assert (found[1][0] - found[1][1]).abs().max() > 1e-3
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
 def test_the_value_of_a_patch_says_what_the_mask_is_there() -> None:
     encoder = PatchMaskEncoder(dim=DIM, patch=4)
     masks = torch.zeros(1, SIDE, SIDE)

@@ -10,12 +10,14 @@ import pytest
 import torch
 
 from projects.sam.system import SYSTEM
+from tests.projects.sam.tiny import SIDE, make_model
 from unified import ImagePredictor, VideoPredictor
 from unified.checkpoint import FOREIGN_PREFIX
 from unified.data.synthetic.releases import RELEASES
 from unified.engine.config import load_config
-from unified.engine.models import load, models
+from unified.engine.models import attach_chooser, load, models
 from unified.engine.run import train
+from unified.engine.system import find_systems
 from unified.errors import ConfigError
 from unified.structures import Prompt
 
@@ -112,6 +114,22 @@ def test_rates_and_frozen_parts_are_those_of_the_reference() -> None:
 
 def test_its_models_are_those_that_follow_points() -> None:
     assert set(SYSTEM.models) <= set(models(points=True)) < set(models())
+
+
+def test_without_the_model_that_guides_it_sentences_get_its_own_answers(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    others = {name: found for name, found in find_systems().items() if name != "UniRef"}
+    monkeypatch.setattr("unified.engine.models.find_systems", lambda: others)
+    model = make_model()
+    attach_chooser(model, load_config(MOBILE), None)
+    assert [record.message.partition(",")[0] for record in caplog.records] == [
+        "INFERENCE.CHOOSER: the model uniref-lite is not installed"
+    ]
+    predictor = ImagePredictor(model, short_side=SIDE, max_size=SIDE, score_threshold=0.0)
+    predictor.set_image(np.full((SIDE, SIDE, 3), 90, np.uint8))
+    found, score = predictor.predict(Prompt(text="the red man"))
+    assert found.shape == (SIDE, SIDE) and 0 < score <= 1
 
 
 def test_bad_values_get_one_clear_error() -> None:

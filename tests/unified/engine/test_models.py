@@ -124,6 +124,16 @@ def test_unknown_names() -> None:
         load("none.yaml")
 
 
+def test_a_chooser_that_is_a_model_may_be_missing_a_file_may_not(
+    small: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = load(small, device="cpu", options=["INFERENCE.CHOOSER", "another-model"])
+    assert not hasattr(model, "chooser")
+    assert "the model another-model is not installed, so sentences" in caplog.records[-1].message
+    with pytest.raises(CheckpointError, match=r"weights chooser\.pth do not exist"):
+        load(small, device="cpu", options=["INFERENCE.CHOOSER", "chooser.pth"])
+
+
 def test_registered_weights_that_are_not_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

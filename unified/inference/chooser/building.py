@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from unified.checkpoint import read_weights
@@ -80,7 +81,22 @@ def build_guided(model: Any, guide: Any) -> Guided | None:
             f"INFERENCE.CHOOSER is the model {guide.info.name}, which shows boxes, and this one "
             "follows none: name weights of a chooser, or set it to ''"
         )
-    return None if getattr(guide, "chooser", None) is None else Guided(guide, model)
+    if getattr(guide, "chooser", None) is None:
+        return None
+    _share_language_model(model, guide)
+    return Guided(guide, model)
+
+
+def _share_language_model(model: Any, guide: Any) -> None:
+    """The guide reads with the language model of ``model`` where it has the same: 90 MB less."""
+    own, other = (getattr(one, "text_encoder", None) for one in (model, guide))
+    if isinstance(own, TextEncoder) and isinstance(other, TextEncoder):
+        weights, others = own.bert.state_dict(), other.bert.state_dict()
+        if weights.keys() == others.keys() and all(
+            weights[key].shape == value.shape and torch.equal(weights[key].cpu(), value.cpu())
+            for key, value in others.items()
+        ):
+            other.bert = own.bert
 
 
 def parts_of(model: Any) -> tuple[TextEncoder, Backbone, Tensor, Tensor]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.toy.model import Toy, make_toy
 from tests.unified.inference.chooser.test_candidates import SETTINGS, photo
@@ -121,3 +121,17 @@ def test_who_cannot_guide_or_be_guided() -> None:
         build_guided(model, model)
     model.reference_kinds = frozenset({"box"})
     assert build_guided(model, make_toy()) is None
+
+
+def test_a_language_model_that_both_have_is_kept_once() -> None:
+    model, guide = (make_toy() for _ in range(2))
+    model.reference_kinds, guide.chooser = frozenset({"box"}), Choice(torch.ones(1, 2, 2))
+    guide.inference = InferenceSettings(image=SETTINGS)
+    before = guide.text_encoder.bert
+    nn.init.normal_(before.embeddings.word_embeddings.weight)
+    build_guided(model, guide)
+    assert guide.text_encoder.bert is before, "they differ"
+    before.load_state_dict(model.text_encoder.bert.state_dict())
+    build_guided(model, guide)
+    assert guide.text_encoder.bert is model.text_encoder.bert
+    assert guide.text_encoder.project is not model.text_encoder.project
