@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from examples import transformers_sam
 from unified.errors import CheckpointError
 from unified.inference.video_io import FrameReader
 from unified.samples import sample_path
@@ -48,6 +49,17 @@ def test_the_first_lines_of_the_readme_run() -> None:
     result, mask = names["result"], names["mask"]
     assert mask.shape == result.label_map.shape and sorted(result.scores) == [1, 2]
     assert result.areas[1] > 0.5 * mask.sum() > 0
+
+
+def test_the_lines_that_plug_into_a_sam_run() -> None:
+    """With what the example imports."""
+    needs("minilm")
+    text = (EXAMPLES.parent / "README.md").read_text(encoding="utf-8")
+    (lines,) = re.findall(r"```python\n(fusion, .+?)```", text, re.DOTALL)
+    names = {**vars(transformers_sam), "sam": transformers_sam.tiny_sam()}
+    exec(lines, names)
+    assert names["model"].reference_kinds == {"text", "mask", "point", "box"}
+    assert len(lines.splitlines()) == 3
 
 
 def test_mobile_sam_finds_the_cat() -> None:
