@@ -146,6 +146,8 @@ def test_masks_alone_give_scores_and_boxes() -> None:
     expected = torch.tensor([6 / 12, 6 / 16, 6 / 12, 4 / 16])  # cxcywh of the image itself
     torch.testing.assert_close(found.boxes[0, 0], expected)
     assert found.boxes[1, 0, 2:].tolist() == [0, 0]
+    given = Segmentation.of_masks(logits, features, torch.tensor([[0.4], [0.9]]))
+    torch.testing.assert_close(given.scores, torch.tensor([[0.4], [0.0]]))
 
 
 def test_tasks_have_the_stride_of_masks() -> None:
