@@ -34,7 +34,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     about = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=about)
     parser.add_argument("--frames", type=int, default=5, help="timed frames (default 5)")
-    parser.add_argument("--objects", type=int, nargs="+", default=[1, 3, 10], metavar="N")
+    parser.add_argument(
+        "--objects", type=int, nargs="+", default=[1, 3, 10], metavar="N", help="rows of the table"
+    )
     parser.add_argument("--size", type=picture_size, default=(480, 854), metavar="HxW")
     parser.add_argument("--exported", type=Path, nargs="+", default=[], metavar="DIR")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the table there")

@@ -31,7 +31,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Trains, prints and returns the exit code: 2 after bad input, 130 when stopped by Ctrl-C."""
+    """Trains and prints; 2 after bad input, 130 when stopped by Ctrl-C, 143 by SIGTERM."""
     args = parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     return run_command(lambda: run(args), stopped="run the same command to go on")
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     """Reads what is compared, trains it and prints the table."""
     require("detectron2.engine")
     from unified.engine.comparison import read_comparison, run_comparison, table
-    from unified.engine.launch import ended_in_order
+    from unified.engine.interruption import ended_in_order
 
     comparison = read_comparison(args.runs, args.opts)
     with ended_in_order():

@@ -26,6 +26,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from unified.threads import set_thread_defaults
@@ -40,7 +41,7 @@ from unified.inference import cli, places
 from unified.inference.batch import Batch
 from unified.inference.classes import ClassPredictor
 from unified.inference.image_io import read_image
-from unified.inference.image_run import read_question, segment_pictures
+from unified.inference.image_run import Question, read_question, segment_pictures
 from unified.inference.inputs import find_pictures
 from unified.inference.output import ImageWriter
 from unified.inference.results import check_writable, earlier_results
@@ -75,6 +76,18 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def build_predictor(
+    model: Any, question: Question, options: argparse.Namespace
+) -> ImagePredictor | ClassPredictor:
+    """What answers the question; all objects and classes are looked for without a mirror image."""
+    settings = cli.chosen_settings(options)
+    if options.detect or question.names:
+        settings = {**settings, "mirror": False}
+    if question.names:
+        return ClassPredictor(model, question.names, **settings)
+    return ImagePredictor(model, **settings)
+
+
 def run(options: argparse.Namespace) -> int:
     """Segments one image after the other into the output folder; returns the exit status."""
     check_writable(options.output)
@@ -84,13 +97,7 @@ def run(options: argparse.Namespace) -> int:
         read_image(pictures[0].path)
     cli.check_places(question.prompts, [picture.path for picture in pictures])
     model = cli.load_model(options, question.prompts)
-    once = {"mirror": False} if options.detect or question.names else {}
-    settings = {**cli.chosen_settings(options), **once}
-    predictor = (
-        ClassPredictor(model, question.names, **settings)
-        if question.names
-        else ImagePredictor(model, **settings)
-    )
+    predictor = build_predictor(model, question, options)
     header = {
         "tool": "infer_image",
         "objects": question.objects,
@@ -100,16 +107,16 @@ def run(options: argparse.Namespace) -> int:
         **cli.describe_run(model, predictor.settings),
     }
     earlier = earlier_results(options.output, header, "images") if options.resume else None
-    batch, separate = Batch("image", len(pictures)), {"separate": options.separate}
+    batch, separate = Batch("image", len(pictures)), options.separate
     more = {"inputs": options.input, "earlier": earlier, "detections": options.detect}
     with (
-        ImageWriter(options.output, header=header, **separate, **more) as writer,
+        ImageWriter(options.output, header=header, separate=separate, **more) as writer,
         tqdm(pictures, unit="image") as progress,
     ):
         shown = (
             cli.until_compiled(progress, cli.IMAGES_TO_COMPILE) if predictor.compiled else progress
         )
-        segment_pictures(shown, predictor, question, writer, batch, **separate)
+        segment_pictures(shown, predictor, question, writer, batch, separate=separate)
     print(f"done: see {options.output}/overlay, masks and results.json")
     return batch.report(skipped)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from pathlib import Path
 from unified.engine.checkpointing import FINAL
 from unified.engine.config import check_pairs, load_config, read_runs
 from unified.engine.hooks import EVALUATIONS
-from unified.engine.stages import TRAIN
+from unified.engine.stages import TRAIN, run_training
 from unified.errors import ConfigError
 from unified.files import read_text
 
@@ -112,7 +111,7 @@ def run_comparison(comparison: Comparison) -> int:
             logger.info("%s: done", label)
             continue
         logger.info("%s: starts", label)
-        code = subprocess.run(comparison.command(value), check=False).returncode
+        code = run_training(comparison.command(value))
         if code:
             logger.error("%s ended with code %d: run the same command to go on", label, code)
             return code

@@ -99,7 +99,7 @@ def run_stages(stages: Sequence[Stage], arguments: Sequence[str] = ()) -> int:
             continue
         resumes = (stage.folder / POINTER).exists()
         logger.info("%s: %s", label, "goes on" if resumes else f"starts from {weights or 'config'}")
-        code = _run(_command(stage, weights, arguments))
+        code = run_training(_command(stage, weights, arguments))
         if code:
             logger.error("%s ended with code %d: run the same command to go on", label, code)
             return code
@@ -107,8 +107,12 @@ def run_stages(stages: Sequence[Stage], arguments: Sequence[str] = ()) -> int:
     return 0
 
 
-def _run(command: Sequence[str]) -> int:
-    """The exit code of a command, which ends its step when this process is to stop."""
+def run_training(command: Sequence[str]) -> int:
+    """The exit code of a command that trains; it ends its step when this process is to stop.
+
+    Raises:
+        KeyboardInterrupt: after Ctrl-C or SIGTERM, when the command has ended.
+    """
     process = subprocess.Popen(command)
     try:
         return process.wait()

@@ -1,4 +1,4 @@
-"""What is written beside a picture: every object. Pillow is imported where it is used."""
+"""A legend beside a picture, which names every object. Pillow is imported where it is used."""
 
 from __future__ import annotations
 
@@ -120,9 +120,9 @@ def _broken(text: str, letters: ImageFont.FreeTypeFont, limit: int, most: int) -
     return [_shorten(row, letters, limit) for row in rows]
 
 
-def _margin(text_height: int) -> int:
-    """Of the text in the legend: the swatch and the room around it."""
-    return 2 * text_height + text_height // 4
+def _margin(height: int) -> int:
+    """Of text of that height in the legend: the swatch and the room around it."""
+    return 2 * height + height // 4
 
 
 def _shorten(text: str, letters: ImageFont.FreeTypeFont, limit: int) -> str:

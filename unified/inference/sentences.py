@@ -45,7 +45,7 @@ def takes_over(memory: VideoMemory, object_id: int, alone: Answer, remembered: A
 
 
 def drop_other(memory: VideoMemory, object_id: int, alone: Answer, shown: Tensor) -> None:
-    """Forgets a sentence that alone does not find what the user ``shown`` (H, W) bool."""
+    """Forgets a sentence that alone does not find what a mask of the user shows, (H, W) bool."""
     if not _is_same(alone[1] > MASK_THRESHOLD, shown):
         memory.drop_text(object_id)
         logger.warning(

@@ -204,12 +204,12 @@ class VideoPredictor:
             prompts: object id -> what was given on this frame.
             probabilities: (O, H, W) of all objects.
         """
-        found = dict(zip(self.memory.object_ids, probabilities > MASK_THRESHOLD, strict=True))
         both = [i for i in prompts if self.memory.has_text(i) and self.memory.was_shown(i)]
         size = (probabilities.shape[1], probabilities.shape[2])
         alone = self._ask(frame, self.memory.sentences(both, self.settings.objects_per_pass), size)
         for object_id, answer in alone.items():
-            drop_other(self.memory, object_id, answer, found[object_id])
+            row = self.memory.object_ids.index(object_id)
+            drop_other(self.memory, object_id, answer, probabilities[row] > MASK_THRESHOLD)
 
     def _ask(self, frame: EncodedFrame, batches: Iterable[Batch], size: Size) -> dict[int, Answer]:
         """What the model says about every object of the batches."""

@@ -235,10 +235,11 @@ def test_places_of_a_backbone_serve_pictures_of_every_size() -> None:
     encoder.norm = torch.nn.Identity()
     column = torch.linspace(0.5, PLACES - 0.5, PLACES) / PLACES
     with torch.no_grad():
-        encoder.project.weight.zero_(), encoder.project.bias.zero_()
+        encoder.project.weight.zero_()
+        encoder.project.bias.zero_()
         encoder.places.copy_(column.repeat(PLACES)[:, None])
         for side in (8 * PLACES, 16 * PLACES):
-            told = encoder(torch.rand(1, 3, side, side)).unflatten(1, (side // 8, side // 8))
+            places = encoder(torch.rand(1, 3, side, side)).unflatten(1, (side // 8, side // 8))
             expected = (torch.arange(side // 8) + 0.5) * 8 / side
             within = expected.clamp(column[0], column[-1])
-            torch.testing.assert_close(told[0, ..., 0], within.expand(side // 8, -1))
+            torch.testing.assert_close(places[0, ..., 0], within.expand(side // 8, -1))

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -61,6 +64,27 @@ def test_every_value_is_trained_alike_and_the_table_shows_the_best_first(
     (runs / "UniFusion/config.yaml").unlink()  # nothing writes it again: the run is done
     assert load_tool()(["--runs", str(path), "SOLVER.MAX_ITER", "1"]) == 0
     assert not (runs / "UniFusion/config.yaml").exists()
+
+
+@pytest.mark.timeout(600)  # processes that start others, on a machine that may be busy
+def test_a_stopped_comparison_stops_its_training_which_saves_its_steps(
+    options: list[str], tmp_path: Path
+) -> None:
+    steps = {"SOLVER.MAX_ITER": 100000, "DATASETS.TEST": ["fss-1000-test"]}
+    path = write_runs(tmp_path, VALUES=["NoFusion"], OPTIONS=steps)
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "tools/compare.py"), "--runs", str(path)],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    metrics = tmp_path / "runs/NoFusion/metrics.json"
+    while not metrics.exists() and process.poll() is None:
+        time.sleep(0.2)
+    process.terminate()
+    _, messages = process.communicate(timeout=300)
+    assert process.returncode == 143 and "stopped: run the same command to go on" in messages
+    saved = (metrics.parent / "last_checkpoint").read_text()
+    assert saved == f"model_{len(metrics.read_text().splitlines()) - 1:07d}.pth"
 
 
 def test_mistakes_are_found_before_anything_runs(options: list[str], tmp_path: Path) -> None:
