@@ -18,7 +18,6 @@ from tests.toy.clips import (
     all_equal,
     box_mask,
     count_calls,
-    equal,
     frames,
     video,
 )
@@ -234,16 +233,6 @@ def test_a_corrected_object_forgets_its_mistakes(segmenter: Toy) -> None:
         expected = plain[index] if index < 3 else alone[index - 2]
         assert (corrected[index].masks[1] != expected.masks[1]).mean() < 0.002
     assert corrected[4].scores[1] != pytest.approx(fresh[1].scores[1], rel=1e-6)
-
-
-def test_a_correction_by_mask_keeps_the_sentence(segmenter: Toy) -> None:
-    clip, predictor = frames(3), video(segmenter)
-    predictor.step(clip[0], {1: Prompt(text="cat")})
-    predictor.step(clip[1], {1: Prompt(mask=MASKS[0])})
-    result = predictor.step(clip[2])
-    both = video(segmenter)
-    both.step(clip[1], {1: Prompt(text="cat", mask=MASKS[0])})
-    equal(result, both.step(clip[2]))
 
 
 def test_a_forgotten_object_is_gone_and_the_rest_goes_on(segmenter: Toy) -> None:

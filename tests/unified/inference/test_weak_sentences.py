@@ -15,7 +15,7 @@ from unified.structures import FeaturePyramid, ImageBatch, Prompt, Reference, Se
 
 SIZE = (32, 64)
 LEFT = np.arange(SIZE[1]) < SIZE[1] // 2
-# What the sentence alone means on each frame, and how sure it is.
+# What the sentence alone means on each frame, and its score.
 ANSWERS = [
     ("left", 0.35), ("left", 0.4), ("right", 0.6), ("right", 0.7), ("left", 0.8), ("left", 0.95)
 ]  # fmt: skip
@@ -123,10 +123,17 @@ def test_a_mask_is_not_questioned_and_its_sentence_heard_if_it_finds_it(
     assert asked == ["alone", *[then] * 5]
 
 
-def test_a_mask_that_corrects_a_sentence_ends_it() -> None:
+@pytest.mark.parametrize(
+    ("frame", "expected"),
+    [(3, "alone both both alone memory memory"), (4, "alone both both both alone both")],
+)
+def test_a_mask_that_corrects_an_object_ends_a_sentence_that_does_not_find_it(
+    frame: int, expected: str
+) -> None:
+    """The sentence alone finds the other half on frame 3, and what the mask shows on frame 4."""
     fix = Prompt(mask=np.broadcast_to(LEFT, SIZE))
-    sides, asked = follow({0: Prompt(text="it"), 3: fix}, memory_score=0.0)
-    assert sides == ["left"] * 6 and asked == ["alone", "both", "both", "alone", "memory", "memory"]
+    sides, asked = follow({0: Prompt(text="it"), frame: fix}, memory_score=0.0)
+    assert sides == ["left"] * 6 and " ".join(asked) == expected
 
 
 class Reader:
