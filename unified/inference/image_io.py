@@ -141,16 +141,16 @@ def _upper_bits(path: str | os.PathLike[str], values: np.ndarray, *, wide: bool)
     if wide and most < 1 << 8:
         return values.astype(np.uint8)
     if 0 < most < DARK:
-        _say_dark(os.fspath(path), most.bit_length())
+        _say_dark(Path(path).parent)
     return (values >> 8).astype(np.uint8)
 
 
 @cache
-def _say_dark(path: str, bits: int) -> None:
+def _say_dark(folder: Path) -> None:
     logger.warning(
-        "%s uses the lower %d of its 16 bits, so it is read as almost black: scale its values up",
-        path,
-        bits,
+        "%s has pictures of 16 bits that use the lower 12 or fewer, so they are read as almost "
+        "black: scale their values up",
+        folder,
     )
 
 
