@@ -14,6 +14,7 @@ import argparse
 import logging
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -58,7 +59,9 @@ def run(options: argparse.Namespace) -> None:
     named = options.model is None or options.model in unified.models()
     if not named and Path(options.model).is_dir():
         raise InputError(f"{options.model} is a folder: name the model that is to be exported")
-    model = unified.load(options.model, options.weights, device="cpu")
+    model: Any = unified.load(options.model, options.weights, device="cpu")
+    if model.info.weights is None:
+        raise InputError(f"the model {model.info.name} has no trained weights: give --weights FILE")
     manifest = export_model(
         model, options.output, format=options.format, what=options.what, size=options.size
     )

@@ -410,6 +410,8 @@ def upload(tensor: Tensor, device: torch.device) -> Tensor:
 
 def stack_padded(maps: Sequence[Tensor], size: Size) -> Tensor:
     """B x (..., h, w) of one dtype as (B, ..., H, W), zero at the right and bottom."""
+    if all(single.shape[-2:] == size for single in maps):
+        return torch.stack(list(maps))
     stacked = maps[0].new_zeros(len(maps), *maps[0].shape[:-2], *size)
     for target, source in zip(stacked, maps, strict=True):
         target[..., : source.shape[-2], : source.shape[-1]] = source

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from unified.errors import CheckpointError
+from unified.files import file_sha256
 from unified.inference.settings import (
     ImageSettings,
     InferenceSettings,
@@ -20,7 +21,7 @@ from unified.inference.settings import (
 from unified.structures import Size
 
 MANIFEST = "manifest.json"
-VERSION = 1
+VERSION = 2
 
 Format = Literal["torch", "onnx", "openvino"]
 SUFFIXES: Mapping[str, str] = {"torch": ".pt2", "onnx": ".onnx", "openvino": ".xml"}
@@ -76,18 +77,22 @@ class Manifest:
 
     Attributes:
         size: (H, W) of the input, padding included; images are scaled to fit.
+        divisor: the model itself pads an image to multiples of this.
         mask_strides: by the kinds of reference that are given, such as "text-mask".
         programs: by name; "segment-KINDS" for each kind or kinds.
+        files: sha256 of every other file of the folder, by its name.
     """
 
     format: Format
     what: What
     size: Size
+    divisor: int
     reference_kinds: tuple[str, ...]
     mask_strides: Mapping[str, int]
     settings: InferenceSettings
     info: ModelInfo
     programs: Mapping[str, ProgramInfo]
+    files: Mapping[str, str]
     text: TextRules | None = None
 
     def write(self, folder: Path) -> None:
@@ -103,10 +108,11 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
-        """The manifest of a folder.
+        """The manifest of a folder, whose files are as it says.
 
         Raises:
-            CheckpointError: there is none, or it is of another version or damaged.
+            CheckpointError: there is none, it is of another version or damaged, or another file
+                is missing or not the one that was written.
         """
         path = folder / MANIFEST
         if not path.is_file():
@@ -117,13 +123,26 @@ class Manifest:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             version = content.pop("version")
-            if version == VERSION:
-                return cls(**_nouns(content))
+            manifest = cls(**_nouns(content)) if version == VERSION else None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{path} is damaged: export the model again") from error
+        if manifest is None:
+            raise CheckpointError(
+                f"{path} is of version {version}, this toolkit reads version {VERSION}: export the "
+                "model again"
+            )
+        for name, sha256 in manifest.files.items():
+            _check_file(folder / name, sha256)
+        return manifest
+
+
+def _check_file(path: Path, sha256: str) -> None:
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing: export the model again")
+    if file_sha256(path) != sha256:
         raise CheckpointError(
-            f"{path} is of version {version}, this toolkit reads version {VERSION}: export the "
-            "model again"
+            f"{path} is damaged or was replaced: its sha256 is not the one in {MANIFEST}. Export "
+            "the model again"
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, replace
+from functools import partial
 from typing import Any, cast
 
 from torch import Tensor
@@ -45,8 +46,8 @@ def fill_pyramid(template: FeaturePyramid, named: Mapping[str, Tensor], num: int
         if field.name in _PYRAMID or not any(name.startswith(prefix) for name in named):
             continue
         value = getattr(template, field.name)
-        filled = _filled(prefix, _computed(value), named, repeat)
-        added[field.name] = (lambda filled=filled: filled) if callable(value) else filled
+        fill = partial(_filled, prefix, _computed(value), named, repeat)
+        added[field.name] = fill if callable(value) else fill()  # the program takes what it asks
     return replace(
         template,
         levels=tuple(repeat(named[f"level{index}"]) for index in levels),

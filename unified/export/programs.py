@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -17,6 +17,7 @@ from torch.export import Dim
 from unified.dependencies import require
 from unified.errors import ConfigError
 from unified.export.manifest import (
+    SUFFIXES,
     Format,
     Manifest,
     ProgramInfo,
@@ -32,6 +33,7 @@ from unified.export.nouns import (
     reference_tensors,
 )
 from unified.export.writing import drop_unused_weights, entries, quiet, write_program
+from unified.files import file_sha256
 from unified.inference.settings import inference_settings
 from unified.modeling.deform_attn import MultiScaleDeformableAttention
 from unified.modeling.deform_sum import sum_of_gathers
@@ -104,19 +106,30 @@ def export_model(
     programs = dict(tracer.encoders(examples))
     for name, stride in strides.items():
         programs[f"segment-{name}"] = tracer.segment(examples, name.split("-"), stride)
+    text = _text_rules(model, folder) if "text" in kinds else None
     manifest = Manifest(
         format=format,
         what=what,
         size=examples.images.padded_size,
+        divisor=model.preprocess([torch.zeros(3, 1, 1)]).padded_size[0],
         reference_kinds=kinds,
         mask_strides=strides,
         settings=settings,
         info=model.info,
         programs=programs,
-        text=_text_rules(model, folder) if "text" in kinds else None,
+        text=text,
+        files=_files(folder, programs, format, text is not None),
     )
     manifest.write(folder)
     return manifest
+
+
+def _files(folder: Path, programs: Iterable[str], format: Format, text: bool) -> dict[str, str]:
+    """sha256 of what was written, by name."""
+    suffixes = (SUFFIXES[format], ".bin") if format == "openvino" else (SUFFIXES[format],)
+    names = [f"{program}{suffix}" for program in programs for suffix in suffixes]
+    names += ["tokenizer.json"] if text else []
+    return {name: file_sha256(folder / name) for name in names}
 
 
 def _kinds(model: Any) -> tuple[str, ...]:

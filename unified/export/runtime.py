@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from unified.errors import CheckpointError, ConfigError, InputError, first_line
 from unified.export.manifest import SUFFIXES, Format, Manifest
 from unified.export.nouns import Named, pyramid_tensors
 from unified.expressions import clean_expression
+from unified.inference.settings import ModelInput, VideoSettings
 from unified.modeling.sentences import SentenceReader
 from unified.structures import (
     MASK_STRIDE,
@@ -24,8 +26,12 @@ from unified.structures import (
     Reference,
     References,
     Segmentation,
+    Size,
+    padded_size,
     stack_padded,
 )
+
+logger = logging.getLogger(__name__)
 
 _REFERENCE = ("keys", "values", "padding_mask", "summary")
 Engine = Callable[[Sequence[str], Sequence[Tensor]], Sequence[Tensor]]
@@ -71,6 +77,7 @@ class ExportedSegmenter(nn.Module):
         input_size: (H, W); larger images are scaled to fit, smaller ones padded.
         inference: how the predictors ask it.
         info: of the model that was exported.
+        exported: what runs, for the results of tools.
 
     Raises:
         CheckpointError: the folder holds no such programs.
@@ -84,8 +91,28 @@ class ExportedSegmenter(nn.Module):
         self.input_size = self.manifest.size
         self.inference, self.info = self.manifest.settings, self.manifest.info
         self.reference_kinds = frozenset(self.manifest.reference_kinds)
+        runtime = require(RUNTIMES[self.manifest.format])
+        self.exported = {
+            "folder": str(folder),
+            "runtime": f"{runtime.__name__} {runtime.__version__}",
+            "input": self.input_size,
+        }
         self.place = nn.Parameter(torch.empty(0), requires_grad=False)  # tells the device
         self._engine, self._reader = cache(self._load), cache(self._load_reader)
+
+    def check_settings(self, settings: ModelInput) -> None:
+        """Raises InputError unless these programs can be asked so."""
+        asked = "video" if isinstance(settings, VideoSettings) else "image"
+        if asked != self.manifest.what:
+            raise InputError(
+                f"{self.folder} was exported for {self.manifest.what}s, and {asked}s are asked "
+                f"about: export the model with --what {asked}"
+            )
+        if settings.precision != "float32":
+            raise InputError(
+                f"{self.folder} runs in float32, not {settings.precision}: leave precision at "
+                '"float32", or name a model'
+            )
 
     def preprocess(self, images: Sequence[Tensor]) -> ImageBatch:
         """Images (3, h, w) that fit the input -> raw pixels (B, 3, H, W), padded."""
@@ -98,12 +125,13 @@ class ExportedSegmenter(nn.Module):
                     f"{self.input_size[0]} x {self.input_size[1]}: scale it down"
                 )
             mask[:height, :width] = False
+        own = padded_size(sizes, self.manifest.divisor)
+        if own != self.input_size:
+            _warn_of_padding(own, self.input_size)
         return ImageBatch(stack_padded(images, self.input_size).float(), sizes, padding_mask)
 
     def encode_image(self, images: ImageBatch) -> FeaturePyramid:
         """Features of every image."""
-        if torch.is_autocast_enabled("cpu"):
-            raise InputError('exported programs run in float32: leave precision at "float32"')
         rows = [
             {"pixels": images.tensor[row : row + 1], "padding": images.padding_mask[row : row + 1]}
             for row in range(len(images))
@@ -203,13 +231,12 @@ class ExportedSegmenter(nn.Module):
 
     def _load(self, name: str) -> Engine:
         path = self.folder / (name + SUFFIXES[self.manifest.format])
-        if not path.is_file():
-            raise CheckpointError(f"{path} is missing: export the model again")
         try:
             return ENGINES[self.manifest.format](path)
-        except RuntimeError as error:
+        except Exception as error:  # what a runtime raises is up to it
             raise CheckpointError(
-                f"{path} cannot be read: {first_line(error)}. Export the model again"
+                f"{path} cannot be read by {self.exported['runtime']}: {first_line(error)}. Export "
+                "the model again, or in another format"
             ) from error
 
 
@@ -237,6 +264,18 @@ def load_exported(
         known, asked = (" and ".join(sorted(x)) for x in (model.reference_kinds, kinds))
         raise InputError(f"{folder} follows {known}, not {asked}: name another model")
     return model
+
+
+@cache
+def _warn_of_padding(own: Size, exported: Size) -> None:
+    """Once for each size: norms of the model see padding."""
+    logger.warning(
+        "images are padded to %d x %d, the size of this export; the model itself pads them to "
+        "%d x %d, and masks differ a little: exported with --size %dx%d they are the same",
+        *exported,
+        *own,
+        *own,
+    )
 
 
 def _kind(levels: References) -> str:
@@ -330,6 +369,11 @@ def _openvino_engine(path: Path) -> Engine:
     return run
 
 
+RUNTIMES: Mapping[Format, str] = {
+    "torch": "torch",
+    "onnx": "onnxruntime",
+    "openvino": "openvino",
+}
 ENGINES: Mapping[Format, Callable[[Path], Engine]] = {
     "torch": _torch_engine,
     "onnx": _onnx_engine,

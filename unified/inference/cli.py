@@ -45,7 +45,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
     which = group.add_mutually_exclusive_group()
     which.add_argument(
-        "--model", metavar="NAME", help="default: the small one; an unknown name lists all"
+        "--model",
+        metavar="NAME",
+        help="default: the small one; an unknown name lists all; or a folder of tools/export.py",
     )
     which.add_argument("--config-file", metavar="YAML", help="a configuration instead of a name")
     group.add_argument("--weights", metavar="FILE", help="checkpoint, ours or the official layout")
@@ -178,6 +180,7 @@ def describe_run(model: Any, settings: ModelInput) -> dict[str, Any]:
         "model": info.name,
         "config": info.config,
         "weights": {"file": info.weights, "sha256": info.sha256},
+        **({"exported": model.exported} if hasattr(model, "exported") else {}),
         "device": str(next(model.parameters()).device),
         "versions": {
             "unified": unified.__version__,

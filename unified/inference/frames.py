@@ -54,9 +54,14 @@ class FrameEncoder:
     Args:
         model: in eval mode; it may be moved or get other weights between images.
         settings: its input.
+
+    Raises:
+        InputError: the model cannot be asked so.
     """
 
     def __init__(self, model: Segmenter, settings: ModelInput) -> None:
+        if hasattr(model, "check_settings"):  # of an exported model
+            model.check_settings(settings)
         warn_of_half_precision(settings.precision)
         self._preparation = Preparation(model, settings.precision, compile=settings.compile)
         self.model: Segmenter = self._preparation.ready

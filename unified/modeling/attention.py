@@ -31,6 +31,8 @@ _CPU_BLOCK_ENTRIES = 1 << 24
 _CPU_SHARED_ENTRIES = 1 << 20
 # Every how many keys are looked at to guess a row's largest score.
 _CPU_KEY_STEP = 64
+# A score that gives no weight: zero times infinity would be none.
+_NEVER = -1e9
 
 
 def attend(
@@ -75,6 +77,8 @@ def attend(
             return _blockwise_cpu(query, key, value, padding_mask)
         wide = attend(query.float(), key.float(), value.float(), padding_mask)
         return wide.to(query.dtype)
+    if exporting() and padding_mask is not None:
+        return _in_products(query, key, value, padding_mask)
     mask = None if padding_mask is None else ~padding_mask[:, None, None]
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
 
@@ -130,6 +134,18 @@ def _weights_once(query: Tensor, key: Tensor, value: Tensor, ignored: Tensor) ->
             scores = torch.addmm(bias, block, key[head].t())
             torch.mm(scores.softmax(dim=-1), values[head], out=result)
     return rearrange(output, "heads n (b d) -> b heads n d", b=len(value))
+
+
+def _in_products(query: Tensor, key: Tensor, value: Tensor, padding_mask: Tensor) -> Tensor:
+    """``attend`` for programs, which store all scores: with as few passes over them as can be.
+
+    Padding is taken off inside the product, by one more channel that is 1 in every query.
+    """
+    scaled = query * (1 / math.sqrt(query.shape[-1]))
+    below = torch.zeros_like(key[..., :1]).masked_fill(padding_mask[:, None, :, None], _NEVER)
+    queries = torch.cat((scaled, torch.ones_like(scaled[..., :1])), dim=-1)
+    scores = queries @ torch.cat((key, below), dim=-1).transpose(-1, -2)
+    return scores.softmax(dim=-1) @ value
 
 
 def _eager(

@@ -178,35 +178,32 @@ def sum_of_gathers(value: Tensor, shapes: Shapes, locations: Tensor, weights: Te
     Runtimes disagree about ``grid_sample``, and some convert it wrongly; what a gather does is the
     same everywhere.
     """
-    batch, num_tokens, num_heads, _ = value.shape
-    table = value.float().flatten(0, 2)  # (B * N * heads, D)
-    image = torch.arange(batch, device=value.device).view(-1, 1, 1, 1) * num_tokens
-    head = torch.arange(num_heads, device=value.device).view(-1, 1)
-    summed = value.new_zeros((), dtype=torch.float32)
-    start = 0
-    for level, (height, width) in enumerate(shapes):
-        x, y = locations[:, :, :, level].float().unbind(-1)  # (B, Q, heads, P)
-        weight = weights[:, :, :, level].float()
-        places, shares = [], []
-        for row, down, _ in _with_slopes(y * height - 0.5, height):
-            for column, across, _ in _with_slopes(x * width - 0.5, width):
-                places.append((image + start + row * width + column) * num_heads + head)
-                shares.append(down * across * weight)
-        samples = table[torch.cat(places, dim=-1)]  # (B, Q, heads, 4 * P, D)
-        summed = summed + (samples * torch.cat(shares, dim=-1)[..., None]).sum(dim=3)
-        start += height * width
-    return summed.flatten(2).to(value.dtype)
+    table, bags, shares = _bags(value, shapes, locations, weights)
+    rows = table.index_select(0, bags.flatten()).view(*bags.shape, -1)  # (B * Q * heads, K, D)
+    summed = (shares[:, None] @ rows).view(*locations.shape[:2], -1)
+    return summed.to(value.dtype)
 
 
 def sum_of_bags(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
     """``sample_and_sum`` for CPUs, where it is several times as fast as ``sum_of_grids``.
 
-    A bilinear sample is a weighted sum of four tokens, so the operation is four bags of L * P
-    weighted table rows per query and head, one per corner, which torch sums without storing the
-    samples.
+    torch sums the rows of a bag without storing the samples.
     """
-    batch, _, num_heads, dim = value.shape
-    num_queries, _, num_levels, num_points = locations.shape[1:5]
+    summed: Tensor = BagSum.apply(*_bags(value, shapes, locations, weights))
+    return summed.view(*locations.shape[:2], -1).to(value.dtype)
+
+
+def _bags(
+    value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What to sum for each query and head: a bilinear sample is a weighted sum of four tokens.
+
+    Returns:
+        Rows (R, D) float32, and which of them, (B * Q * heads, K) int32, with which weights, of the
+        four corners of L * P samples.
+    """
+    batch = value.shape[0]
+    num_heads, num_levels, num_points = locations.shape[2:5]
     table, starts = _with_borders(value, shapes)
     # Constants are written out per head, level and point: elementwise operations want long rows.
     layout, device = (num_heads, num_levels, num_points), value.device
@@ -218,7 +215,7 @@ def sum_of_bags(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tenso
     before = position.detach().floor().minimum(size - 1)
     column, row = before.unbind(-1)  # (B, Q, heads, L, P)
     width = sides[:, :1] + 2
-    image = torch.arange(batch, device=device).view(-1, 1, 1, 1, 1) * (len(table) // batch)
+    image = torch.arange(batch, device=device).view(-1, 1, 1, 1, 1) * (table.shape[0] // batch)
     head = torch.arange(num_heads, device=device).view(-1, 1, 1)
     first = image + ((starts + width + 1).expand(layout) * num_heads + head)  # of pixel 0, 0
     across = (width * num_heads).expand(layout).contiguous()
@@ -228,8 +225,7 @@ def sum_of_bags(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tenso
     shares = _corner_shares(position - before, weights)
     # (B * Q * heads, 4 * L * P): each bag holds all corners of all samples of a query and head.
     bags = (token.flatten(3)[..., None, :] + corners).flatten(3).flatten(0, 2)
-    summed: Tensor = BagSum.apply(table, bags, shares.flatten(3).flatten(0, 2))
-    return summed.view(batch, num_queries, num_heads * dim).to(value.dtype)
+    return table, bags, shares.flatten(3).flatten(0, 2)
 
 
 def _with_borders(value: Tensor, shapes: Shapes) -> tuple[Tensor, Tensor]:

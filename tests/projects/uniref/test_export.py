@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
 import unified
 from projects.uniref.model import UniRef
@@ -15,11 +18,16 @@ from tests.projects.uniref.tiny import make_uniref
 from tests.toy.clips import box_mask, frames
 from tests.unified.modeling.test_deform_sum import Encode, pyramid
 from unified import ImagePredictor, VideoPredictor
+from unified.__main__ import main
 from unified.errors import CheckpointError, ConfigError, InputError
 from unified.export.programs import Program, export_model, prepared
 from unified.export.runtime import ExportedSegmenter, _onnx_engine, _openvino_engine
 from unified.export.writing import quiet, write_program
+from unified.inference.image_io import write_image
 from unified.inference.settings import ModelInfo
+from unified.label_maps import write_label_map
+from unified.modeling.attention import attend
+from unified.modeling.backbones.timm_nets import DepthwiseConv
 from unified.structures import FrameResult, Prompt
 
 SIZE = (64, 96)
@@ -29,7 +37,7 @@ MASK = Prompt(mask=box_mask(5, 5))
 
 def make(*kinds: str) -> UniRef:
     model = make_uniref(kinds=kinds, num_layers=1)
-    model.info = ModelInfo(name="tiny", system="UniRef", config=None, weights=None, sha256=None)
+    model.info = ModelInfo("tiny", "UniRef", config=None, weights="tiny.pth", sha256="0a")
     return model
 
 
@@ -51,7 +59,7 @@ def exported(folder: Path) -> ExportedSegmenter:
     return unified.load(folder)
 
 
-def find(model: torch.nn.Module, text: str, image: np.ndarray) -> tuple[np.ndarray, float]:
+def find(model: nn.Module, text: str, image: np.ndarray) -> tuple[np.ndarray, float]:
     predictor = ImagePredictor(model, mirror=True, **SETTINGS)
     predictor.set_image(image)
     return predictor.predict_prob(Prompt(text=text))
@@ -72,7 +80,7 @@ def test_an_image_is_segmented_as_by_the_model(
             assert score == pytest.approx(other, abs=1e-4)
 
 
-def follow(model: torch.nn.Module) -> Iterator[FrameResult]:
+def follow(model: nn.Module) -> Iterator[FrameResult]:
     """One object, and two more from the second frame on."""
     predictor = VideoPredictor(model, keep_probabilities=True, **SETTINGS)
     later = {4: Prompt(mask=box_mask(20, 30)), 7: Prompt(mask=box_mask(30, 45))}
@@ -89,28 +97,122 @@ def test_a_clip_is_followed_as_by_the_model(tmp_path: Path) -> None:
             np.testing.assert_allclose(ours.probabilities[number], probability, atol=1e-3)
 
 
-def test_deformable_attention_is_gathers_in_every_runtime(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def for_clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("clips")
+    export_model(make("mask"), folder, format="torch", what="video", size=SIZE)
+    return folder
+
+
+def test_the_tools_run_an_exported_folder(folder: Path, for_clips: Path, tmp_path: Path) -> None:
+    write_image(tmp_path / "frames/0.png", frames(1)[0])
+    write_image(tmp_path / "frames/1.png", frames(2)[1])
+    write_label_map(tmp_path / "first.png", np.uint8(box_mask(5, 5) + 2 * box_mask(30, 45)))
+    out = tmp_path / "out"
+    arguments = ["--input", str(tmp_path / "frames"), "--output", str(out), "--threshold", "0"]
+    assert main(["image", *arguments, "--model", str(folder), "--text", "a ball"]) == 0
+    content = json.loads((out / "results.json").read_text())
+    assert content["exported"] == {
+        "folder": str(folder),
+        "runtime": f"torch {torch.__version__}",
+        "input": list(SIZE),
+    }
+    assert (content["model"], content["weights"]["file"]) == ("tiny", "tiny.pth")
+    masks = [*arguments, "--mask", str(tmp_path / "first.png")]
+    assert main(["video", *masks, "--model", str(for_clips)]) == 0
+    content = json.loads((out / "results.json").read_text())
+    assert [len(frame["objects"]) for frame in content["frames"]] == [2, 2]
+    assert content["exported"]["folder"] == str(for_clips)
+
+
+@pytest.mark.parametrize("tool", ["image", "video"])
+def test_the_tools_refuse_a_folder_that_cannot_answer(
+    tool: str, folder: Path, for_clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_image(tmp_path / "frames/0.png", frames(1)[0])
+    wrong = for_clips if tool == "image" else folder
+    kind = ["--text", "a ball"] if wrong == folder else ["--box", "1,1,9,9"]
+    arguments = [
+        tool,
+        "--input",
+        str(tmp_path / "frames"),
+        "--output",
+        str(tmp_path / "out"),
+        *kind,
+    ]
+
+    def refused(model: Path, *more: str) -> str:
+        assert main([*arguments, "--model", str(model), *more]) == 2
+        return capsys.readouterr().err
+
+    assert "export the model with --what" in refused(wrong)
+    assert "runs on the CPU" in refused(wrong, "--weights", "other.pth")
+    damaged = shutil.copytree(wrong, tmp_path / "damaged")
+    (damaged / "image.pt2").write_bytes(b"other")
+    assert "image.pt2 is damaged or was replaced" in refused(damaged)
+    (damaged / "image.pt2").unlink()
+    assert "image.pt2 is missing" in refused(damaged)
+    content = json.loads((damaged / "manifest.json").read_text())
+    (damaged / "manifest.json").write_text(json.dumps(content | {"version": 1}))
+    assert "is of version 1, this toolkit reads version 2" in refused(damaged)
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_padding_than_the_models_own_is_told(
+    exported: ExportedSegmenter, caplog: pytest.LogCaptureFixture
+) -> None:
+    find(exported, "a ball", frames(1)[0])
+    assert not caplog.records, "padded as by the model"
+    find(exported, "a ball", np.zeros((64, 50, 3), np.uint8))
+    assert "pads them to 64 x 64" in caplog.text and "--size 64x64" in caplog.text
+
+
+def run_everywhere(module: nn.Module, inputs: tuple[Tensor, ...], folder: Path) -> set[str]:
+    """Compares a module in ONNX Runtime and OpenVINO with torch; returns the operations of ONNX."""
     for package in ("onnxruntime", "openvino", "onnxscript"):
         pytest.importorskip(package, reason="needs the extra export")
     onnx = pytest.importorskip("onnx", reason="needs the extra export")
-    encode, levels = Encode(), pyramid()
-    expected = encode(*levels).detach()
-    ready = prepared(encode)
-    names = ["fine", "coarse"]
-    module = Program(
-        ready, lambda named: {"memory": ready(*(named[name] for name in names))}, names, ["memory"]
-    )
+    with torch.no_grad():
+        expected = module(*inputs)
+    ready, names = prepared(module), [f"input{index}" for index in range(len(inputs))]
+    program = Program(ready, lambda named: {"output": ready(*named.values())}, names, ["output"])
     with torch.no_grad(), quiet():
-        program = torch.export.export(module, (levels,))
+        traced = torch.export.export(program, (list(inputs),))
         for format in ("onnx", "openvino"):
-            write_program(program, tmp_path / "encode", format, names, ["memory"])
+            write_program(traced, folder / "program", format, names, ["output"])
     for engine, suffix in ((_onnx_engine, ".onnx"), (_openvino_engine, ".xml")):
-        (memory,) = engine(tmp_path / f"encode{suffix}")(names, levels)
-        assert memory.shape == expected.shape
-        torch.testing.assert_close(memory, expected, atol=1e-4, rtol=1e-4)
-    operations = {node.op_type for node in onnx.load(tmp_path / "encode.onnx").graph.node}
+        (output,) = engine(folder / f"program{suffix}")(names, inputs)
+        torch.testing.assert_close(output, expected, atol=1e-4, rtol=1e-4)
+    return {node.op_type for node in onnx.load(folder / "program.onnx").graph.node}
+
+
+def test_deformable_attention_is_gathers_in_every_runtime(tmp_path: Path) -> None:
+    operations = run_everywhere(Encode(), tuple(pyramid()), tmp_path)
     assert operations & {"Gather", "GatherND"}
     assert "GridSample" not in operations, "some runtimes convert it wrongly"
+
+
+class Attend(nn.Module):
+    """Query, key and value with padding."""
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, padding: Tensor) -> Tensor:
+        return attend(query, key, value, padding)
+
+
+def test_attention_ignores_padding_in_every_runtime(tmp_path: Path) -> None:
+    tokens = torch.randn(3, 2, 2, 7, 8, generator=torch.Generator().manual_seed(0)) * 3
+    padding = torch.tensor([[False] * 5 + [True] * 2, [False] * 7])
+    run_everywhere(Attend(), (*tokens, padding), tmp_path)
+
+
+@pytest.mark.parametrize("size", [(8, 10), (9, 11)], ids=str)
+def test_a_convolution_padded_at_one_side_runs_in_every_runtime(
+    size: tuple[int, int], tmp_path: Path
+) -> None:
+    """ONNX Runtime took a padded kernel for a padded map."""
+    torch.manual_seed(0)
+    conv = DepthwiseConv(nn.Conv2d(4, 4, 3, stride=2, groups=4)).eval()
+    run_everywhere(nn.Sequential(conv, nn.Conv2d(4, 4, 1)), (torch.randn(1, 4, *size),), tmp_path)
 
 
 def test_what_an_export_cannot_do_is_said(
@@ -122,8 +224,12 @@ def test_what_an_export_cannot_do_is_said(
         predictor.detect()
     with pytest.raises(InputError, match="follows text references, not mask"):
         predictor.predict(MASK)
-    with pytest.raises(InputError, match="run in float32"):
-        ImagePredictor(exported, precision="bfloat16").set_image(frames(1)[0])
+    with pytest.raises(InputError, match="runs in float32, not bfloat16"):
+        ImagePredictor(exported, precision="bfloat16")
+    with pytest.raises(InputError, match="was exported for images, and videos are asked about"):
+        VideoPredictor(exported)
+    with pytest.raises(InputError, match="no part that is compiled"):
+        ImagePredictor(exported, compile=True)
     with pytest.raises(InputError, match="exported for the best mask of a prompt in images"):
         exported.segment(
             predictor._image_frame().features, [exported.encode_text(["a ball"])], mask_stride=1

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from unified.dependencies import require
 from unified.modeling.backbones.base import Backbone, freeze_batch_norms
 from unified.modeling.precision import widen
+from unified.structures import exporting
 
 
 def _create(name: str, drop_path: float) -> Any:
@@ -101,7 +102,11 @@ class DepthwiseConv(nn.Module):
             return self._convolve(x.to(widen(self.weight).dtype))
 
     def _convolve(self, x: Tensor) -> Tensor:
-        """One more row of zeros in the kernel is cheaper than a padded copy of the map."""
+        """One more row of zeros in the kernel is cheaper than a padded copy of the map.
+
+        Programs pad the map: ONNX Runtime makes that part of the convolution, and mistakes a kernel
+        that is padded for a map.
+        """
         more, padding = [], []
         for size, kernel, stride in zip(
             x.shape[2:], self.weight.shape[2:], self.stride, strict=True
@@ -112,7 +117,11 @@ class DepthwiseConv(nn.Module):
         weight, bias = self.weight, self.bias
         if x.device.type == "cpu":
             weight, bias = widen(weight), None if bias is None else widen(bias)
-        weight = F.pad(weight, (more[1], 0, more[0], 0)) if any(more) else weight
+        if any(more) and exporting():
+            top, left = (side - extra for side, extra in zip(padding, more, strict=True))
+            x, padding = F.pad(x, (left, padding[1], top, padding[0])), [0, 0]
+        elif any(more):
+            weight = F.pad(weight, (more[1], 0, more[0], 0))
         return F.conv2d(x, weight, bias, stride=self.stride, padding=padding, groups=x.shape[1])
 
 
