@@ -260,7 +260,8 @@ def load_exported(
             "it was exported with. Leave out weights, options and device, or name a model"
         )
     model = ExportedSegmenter(folder).eval()
-    if set(kinds) - model.reference_kinds:
+    boxes = {"box"} if "mask" in model.reference_kinds else set()  # as masks of their rectangles
+    if set(kinds) - model.reference_kinds - boxes:
         known, asked = (" and ".join(sorted(x)) for x in (model.reference_kinds, kinds))
         raise InputError(f"{folder} follows {known}, not {asked}: name another model")
     return model

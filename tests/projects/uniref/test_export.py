@@ -87,21 +87,25 @@ def follow(model: nn.Module) -> Iterator[FrameResult]:
     return predictor.run(frames(4), {0: {1: MASK}, 1: later})
 
 
-def test_a_clip_is_followed_as_by_the_model(tmp_path: Path) -> None:
-    model = make("mask")
-    manifest = export_model(model, tmp_path, format="torch", what="video", size=SIZE)
-    assert manifest.size == SIZE and set(manifest.programs) == {"image", "mask", "segment-mask"}
-    for ours, theirs in zip(follow(unified.load(tmp_path)), follow(model), strict=True):
-        assert ours.scores == pytest.approx(theirs.scores, abs=1e-4)
-        for number, probability in theirs.probabilities.items():
-            np.testing.assert_allclose(ours.probabilities[number], probability, atol=1e-3)
+@pytest.fixture(scope="module")
+def masks() -> UniRef:
+    return make("mask")
 
 
 @pytest.fixture(scope="module")
-def for_clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def for_clips(masks: UniRef, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Programs of torch, for clips."""
     folder = tmp_path_factory.mktemp("clips")
-    export_model(make("mask"), folder, format="torch", what="video", size=SIZE)
+    manifest = export_model(masks, folder, format="torch", what="video", size=SIZE)
+    assert manifest.size == SIZE and set(manifest.programs) == {"image", "mask", "segment-mask"}
     return folder
+
+
+def test_a_clip_is_followed_as_by_the_model(masks: UniRef, for_clips: Path) -> None:
+    for ours, theirs in zip(follow(unified.load(for_clips)), follow(masks), strict=True):
+        assert ours.scores == pytest.approx(theirs.scores, abs=1e-4)
+        for number, probability in theirs.probabilities.items():
+            np.testing.assert_allclose(ours.probabilities[number], probability, atol=1e-3)
 
 
 def test_the_tools_run_an_exported_folder(folder: Path, for_clips: Path, tmp_path: Path) -> None:
