@@ -13,6 +13,7 @@ from unified.structures import Size
 
 MASK_THRESHOLD = 0.5
 SAME_OBJECT_IOU = 0.5
+MAX_LOGIT = 6.0  # logits beyond say no more when two masks are joined
 
 
 def mask_probabilities(
@@ -123,6 +124,11 @@ def join_mirrored(probabilities: Tensor, scores: Tensor) -> Joint:
         score=scores.float().logit(eps=1e-6).mean().sigmoid(),
         weights=weights,
     )
+
+
+def mean_logits(first: Tensor, second: Tensor) -> Tensor:
+    """Mean of two mask logits of one shape, each held within +-``MAX_LOGIT``."""
+    return (first.clamp(-MAX_LOGIT, MAX_LOGIT) + second.clamp(-MAX_LOGIT, MAX_LOGIT)) / 2
 
 
 def soft_aggregate(probabilities: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from projects.sam.fusion import DeepFusion
 from projects.sam.losses import MaskLosses
 from projects.sam.mask_encoder import PatchMaskEncoder, SamMaskEncoder
 from unified.errors import ConfigError, InputError
+from unified.masks import mean_logits
 from unified.modeling.fusion import FusionLayer
 from unified.modeling.layers import resize_padding_mask
 from unified.modeling.pixel_masks import joined_masks
@@ -34,8 +35,6 @@ from unified.structures import (
     Target,
     once,
 )
-
-SURE = 6.0  # logits beyond say no more when two masks are joined
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,8 +239,7 @@ class SamUniFusion(nn.Module):
         sparse, dense = self.sam.encode_prompts(len(boxes), boxes=boxes)
         embedding = (*features.levels, *features.extras)
         again, _ = self.sam.decode_masks(embedding, sparse, dense, several=False)
-        mean = (logits.clamp(-SURE, SURE) + again.clamp(-SURE, SURE)) / 2
-        return torch.where(some[:, None, None, None], mean, logits)
+        return torch.where(some[:, None, None, None], mean_logits(logits, again), logits)
 
     def decode(
         self, features: FeaturePyramid, references: Sequence[References], *, several: bool

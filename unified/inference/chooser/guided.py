@@ -14,10 +14,9 @@ from torch.nn import functional as F
 from unified.inference.chooser.choosing import Answer
 from unified.inference.chooser.scene import Scene
 from unified.inference.frames import EncodedFrame, FrameEncoder
+from unified.masks import mean_logits
 from unified.segmenter import PointSegmenter
 from unified.structures import MASK_STRIDE, References
-
-SURE = 6.0  # logits beyond say no more when two masks are joined
 
 
 @dataclass(frozen=True)
@@ -63,8 +62,8 @@ class Guided:
         if not len(whole):
             return Answer(parts.new_zeros(size), score)
         drawn = self._drawn(scene.frame, whole > 0.5)
-        logits = whole.logit(eps=1e-4).clamp(-SURE, SURE)
-        return Answer(((logits + drawn.clamp(-SURE, SURE)) / 2).sigmoid().amax(dim=0), score)
+        joined = mean_logits(whole.logit(eps=1e-4), drawn)
+        return Answer(joined.sigmoid().amax(dim=0), score)
 
     def _drawn(self, frame: EncodedFrame, masks: Tensor) -> Tensor:
         """Logits (N, h, w) of the model for the boxes of masks (N, h, w), at its input size."""
