@@ -13,7 +13,7 @@ import yaml
 from detectron2.config import CfgNode, get_cfg
 
 from unified.engine.system import find_systems, prepare
-from unified.errors import ConfigError
+from unified.errors import ConfigError, InputError
 from unified.files import read_text
 from unified.layout import find_config
 
@@ -105,6 +105,8 @@ def load_config(file: str | Path | None = None, options: Sequence[str] = ()) -> 
             raise ConfigError(f"config file {file} does not exist")
         try:
             cfg.merge_from_other_cfg(CfgNode(_read_file(file)))
+        except InputError as error:  # it names the file, which may be a base of this one
+            raise ConfigError(f"cannot be read as a config: {error}") from error
         except (KeyError, ValueError, AssertionError, AttributeError) as error:
             raise ConfigError(f"{file}: {_reason(error)}") from error
         except Exception as error:  # yaml and file handlers raise kinds of their own
