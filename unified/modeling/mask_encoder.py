@@ -55,8 +55,9 @@ class MaskEncoder(nn.Module):
             L x (B, dim, H_l, W_l).
         """
         x = convolve(self.conv1, images, masks[:, None].to(images.dtype))
-        if x.device.type == "cpu" and not torch.compiler.is_compiling():
-            # Pooling is faster on pixels whose channels lie together.
+        if x.device.type == "cpu" and not x.requires_grad and not torch.compiler.is_compiling():
+            # Pooling is faster on pixels whose channels lie together. Which of several equal pixels
+            # gets the gradient depends on it, so training keeps the order of the reference.
             x = x.contiguous(memory_format=torch.channels_last)
         x = F.relu(F.max_pool2d(self.bn1(x), 3, stride=2, padding=1)).contiguous()
         x = self.layer1(x)
