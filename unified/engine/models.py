@@ -132,8 +132,8 @@ def attach_chooser(model: Any, cfg: CfgNode, sha256: str | None) -> None:
         model.chooser = building.build_chooser(model, _weights_file(name), sha256)
     else:
         logger.warning(
-            "INFERENCE.CHOOSER: the model %s is not among the installed ones (%s), so sentences "
-            "about images are answered without it. With INFERENCE.CHOOSER '' they always are",
+            "INFERENCE.CHOOSER: the model %s is not installed, so sentences about images are "
+            "answered without it; installed are %s. With INFERENCE.CHOOSER '' they always are",
             name,
             ", ".join(model_entries()),
         )

@@ -130,8 +130,8 @@ def test_a_chooser_that_is_a_model_may_be_missing_a_file_may_not(
     model = load(small, device="cpu", options=["INFERENCE.CHOOSER", "another-model"])
     assert not hasattr(model, "chooser")
     message = caplog.records[-1].message
-    assert "the model another-model is not among the installed ones (" in message
-    assert "uniref-lite" in message
+    assert "the model another-model is not installed, so sentences" in message
+    assert f"installed are {', '.join(model_entries())}." in message
     with pytest.raises(CheckpointError, match=r"weights chooser\.pth do not exist"):
         load(small, device="cpu", options=["INFERENCE.CHOOSER", "chooser.pth"])
 
