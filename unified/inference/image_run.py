@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from unified.errors import InputError
 from unified.inference import cli, places
 from unified.inference.batch import Batch
 from unified.inference.classes import ClassPredictor, class_names
@@ -45,6 +46,11 @@ def read_question(options: argparse.Namespace) -> Question:
     if options.detect:
         return Question([], [])
     names = None if options.classes is None else class_names(options.classes)
+    if names and options.threshold is not None:
+        raise InputError(
+            "--threshold is about objects: leave it out with --classes. Below which probability a "
+            "pixel is of no class is in the configuration of the model"
+        )
     place = places.place_prompt(options.point, options.box)
     return Question(*cli.image_prompts(names or options.text, options.support, place), names)
 

@@ -33,8 +33,7 @@ def main() -> None:
     parser.add_argument("--weights", required=True)
     parser.add_argument("--pictures", type=int, default=100)
     options = parser.parse_args()
-    override = ["MODEL.GROUPVIT.VOCABULARY", "", "MODEL.GROUPVIT.BACKGROUND", "1.0"]
-    model = load(CONFIG, options.weights, "cpu", override)
+    model = load(CONFIG, options.weights, "cpu", ["MODEL.GROUPVIT.VOCABULARY", ""])
     scenes = [make_scene(rng) for rng in random_streams(0, "refcoco/val", options.pictures)]
     for attribute, names in NAMES.items():
         found, guessed = score(model, scenes, attribute, names)

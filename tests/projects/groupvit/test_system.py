@@ -78,8 +78,7 @@ def test_a_map_of_classes_is_written(
     out = tmp_path / "out"
     arguments = ["--input", str(tmp_path / "a.png"), "--output", str(out)]
     model = ["--config-file", str(TINY), "--weights", str(trained / "model_final.pth")]
-    opts = ["--device", "cpu", "--opts", *SMALL, *NO_FILE, "MODEL.GROUPVIT.BACKGROUND", "1.0"]
-    opts += ["INFERENCE.MIRROR", "True"]
+    opts = ["--device", "cpu", "--opts", *SMALL, *NO_FILE, "INFERENCE.MIRROR", "True"]
     assert infer_image([*arguments, *model, "--classes", "circle, star, red heart", *opts]) == 0
     labels = read_label_map(out / "masks/a.png")
     assert labels.min() >= 1 and labels.max() <= 3  # without a limit each pixel is of a class
@@ -92,6 +91,9 @@ def test_a_map_of_classes_is_written(
     arguments[-1] = str(tmp_path / "none")
     assert infer_image([*arguments, *model, "--detect", *opts]) == 2
     assert "this model cannot detect" in capsys.readouterr().err
+    cut = ["--classes", "circle", "--threshold", "0.5"]
+    assert infer_image([*arguments, *model, *cut, *opts]) == 2
+    assert "--threshold is about objects" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
 
 
