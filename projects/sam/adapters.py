@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from projects.sam.decoding import decode, runs_here
 from unified.modeling.precision import full_precision, widen
+from unified.structures import Size
 
 
 class PromptableModel(Protocol):
@@ -131,12 +132,18 @@ class Sam(nn.Module):
         *,
         several: bool,
         decoder: nn.Module | None = None,
+        shown: Size | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """See ``PromptableModel``; ``decoder`` takes the place of the SAM's own."""
+        """See ``PromptableModel``.
+
+        Args:
+            decoder: takes the place of the SAM's own.
+            shown: rows and columns of the embedding of which masks are wanted, by default all.
+        """
         (image,) = embedding
         network, position = self.mask_decoder if decoder is None else decoder, self._position(image)
         if runs_here(image):
-            return decode(network, image, position, sparse, dense, several=several)
+            return decode(network, image, position, sparse, dense, several=several, shown=shown)
         masks, scores = network(
             image_embeddings=image,
             image_positional_embeddings=position.expand(len(image), -1, -1, -1),

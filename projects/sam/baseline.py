@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from projects.sam.model import PointReference, SamUniFusion
+from projects.sam.model import SamUniFusion
+from projects.sam.pyramid import PointReference
 from unified.structures import FeaturePyramid, ImageBatch, Reference
 
 

@@ -15,16 +15,19 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unified.masks import MAX_LOGIT
 from unified.modeling.attention import attend
 from unified.modeling.fusion import FilmUniFusion, FusionLayer
 from unified.modeling.layers import sine_position, zero_init
-from unified.structures import Reference, once
+from unified.structures import Reference, Size, once
 
 DROPOUT = 0.1  # of what a layer adds, in training
 
 
 class DeepFusion(FusionLayer):
     """Layers of attention among pixels, UniFusion and MLP at half resolution; no part of UniRef++.
+
+    Where there is only padding nothing is computed: nothing is attended to, nothing is added.
 
     Args:
         dim: of the embedding.
@@ -63,22 +66,31 @@ class DeepFusion(FusionLayer):
         """What one reference alone adds."""
         return self.found(tokens, [reference])[0]
 
-    def found(self, tokens: Tensor, references: Sequence[Reference]) -> tuple[Tensor, Tensor]:
+    def found(
+        self, tokens: Tensor, references: Sequence[Reference], covered: Size | None = None
+    ) -> tuple[Tensor, Tensor]:
         """What is added (B, N, C), and a coarse mask (B, side, side), logits, of what is meant.
 
         ``side`` is that of the embedding.
+
+        Args:
+            covered: rows and columns at half its resolution that images reach into, by default all.
         """
-        pooled = pooled_map(once(tokens))
-        side = pooled.shape[-1]
-        x = self.enter(rearrange(pooled, "b c h w -> b (h w) c"))
-        x = (x + grid_position(pooled)).expand(len(tokens), -1, -1)
+        whole = pooled_map(once(tokens))
+        side = whole.shape[-1]
+        rows, columns = covered or (side, side)
+        position = grid_position(whole)[..., :rows, :columns]
+        pooled = whole[..., :rows, :columns]
+        x = self.enter(_tokens(pooled)) + _tokens(position)
+        x = x.expand(len(tokens), -1, -1)
         for layer in self.layers:
             x = layer(x, references)
         x = self.norm(x)
-        added = rearrange(self.leave(x), "b (h w) c -> b c h w", h=side)
+        added = rearrange(self.leave(x), "b (h w) c -> b c h w", h=rows)
         added = F.interpolate(added, scale_factor=2, mode="bilinear", align_corners=False)
-        coarse = rearrange(self.mask(x), "b (h w) (y x) -> b (h y) (w x)", h=side, y=2)
-        return rearrange(added, "b c h w -> b (h w) c"), coarse
+        coarse = rearrange(self.mask(x), "b (h w) (y x) -> b (h y) (w x)", h=rows, y=2)
+        beyond = (0, 2 * (side - columns), 0, 2 * (side - rows))
+        return _tokens(F.pad(added, beyond)), F.pad(coarse, beyond, value=-MAX_LOGIT)
 
 
 def pooled_map(tokens: Tensor) -> Tensor:
@@ -88,9 +100,13 @@ def pooled_map(tokens: Tensor) -> Tensor:
 
 
 def grid_position(maps: Tensor) -> Tensor:
-    """Sine code of the pixels of (B, C, h, w), (1, h * w, C)."""
+    """Sine code of the pixels of (B, C, h, w), (1, C, h, w)."""
     nothing = torch.zeros(1, *maps.shape[-2:], dtype=torch.bool, device=maps.device)
-    return rearrange(sine_position(nothing, maps.shape[1]), "b c h w -> b (h w) c").to(maps.dtype)
+    return sine_position(nothing, maps.shape[1]).to(maps.dtype)
+
+
+def _tokens(maps: Tensor) -> Tensor:
+    return rearrange(maps, "b c h w -> b (h w) c")
 
 
 class _Layer(nn.Module):

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from projects.sam.fusion import grid_position, pooled_map
 from unified.modeling.mask_encoder import BasicBlock, FeatureFusion
-from unified.structures import Reference, once
+from unified.structures import Reference, Size, once
 
 
 class SamMaskEncoder(nn.Module):
@@ -75,17 +75,30 @@ class PatchMaskEncoder(nn.Module):
             nn.Linear(dim + patch * patch, dim), nn.GELU(), nn.Linear(dim, dim)
         )
 
-    def refer(self, images: Tensor, masks: Tensor, tokens: Tensor) -> Reference:
-        """As of ``SamMaskEncoder``; the summary is the mean of the tokens on the object."""
-        pooled = pooled_map(once(tokens))
-        num, side = len(tokens), pooled.shape[-1]
+    def refer(
+        self, images: Tensor, masks: Tensor, tokens: Tensor, covered: Size | None = None
+    ) -> Reference:
+        """As of ``SamMaskEncoder``; the summary is the mean of the tokens on the object.
+
+        Args:
+            covered: as of ``DeepFusion.found``; padding beyond it gives no tokens.
+        """
+        whole = pooled_map(once(tokens))
+        num, side = len(tokens), whole.shape[-1]
+        rows, columns = covered or (side, side)
         grid = (side * self.patch, side * self.patch)
-        cells = F.interpolate(masks[:, None].to(pooled.dtype), size=grid, mode="area")[:, 0]
+        cells = F.interpolate(masks[:, None].to(whole.dtype), size=grid, mode="area")[:, 0]
         cells = rearrange(
-            cells, "b (h y) (w x) -> b (h w) (y x)", y=self.patch, x=self.patch
+            cells[:, : rows * self.patch, : columns * self.patch],
+            "b (h y) (w x) -> b (h w) (y x)",
+            y=self.patch,
+            x=self.patch,
         )  # (B, n, patch * patch) in [0, 1]
-        keys = rearrange(pooled, "b c h w -> b (h w) c")
-        placed = (keys + grid_position(pooled)).expand(num, -1, -1)  # of one frame for all objects
+        keys, position = (
+            rearrange(maps[..., :rows, :columns], "b c h w -> b (h w) c")
+            for maps in (whole, grid_position(whole))
+        )
+        placed = (keys + position).expand(num, -1, -1)  # of one frame for all objects
         values = self.mlp(torch.cat([keys.expand(num, -1, -1), 2 * cells - 1], dim=-1))
         weights = cells.mean(dim=-1, keepdim=True)  # (B, n, 1)
         summary = (keys * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1e-3)

@@ -6,19 +6,20 @@ SAM itself is behind three methods (``adapters.py``) and stays as it is.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from projects.sam.adapters import PromptableModel
+from projects.sam.adapters import PromptableModel, Sam
 from projects.sam.cache import EmbeddingCache
 from projects.sam.context import Context
 from projects.sam.fusion import DeepFusion
 from projects.sam.losses import MaskLosses
+from projects.sam.maps import at_stride, boxes_of, coarse_prompt, on_image, size
 from projects.sam.mask_encoder import PatchMaskEncoder, SamMaskEncoder
+from projects.sam.pyramid import PointReference, SamPyramid, SentenceReference, covered
 from unified.errors import ConfigError, InputError
 from unified.masks import mean_logits
 from unified.modeling.fusion import FusionLayer
@@ -35,43 +36,6 @@ from unified.structures import (
     Target,
     once,
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamPyramid(FeaturePyramid):
-    """SAM's embedding as the one level, with what else its decoder needs.
-
-    Attributes:
-        extras: tensors (B, ...).
-        context: (B, C, h, w) of what things are, for the fusion alone, or None.
-    """
-
-    extras: tuple[Tensor, ...] = ()
-    context: Tensor | None = None
-
-    def expand(self, num: int) -> SamPyramid:
-        """As of every pyramid."""
-        expanded = super().expand(num)
-        assert isinstance(expanded, SamPyramid)
-        extras = tuple(extra.expand(num, *extra.shape[1:]) for extra in self.extras)
-        context = None if self.context is None else self.context.expand(num, -1, -1, -1)
-        return replace(expanded, extras=extras, context=context)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PointReference(Reference):
-    """Points and boxes as SAM's own sparse tokens, in keys and values.
-
-    Attributes:
-        ambiguous: one point may mean a thing or a part of it.
-    """
-
-    ambiguous: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class SentenceReference(Reference):
-    """Of a sentence."""
 
 
 class SamUniFusion(nn.Module):
@@ -152,7 +116,7 @@ class SamUniFusion(nn.Module):
         embedding, *extras = self.cache(encode, pixels) if cached else encode(pixels)
         return SamPyramid(
             levels=(embedding,),
-            padding_masks=(resize_padding_mask(images.padding_mask, _size(embedding)),),
+            padding_masks=(resize_padding_mask(images.padding_mask, size(embedding)),),
             image_sizes=images.image_sizes,
             padded_size=images.padded_size,
             extras=tuple(extras),
@@ -178,7 +142,11 @@ class SamUniFusion(nn.Module):
         """Masks (B, H, W) of the padded size -> keys from the embedding, values from the masks."""
         if self.mask_encoder is None:
             raise ConfigError("this model has no mask encoder: it cannot follow a mask")
-        return (self.mask_encoder.refer(images.tensor, masks, self.seen(features)),)
+        tokens = self.seen(features)
+        if isinstance(self.mask_encoder, PatchMaskEncoder):
+            part = covered(features, pooled=2)
+            return (self.mask_encoder.refer(images.tensor, masks, tokens, part),)
+        return (self.mask_encoder.refer(images.tensor, masks, tokens),)
 
     def encode_points(
         self, points: Tensor | None, labels: Tensor | None, boxes: Tensor | None
@@ -224,7 +192,7 @@ class SamUniFusion(nn.Module):
         if self.second_pass and top_k == 1 and not alone:
             logits = self.look_again(features, logits)
         scores = scores.gather(1, best).float().clamp(0, 1)
-        return Segmentation.of_masks(_at_stride(logits, features, mask_stride), features, scores)
+        return Segmentation.of_masks(at_stride(logits, features, mask_stride), features, scores)
 
     def look_again(self, features: FeaturePyramid, logits: Tensor) -> Tensor:
         """The mean of masks (B, 1, h, w) and what the SAM inside says of the boxes around them.
@@ -232,13 +200,12 @@ class SamUniFusion(nn.Module):
         Its edges are sharper where no reference changed its embedding; empty masks stay.
         """
         assert isinstance(features, SamPyramid)
-        found = _on_image(logits, features) > 0
+        found = on_image(logits, features) > 0
         for mask, (height, width) in zip(found, features.image_sizes, strict=True):
             mask[height:], mask[:, width:] = False, False
-        boxes, some = _boxes(found)
+        boxes, some = boxes_of(found)
         sparse, dense = self.sam.encode_prompts(len(boxes), boxes=boxes)
-        embedding = (*features.levels, *features.extras)
-        again, _ = self.sam.decode_masks(embedding, sparse, dense, several=False)
+        again, _ = self._masks(features, features.levels[0], sparse, dense, several=False)
         return torch.where(some[:, None, None, None], mean_logits(logits, again), logits)
 
     def decode(
@@ -270,11 +237,33 @@ class SamUniFusion(nn.Module):
             sparse, dense = self.sam.encode_prompts(len(features), **prompt)
             summary = [injected[0].summary[:, None]]
         tokens = [*summary, sparse, *(level.keys for level in shown)]
-        own = {"decoder": self.decoder} if injected and self.decoder is not None else {}
-        logits, scores = self.sam.decode_masks(
-            (fused, *features.extras), torch.cat(tokens, dim=1), dense, several=several, **own
+        logits, scores = self._masks(
+            features,
+            fused,
+            torch.cat(tokens, dim=1),
+            dense,
+            several=several,
+            decoder=self.decoder if injected else None,
         )
         return logits, scores, coarse
+
+    def _masks(
+        self,
+        features: SamPyramid,
+        embedding: Tensor,
+        sparse: Tensor,
+        dense: Tensor,
+        *,
+        several: bool,
+        decoder: nn.Module | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """As of ``PromptableModel``, by ``decoder`` if there is one."""
+        options: dict[str, Any] = {} if decoder is None else {"decoder": decoder}
+        if isinstance(self.sam, Sam):
+            options["shown"] = covered(features, margin=1)
+        return self.sam.decode_masks(
+            (embedding, *features.extras), sparse, dense, several=several, **options
+        )
 
     def fuse(
         self, features: FeaturePyramid, references: Sequence[Reference]
@@ -290,7 +279,7 @@ class SamUniFusion(nn.Module):
             raise ConfigError("this model has no fusion layer: it follows points and boxes only")
         seen = self.seen(features)
         if isinstance(self.fusion, DeepFusion):
-            added, coarse = self.fusion.found(seen, references)
+            added, coarse = self.fusion.found(seen, references, covered(features, pooled=2))
         else:
             added, coarse = self.fusion(seen, references) - seen, None
         fused = embedding + rearrange(added, "b (h w) c -> b c h w", h=embedding.shape[-2])
@@ -318,53 +307,4 @@ class SamUniFusion(nn.Module):
         ``mask_stride`` has no say: masks are compared at the input size, as in the reference.
         """
         logits, scores = self.decode(features, references, several=False)
-        return self.criterion(_at_stride(logits, features, 1), scores, joined_masks(targets))
-
-
-def _at_stride(logits: Tensor, features: FeaturePyramid, stride: int) -> Tensor:
-    """SAM's masks (B, K, 4h, 4w), bilinear at ``stride`` of the padded input."""
-    height, width = (side // stride for side in features.padded_size)
-    if _size(logits) == (height, width):
-        return logits
-    return F.interpolate(logits, size=(height, width), mode="bilinear", align_corners=False)
-
-
-def _on_image(logits: Tensor, features: FeaturePyramid) -> Tensor:
-    """SAM's masks (B, 1, 4h, 4w) at the input size without the padding of all, (B, H, W)."""
-    stride = features.padded_size[0] // logits.shape[-2]
-    height, width = (max(sides) for sides in zip(*features.image_sizes, strict=True))
-    rows, columns = (-(-side // stride) + 1 for side in (height, width))
-    part = logits[:, :, :rows, :columns]
-    larger = F.interpolate(part, scale_factor=stride, mode="bilinear", align_corners=False)
-    return larger[:, 0, :height, :width]
-
-
-def coarse_prompt(coarse: Tensor, side: int) -> dict[str, Tensor]:
-    """A coarse mask (B, h, w), logits, as a SAM is prompted with it: by itself and by its box.
-
-    Args:
-        side: of the padded input, in pixels, which boxes are in.
-    """
-    masks = F.interpolate(coarse[:, None], scale_factor=4, mode="bilinear", align_corners=False)
-    found = coarse.detach() > 0
-    found = torch.where(
-        found.any(dim=(1, 2), keepdim=True), found, coarse >= coarse.amax(dim=(1, 2), keepdim=True)
-    )
-    boxes = _boxes(found)[0] * (side / coarse.shape[-1])
-    return {"boxes": boxes, "masks": masks}
-
-
-def _boxes(masks: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, h, w) bool -> x0, y0, x1, y1 around each (B, 4), and which are not empty (B,)."""
-    ends = []
-    for axis in (1, 2):  # columns, then rows
-        line = masks.any(dim=axis)
-        index = torch.arange(line.shape[1], device=line.device)
-        ends.append(torch.where(line, index, line.shape[1]).amin(dim=1))
-        ends.append(torch.where(line, index + 1, 0).amax(dim=1))
-    x0, x1, y0, y1 = ends
-    return torch.stack((x0, y0, x1, y1), dim=1).float(), masks.flatten(1).any(dim=1)
-
-
-def _size(maps: Tensor) -> tuple[int, int]:
-    return maps.shape[-2], maps.shape[-1]
+        return self.criterion(at_stride(logits, features, 1), scores, joined_masks(targets))

@@ -1,8 +1,9 @@
 """MobileSAM's image encoder: timm's TinyViT, computed for a CPU.
 
-Norms of convolutions become part of them, and what is wide runs in strips and rows of windows, so
-that it stays in the cache and pages of memory are not asked for again and again: half the time of
-timm's own ``forward``, with the same numbers but for rounding.
+Norms of convolutions become part of them, what is wide runs in strips and rows of windows, and
+what is done with a pixel alone is done in place, so that it stays in the cache and pages of memory
+are not asked for again and again: half the time of timm's own ``forward``, with the same numbers
+but for rounding.
 """
 
 from __future__ import annotations
@@ -36,10 +37,12 @@ class TinyVit(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) -> (B, C, S / 16, S / 16)."""
-        if self.training or images.device.type != "cpu" or torch.compiler.is_compiling():
+        learns = torch.is_grad_enabled() and any(part.requires_grad for part in self.parameters())
+        elsewhere = images.device.type != "cpu" or torch.compiler.is_compiling()
+        if self.training or learns or images.requires_grad or elsewhere:
             return self.neck(self.stages(self.patch_embed(images)).permute(0, 2, 3, 1))
         x = images.contiguous(memory_format=torch.channels_last)
-        x = F.gelu(_conv(x, self.patch_embed.conv1))
+        x = _gelu_(_conv(x, self.patch_embed.conv1))
         x = _conv(x, self.patch_embed.conv2)
         first, *others = self.stages
         for block in first.blocks:
@@ -72,11 +75,11 @@ def _inverted(x: Tensor, block: Any, *, shortcut: bool) -> Tensor:
     for top in range(0, height, ROWS):
         bottom = min(top + ROWS, height)
         start, stop = max(top - 1, 0), min(bottom + 1, height)
-        y = F.gelu(_pointwise(x[:, :, start:stop], *weights[0]))
+        y = _gelu_(_pointwise(x[:, :, start:stop], *weights[0]))
         y = F.pad(y, (0, 0, start - top + 1, bottom + 1 - stop))
-        y = F.gelu(F.conv2d(y, *weights[1], stride, (0, 1), 1, groups))
+        y = _gelu_(F.conv2d(y, *weights[1], stride, (0, 1), 1, groups))
         y = _pointwise(y, *weights[2])
-        out.append(F.gelu(y + x[:, :, top:bottom]) if shortcut else y)
+        out.append(_gelu_(y.add_(x[:, :, top:bottom])) if shortcut else y)
     return torch.cat(out, dim=2)
 
 
@@ -87,10 +90,19 @@ def _pointwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 def _block(x: Tensor, block: Any) -> Tensor:
     """Attention in windows, a local convolution and an MLP on (B, H, W, C)."""
-    x = x + torch.cat(list(_attended(x, block.attn, block.window_size)), dim=1)
+    x = torch.cat(list(_attended(x, block.attn, block.window_size)), dim=1).add_(x)
     x = _conv(x.permute(0, 3, 1, 2), block.local_conv).permute(0, 2, 3, 1)
     tokens = x.flatten(0, 2).split(TOKENS)
-    return torch.cat([part + block.mlp(part) for part in tokens]).view(x.shape)
+    return torch.cat([_mlp(part, block.mlp).add_(part) for part in tokens]).view(x.shape)
+
+
+def _mlp(x: Tensor, mlp: Any) -> Tensor:
+    return mlp.fc2(_gelu_(mlp.fc1(mlp.norm(x))))
+
+
+def _gelu_(x: Tensor) -> Tensor:
+    """In the memory of ``x``, which autograd does not know."""
+    return torch.ops.aten.gelu_(x)
 
 
 def _attended(x: Tensor, attention: Any, side: int) -> Iterator[Tensor]:

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from projects.sam.mobile.plans import CHANNELS, FRAMES, Plan
 from projects.sam.mobile.scenes import VISIBLE, SceneMaker
-from projects.sam.model import SamPyramid, SamUniFusion
+from projects.sam.model import SamUniFusion
+from projects.sam.pyramid import SamPyramid
 from unified.expressions import swap_left_right
 from unified.structures import MASK_STRIDE, Reference
 

@@ -12,6 +12,7 @@ from projects.sam.adapters import Sam
 from projects.sam.decoding import decode, runs_here
 from tests.projects.sam.tiny import DIM, transformers_sam
 from unified.inference.frames import autocast
+from unified.masks import MAX_LOGIT
 
 TOLERANCE = 5e-5  # of masks that reach 9: sums in another order
 
@@ -49,6 +50,18 @@ def test_masks_and_scores_are_those_of_transformers(
     assert masks.std() > 0.3 and found.shape == (size[0], 3 if several else 1, *masks.shape[-2:])
     torch.testing.assert_close(found, masks[:, 0], atol=TOLERANCE, rtol=TOLERANCE)
     torch.testing.assert_close(rated, scores[:, 0], atol=TOLERANCE, rtol=TOLERANCE)
+
+
+@torch.no_grad()
+def test_masks_of_a_part_are_those_of_all_within_it() -> None:
+    decoder, given = transformers_sam().mask_decoder, inputs(2, 6, 9)
+    before = {name: value.clone() for name, value in vars(given).items()}
+    whole, scores = decode(decoder, **vars(given), several=True)
+    part, rated = decode(decoder, **vars(given), several=True, shown=(4, 7))
+    assert all(torch.equal(value, before[name]) for name, value in vars(given).items())
+    assert torch.equal(rated, scores) and part.shape == whole.shape
+    torch.testing.assert_close(part[..., :16, :28], whole[..., :16, :28])
+    assert (part[..., 16:, :] == -MAX_LOGIT).all() and (part[..., 28:] == -MAX_LOGIT).all()
 
 
 def test_what_learns_or_runs_elsewhere_is_left_to_transformers() -> None:

@@ -13,8 +13,9 @@ from projects.sam.adapters import Sam
 from projects.sam.config import own_decoder
 from projects.sam.context import Context
 from projects.sam.fusion import DeepFusion
+from projects.sam.maps import coarse_prompt
 from projects.sam.mask_encoder import PatchMaskEncoder
-from projects.sam.model import SamUniFusion, coarse_prompt
+from projects.sam.model import SamUniFusion
 from tests.projects.sam.test_model import BOX, encoded, masks_on
 from tests.projects.sam.tiny import DIM, SIDE, transformers_sam
 from tests.toy.parts import make_text_encoder
@@ -140,6 +141,31 @@ def test_where_nothing_is_found_the_likeliest_cell_is_the_box() -> None:
     coarse = torch.full((1, GRID, GRID), -3.0)
     coarse[0, 2, 1] = -1.0
     assert coarse_prompt(coarse, SIDE)["boxes"].tolist() == [[16.0, 32.0, 32.0, 48.0]]
+
+
+@torch.no_grad()
+def test_what_the_fusion_sees_of_padding_does_not_count() -> None:
+    """Of a wide and a high picture; the other half of the square is padding."""
+    model = make_small()
+    half = GRID // 2
+    for height, width in ((SIDE // 2, SIDE), (SIDE, SIDE // 2)):
+        images = model.preprocess([torch.rand(3, height, width) * 255])
+        features = model.encode_image(images)
+        other = features.levels[0].clone()
+        other[..., half if height < SIDE else GRID :, :] += 3.0
+        other[..., half if width < SIDE else GRID :] += 3.0
+        changed = replace(features, levels=(other,))
+        masks = torch.zeros(1, SIDE, SIDE)
+        masks[:, : SIDE // 4, : SIDE // 4] = 1
+        found = []
+        for seen in (features, changed):
+            (remembered,) = model.encode_mask(images, seen, masks)
+            fused, coarse = model.fuse(seen, [remembered])
+            found.append((remembered.values, fused - seen.levels[0], coarse))
+        for before, after in zip(*found, strict=True):
+            torch.testing.assert_close(before, after, atol=1e-5, rtol=0)
+        assert found[0][0].shape[1] == (GRID // 2) ** 2 // 2
+        assert found[0][1].abs().max() > 1e-2
 
 
 @torch.no_grad()

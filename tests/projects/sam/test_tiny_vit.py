@@ -60,3 +60,14 @@ def test_in_training_norms_see_the_batch() -> None:
     vision(images).mean().backward()
     assert not torch.equal(before, vision.patch_embed.conv1.bn.running_mean)
     assert all(p.grad is not None for p in vision.parameters())
+
+
+def test_gradients_reach_weights_whose_norms_are_fixed() -> None:
+    vision, images = encoder(), torch.randn(1, 3, 160, 160)
+    with torch.inference_mode():
+        wanted = vision(images)
+    found = vision(images)
+    found.mean().backward()
+    torch.testing.assert_close(found.detach(), wanted, atol=TOLERANCE, rtol=TOLERANCE)
+    silent = {name for name, p in vision.named_parameters() if p.grad is None}
+    assert all("attention_biases" in name for name in silent)  # timm keeps them as they were
