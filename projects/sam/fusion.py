@@ -27,7 +27,7 @@ DROPOUT = 0.1  # of what a layer adds, in training
 class DeepFusion(FusionLayer):
     """Layers of attention among pixels, UniFusion and MLP at half resolution; no part of UniRef++.
 
-    Where there is only padding nothing is computed: nothing is attended to, nothing is added.
+    Where images do not reach nothing need be computed: nothing is attended to, nothing is added.
 
     Args:
         dim: of the embedding.

@@ -271,6 +271,7 @@ class SamUniFusion(nn.Module):
         """The embedding (B, C, h, w) after every reference was injected.
 
         With ``DeepFusion`` and references also the coarse mask (B, h, w) that it found, in logits.
+        Padding counts for sentences alone, as in training: what they find depends on it.
         """
         (embedding,) = features.levels
         if not references:
@@ -279,7 +280,9 @@ class SamUniFusion(nn.Module):
             raise ConfigError("this model has no fusion layer: it follows points and boxes only")
         seen = self.seen(features)
         if isinstance(self.fusion, DeepFusion):
-            added, coarse = self.fusion.found(seen, references, covered(features, pooled=2))
+            told = all(isinstance(level, SentenceReference) for level in references)
+            part = None if told else covered(features, pooled=2)
+            added, coarse = self.fusion.found(seen, references, part)
         else:
             added, coarse = self.fusion(seen, references) - seen, None
         fused = embedding + rearrange(added, "b (h w) c -> b c h w", h=embedding.shape[-2])
