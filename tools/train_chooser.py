@@ -5,9 +5,10 @@
         --choose my_choose --output chooser.safetensors
 
 The first line makes the sets of the small model, see docs/runs.md.
-The candidates of every image are described once; then a small network is trained on them, in
-minutes on a CPU. How much the model's own scores count, and which score is refused, is chosen on
---choose. Sets are own data with sentences, see docs/own_data.md; those of --sets are for training.
+The candidates of every image are described once; then two small networks are trained on them, in
+minutes on a CPU, which answer with the mean of their scores. How much the model's own scores count,
+and which score is refused, is chosen on --choose. Sets are own data with sentences, see
+docs/own_data.md; those of --sets are for training.
 The result belongs to the weights of the model: with others it is left out.
 """
 
@@ -19,6 +20,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +35,8 @@ from unified.commands import add_max_pixels, run_command, share
 from unified.data.catalog import load_records
 from unified.data.samples import view_of
 from unified.errors import InputError
-from unified.inference.chooser.choosing import margin, weights_of
-from unified.inference.chooser.fitting import Recipe, fit
-from unified.inference.chooser.network import ChooserNetwork
+from unified.inference.chooser.choosing import NETWORKS, margin, weights_of
+from unified.inference.chooser.fitting import RECIPES, fit
 from unified.inference.chooser.rules import fit_rules, right
 from unified.inference.chooser.student import Picture, Referred, Student
 from unified.inference.image_io import read_image
@@ -93,10 +94,11 @@ def train(options: argparse.Namespace) -> None:
     seen, words = first.described.seen.shape[1], first.sentences[0].words.shape[1]
     described = time.monotonic()
     networks, curves = [], []
-    for seed in range(options.seed, options.seed + options.networks):
-        torch.manual_seed(seed)
-        networks.append(ChooserNetwork(seen_dim=seen, text_dim=words).to(student.device))
-        curves.append(fit(networks[-1], lessons, naming, Recipe(epochs=options.epochs), seed))
+    for name, kind in NETWORKS.items():
+        torch.manual_seed(options.seed)
+        networks.append(kind(seen_dim=seen, text_dim=words).to(student.device))
+        recipe = replace(RECIPES[name], epochs=options.epochs)
+        curves.append(fit(networks[-1], lessons, naming, recipe, options.seed))
     trained = time.monotonic()
     trials = student.trials(networks, pictures(tried, "choose rules"))
     present = [trial for trial in trials if trial.truth is not None]
@@ -111,9 +113,9 @@ def train(options: argparse.Namespace) -> None:
     print(
         f"{sum(len(lesson.sentences) for lesson in lessons)} sentences about {len(lessons)} "
         f"pictures: described in {described - start:.0f} s, trained in {trained - described:.0f} "
-        f"s, loss {curves[0][0]:.2f} to {curves[-1][-1]:.2f}; of {len(present)} sentences of "
-        f"{options.choose} {right(present, rules):.1%} right before refusal, {refused} of "
-        f"{len(absent)} about nothing refused; {rules}; {options.output}"
+        f"s, loss {' and '.join(f'{curve[0]:.2f} to {curve[-1]:.2f}' for curve in curves)}; of "
+        f"{len(present)} sentences of {options.choose} {right(present, rules):.1%} right before "
+        f"refusal, {refused} of {len(absent)} about nothing refused; {rules}; {options.output}"
     )
 
 
@@ -130,7 +132,6 @@ def main(arguments: list[str] | None = None) -> int:
         "--keep", type=share, default=0.9, help="share of true sentences that are not refused"
     )
     parser.add_argument("--epochs", type=int, default=40)
-    parser.add_argument("--networks", type=int, default=1, help="whose scores are averaged")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", required=True, type=Path, metavar="FILE")
     parser.add_argument("--device", default="auto")

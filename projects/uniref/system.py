@@ -58,7 +58,7 @@ WEIGHTS = {
     "uniref_lite_chooser": WeightsEntry(
         licence="Apache-2.0",  # see MODEL_CARD.md
         bundled=Path(__file__).parent / "weights/uniref_lite_chooser.safetensors",
-        sha256="6eba05befd6a4139091563b7c6c51c9661a6a94e5c08c093c913ddf3731fd8bb",
+        sha256="468e643c2497cb15f16f52526d10ed01f9c0e965b2dcb7d9ee3ffe68ffdace03",
     ),
     **{
         f"uniref_{stage}_{size}": WeightsEntry(licence="MIT", page=_PAGE)

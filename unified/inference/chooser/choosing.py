@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from unified.errors import CheckpointError
-from unified.inference.chooser.network import Candidates, Choices, ChooserNetwork
+from unified.inference.chooser.batch import Candidates, Choices
+from unified.inference.chooser.joint import JointNetwork
+from unified.inference.chooser.network import ChooserNetwork
 from unified.inference.chooser.scene import Scene, own_scores
 from unified.inference.frames import EncodedFrame
 from unified.inference.sense import nonsense
@@ -22,7 +24,9 @@ from unified.structures import References
 
 logger = logging.getLogger(__name__)
 
-NETWORK, RULES, SEGMENTER = "network.", "rules", "segmenter"
+Network = ChooserNetwork | JointNetwork
+NETWORKS: Mapping[str, type[Network]] = {"network": ChooserNetwork, "joint": JointNetwork}
+RULES, SEGMENTER = "rules", "segmenter"
 LEAST_SCORE = 1e-3  # so that logits stay finite
 
 
@@ -70,7 +74,7 @@ class Chooser:
     def __init__(
         self,
         *,
-        networks: Sequence[ChooserNetwork],
+        networks: Sequence[Network],
         rules: Rules,
         model: Segmenter,
         text: TextEncoder,
@@ -161,7 +165,7 @@ def pick(choices: Choices, logits: Tensor, rules: Rules) -> Tensor:
     return best | (logits - choices.none[0] > rules.accepted)
 
 
-def networks_of(weights: Mapping[str, Tensor]) -> tuple[list[ChooserNetwork], Rules]:
+def networks_of(weights: Mapping[str, Tensor]) -> tuple[list[Network], Rules]:
     """The networks and the rules of a weights file.
 
     Raises:
@@ -169,16 +173,18 @@ def networks_of(weights: Mapping[str, Tensor]) -> tuple[list[ChooserNetwork], Ru
     """
     parts: dict[str, dict[str, Tensor]] = {}
     for key, value in weights.items():
-        if key.startswith(NETWORK):
-            number, _, name = key.removeprefix(NETWORK).partition(".")
-            parts.setdefault(number, {})[name] = value.float()
+        kind, _, name = key.partition(".")
+        if kind in NETWORKS:
+            parts.setdefault(kind, {})[name] = value.float()
     whole = all({"mean", "read.weight"} <= set(own) for own in parts.values())
     if RULES not in weights or not parts or not whole:
-        raise CheckpointError("the file holds no chooser: expected network.* and rules")
+        raise CheckpointError(
+            f"the file holds no chooser: expected {' and '.join(NETWORKS)}.* and rules"
+        )
     networks = []
-    for own in parts.values():
+    for kind, own in parts.items():
         dim, text_dim = own["read.weight"].shape
-        network = ChooserNetwork(seen_dim=len(own["mean"]), text_dim=text_dim, dim=dim)
+        network = NETWORKS[kind](seen_dim=len(own["mean"]), text_dim=text_dim, dim=dim)
         try:
             network.load_state_dict(own)
         except RuntimeError as error:
@@ -187,15 +193,17 @@ def networks_of(weights: Mapping[str, Tensor]) -> tuple[list[ChooserNetwork], Ru
     return networks, Rules(*weights[RULES].tolist())
 
 
-def weights_of(networks: Sequence[ChooserNetwork], rules: Rules, sha256: str) -> dict[str, Tensor]:
+def weights_of(networks: Sequence[Network], rules: Rules, sha256: str) -> dict[str, Tensor]:
     """What ``networks_of`` and ``made_for`` read; numbers of networks in half precision.
 
     Args:
         sha256: of the weights file of the segmenter, hexadecimal.
     """
     content = {
-        f"{NETWORK}{number}.{key}": value.half().cpu()
-        for number, network in enumerate(networks)
+        f"{kind}.{key}": value.half().cpu()
+        for network in networks
+        for kind, known in NETWORKS.items()
+        if isinstance(network, known)
         for key, value in network.state_dict().items()
     }
     digest = torch.tensor(list(bytes.fromhex(sha256)), dtype=torch.uint8)

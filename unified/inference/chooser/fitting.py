@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
+from unified.inference.chooser.batch import Candidates, Choices
+from unified.inference.chooser.choosing import Network
 from unified.inference.chooser.describing import Described
-from unified.inference.chooser.network import Candidates, Choices, ChooserNetwork
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,7 @@ class Sentence:
         fits: (K,) the best IoU of each candidate with what is meant: with all of it, or with one
             of several things; zeros if it is absent.
         absent, many: nothing is meant; several things are.
+        names: of the objects that are meant.
     """
 
     words: Tensor
@@ -38,14 +40,26 @@ class Sentence:
     fits: Tensor
     absent: bool = False
     many: bool = False
+    names: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """An image with what is said of it."""
+    """An image with what is said of it.
+
+    Attributes:
+        found: how many of the candidates a segmenter found; the others are true objects that it
+            missed.
+    """
 
     described: Described
     sentences: Sequence[Sentence]
+    found: int
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Of all objects that are spoken of."""
+        return frozenset().union(*(said.names for said in self.sentences))
 
 
 @dataclass(frozen=True)
@@ -64,6 +78,9 @@ class Recipe:
     epochs: int = 40
     images: int = 24  # of a batch
     sentences: int = 8  # of each of them
+    borrowed: int = 0  # sentences of others about what an image lacks, for each of them
+    candidates: int = 1000  # of each of them, at most
+    shown: float = 0.0  # share of images where the missed objects are candidates too
     rate: float = 1e-3
     decay: float = 0.05
     naming: float = 0.3
@@ -74,8 +91,14 @@ class Recipe:
     average: float = 0.995
 
 
+RECIPES: Mapping[str, Recipe] = {
+    "network": Recipe(),
+    "joint": Recipe(sentences=6, borrowed=1, candidates=30, shown=0.5),
+}
+
+
 def fit(
-    network: ChooserNetwork,
+    network: Network,
     lessons: Sequence[Lesson],
     naming: Naming | None,
     recipe: Recipe,
@@ -123,50 +146,81 @@ def fit(
 
 
 def _loss(
-    network: ChooserNetwork,
+    network: Network,
     batch: Sequence[Lesson],
     naming: Naming | None,
     recipe: Recipe,
     rng: np.random.Generator,
 ) -> Tensor:
     flipped = rng.random(len(batch)) < 0.5
-    images, words, fits, rows, absent, many = [], [], [], [], [], []
-    for row, (lesson, flip) in enumerate(zip(batch, flipped, strict=True)):
-        images.append(_mirrored(lesson.described) if flip else lesson.described)
-        wanted = min(recipe.sentences, len(lesson.sentences))
-        for index in rng.choice(len(lesson.sentences), wanted, replace=False):
-            said = lesson.sentences[index]
-            words.append((said.mirrored if flip else said.words).float())
-            fits.append(said.fits)
-            rows.append(row)
-            absent.append(said.absent)
-            many.append(said.many)
+    images = [
+        _mirrored(lesson.described) if flip else lesson.described
+        for lesson, flip in zip(batch, flipped, strict=True)
+    ]
+    rows, drawn = zip(*_drawn(batch, recipe, rng), strict=True)
+    words = [
+        (said.mirrored if flipped[row] else said.words).float()
+        for row, said in zip(rows, drawn, strict=True)
+    ]
     candidates = Candidates.stack(images)
-    device = candidates.there.device
+    device, longest = candidates.there.device, candidates.there.shape[1]
     image = torch.tensor(rows, device=device)
-    lost = torch.rand(candidates.there.shape, device=device) < recipe.lost
-    there = candidates.there & ~lost
-    there[:, 0] |= ~there.any(dim=1)
+    found = torch.tensor([lesson.found for lesson in batch], device=device)
+    shown = torch.from_numpy(rng.random(len(batch)) < recipe.shown).to(device)
+    candidates, chosen = _some(candidates, torch.where(shown, longest, found), recipe)
+    there = candidates.there
     scores = candidates.scores * float(rng.random() >= recipe.without_scores)
-    candidates = replace(candidates, there=there, scores=scores)
-    longest = candidates.there.shape[1]
-    fit = torch.stack([F.pad(f.float(), (0, longest - len(f))) for f in fits]) * there[image]
+    candidates = replace(candidates, scores=scores)
+    fit = torch.stack([F.pad(s.fits.float(), (0, longest - len(s.fits))) for s in drawn])
+    fit = fit.gather(1, chosen[image]) * there[image]
     choices = network(candidates, image, *padded(words))
     terms = choice_losses(
         choices,
         fit,
         there[image],
-        torch.tensor(absent, device=device),
-        torch.tensor(many, device=device),
+        torch.tensor([said.absent for said in drawn], device=device),
+        torch.tensor([said.many for said in drawn], device=device),
     )
     loss = terms[0] + recipe.accepting * terms[1] + recipe.several * terms[2]
     if naming is not None:
-        drawn = torch.from_numpy(rng.integers(0, len(naming.labels), 256)).to(device)
-        named = network.names(naming.seen[drawn].float()) @ naming.names.t() * NAME_SHARPNESS
+        objects = torch.from_numpy(rng.integers(0, len(naming.labels), 256)).to(device)
+        named = network.names(naming.seen[objects].float()) @ naming.names.t() * NAME_SHARPNESS
         loss = loss + recipe.naming * F.cross_entropy(
-            named, naming.labels[drawn], label_smoothing=0.1
+            named, naming.labels[objects], label_smoothing=0.1
         )
     return loss
+
+
+def _drawn(
+    batch: Sequence[Lesson], recipe: Recipe, rng: np.random.Generator
+) -> Iterator[tuple[int, Sentence]]:
+    """Sentences with the image that each is asked about.
+
+    Those borrowed from other images are about things whose names this one lacks.
+    """
+    names = [lesson.names for lesson in batch]
+    for row, lesson in enumerate(batch):
+        wanted = min(recipe.sentences, len(lesson.sentences))
+        for index in rng.choice(len(lesson.sentences), wanted, replace=False):
+            yield row, lesson.sentences[index]
+        none = torch.zeros_like(lesson.sentences[0].fits)
+        for other in rng.integers(0, len(batch), recipe.borrowed):
+            said = batch[other].sentences[rng.integers(len(batch[other].sentences))]
+            if said.names and not said.names & names[row]:
+                yield row, replace(said, fits=none, absent=True, many=False)
+
+
+def _some(candidates: Candidates, known: Tensor, recipe: Recipe) -> tuple[Candidates, Tensor]:
+    """Some of the candidates of each image, drawn from its first ``known`` (I,), and which they
+    were (I, K')."""
+    there = candidates.there
+    number = torch.arange(there.shape[1], device=there.device)
+    lost = torch.rand(there.shape, device=there.device) < recipe.lost
+    there = there & (number < known[:, None]) & ~lost
+    there[:, 0] |= ~there.any(dim=1)
+    order = torch.rand(there.shape, device=there.device) + there
+    chosen = order.topk(min(recipe.candidates, there.shape[1]), dim=1).indices
+    return replace(candidates, there=there).only(chosen), chosen
 
 
 def choice_losses(

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from unified.inference.chooser.batch import Choices
 from unified.inference.chooser.choosing import Rules, margin, pick, with_own_scores
-from unified.inference.chooser.network import Choices
 
 OWN = (0.0, 0.15, 0.3, 0.45, 0.6, 0.8, 1.0)
 SEVERAL = (-1.0, 0.0, 1.0, np.inf)

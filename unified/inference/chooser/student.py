@@ -12,10 +12,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unified.expressions import swap_left_right
+from unified.inference.chooser.batch import Candidates, Choices
 from unified.inference.chooser.building import parts_of
-from unified.inference.chooser.candidates import Found, joined, overlaps
+from unified.inference.chooser.candidates import LEAST_CELLS, Found, joined, overlaps
+from unified.inference.chooser.choosing import Network
+from unified.inference.chooser.describing import Described
 from unified.inference.chooser.fitting import Lesson, Naming, Sentence, padded
-from unified.inference.chooser.network import Candidates, Choices, ChooserNetwork
 from unified.inference.chooser.rules import Trial
 from unified.inference.chooser.scene import LIMIT, Scene, own_scores
 from unified.inference.frames import FrameEncoder
@@ -24,6 +26,8 @@ from unified.inference.sense import nonsense
 # Masks for a sentence belong to the candidates of a training image: of so many sentences so many
 # masks, after the ones that are found without.
 ASKED, BEST, SHARE = 1, 5, 0.3
+MISSED = 0.7  # IoU with the best candidate below which an object was missed
+MOST = 14  # missed objects of an image
 BATCH = 16  # sentences of about the same length that are read together
 
 
@@ -72,28 +76,53 @@ class Student:
             pool = joined(parts, LIMIT) if parts else None
             if pool is None or not len(pool):
                 continue
-            sentences: list[Sentence] = []
-            words = self._words_both_ways([text for one in referred for text in one.sentences])
-            for one in referred:
-                masks = self._on_grid(one.masks, scene)
+            meant = [self._on_grid(one.masks, scene) for one in referred]
+            for one, masks in zip(referred, meant, strict=True):
                 for name, mask in zip(one.names, masks, strict=True):
                     if mask.any():
                         objects.setdefault(mask.cpu().numpy().tobytes(), (mask, name))
-                fits = _fits(pool, masks)
+            shown = [mask for mask, _ in objects.values()]
+            described, every = self._with_missed(pool, shown, scene, rng)
+            sentences: list[Sentence] = []
+            words = self._words_both_ways([text for one in referred for text in one.sentences])
+            for one, masks in zip(referred, meant, strict=True):
+                fits = _fits(every, masks)
                 sentences += [
-                    Sentence(*words[text], fits, not len(masks), len(masks) > 1)
+                    Sentence(
+                        *words[text], fits, not len(masks), len(masks) > 1, frozenset(one.names)
+                    )
                     for text in one.sentences
                 ]
-            lessons.append(Lesson(scene.describer.describe(pool), sentences))
-            if objects:
-                seen.append(self._seen(torch.stack([mask for mask, _ in objects.values()]), scene))
+            lessons.append(Lesson(described, sentences, len(pool)))
+            if shown:
+                seen.append(self._seen(torch.stack(shown), scene))
                 names += [name for _, name in objects.values()]
         return lessons, self._naming(seen, names)
 
+    def _with_missed(
+        self, pool: Found, objects: Sequence[Tensor], scene: Scene, rng: np.random.Generator
+    ) -> tuple[Described, Tensor]:
+        """The candidates and then true objects (h, w) that none of them is, and the masks of all.
+
+        Scores and certainties of the objects are those of candidates drawn at random.
+        """
+        described = scene.describer.describe(pool)
+        large = [mask for mask in objects if mask.sum() >= LEAST_CELLS]
+        if not large:
+            return described, pool.masks
+        masks = torch.stack(large)
+        masks = masks[overlaps(masks, pool.masks)[0].amax(dim=1) < MISSED]
+        masks = masks[torch.from_numpy(rng.permutation(len(masks))[:MOST]).to(self.device)]
+        if not len(masks):
+            return described, pool.masks
+        drawn = torch.from_numpy(rng.integers(0, len(pool), len(masks))).to(self.device)
+        missed = scene.describer.describe(Found(masks.float(), pool.scores[drawn]))
+        missed.places[:, -1] = described.places[drawn, -1]
+        every = torch.cat((pool.masks, masks))
+        return described.extended(missed, every), every
+
     @torch.inference_mode()
-    def trials(
-        self, networks: Sequence[ChooserNetwork], pictures: Iterable[Picture]
-    ) -> list[Trial]:
+    def trials(self, networks: Sequence[Network], pictures: Iterable[Picture]) -> list[Trial]:
         """Every sentence of pictures that makes sense, with what the networks say."""
         vocabulary = {} if self.text.tokenizer is None else self.text.tokenizer.get_vocab()
         found = []
@@ -108,7 +137,7 @@ class Student:
         return found
 
     def _trial(
-        self, networks: Sequence[ChooserNetwork], scene: Scene, text: str, truth: Tensor | None
+        self, networks: Sequence[Network], scene: Scene, text: str, truth: Tensor | None
     ) -> Trial:
         asked = scene.asked(self.encoder.text(text))
         candidates, described = scene.candidates(asked)
@@ -161,9 +190,9 @@ class Student:
         return Naming(torch.cat(list(seen)), labels, torch.stack(vectors))
 
 
-def _fits(pool: Found, masks: Tensor) -> Tensor:
-    """The best IoU (K,) of each candidate with all masks (M, h, w) together, or with one."""
+def _fits(candidates: Tensor, masks: Tensor) -> Tensor:
+    """The best IoU (K,) of each candidate (K, h, w) with all masks (M, h, w), or with one."""
     if not len(masks):
-        return torch.zeros(len(pool), device=masks.device)
-    together = overlaps(pool.masks, masks.any(dim=0)[None])[0][:, 0]
-    return torch.maximum(together, overlaps(pool.masks, masks)[0].amax(dim=1))
+        return torch.zeros(len(candidates), device=masks.device)
+    together = overlaps(candidates, masks.any(dim=0)[None])[0][:, 0]
+    return torch.maximum(together, overlaps(candidates, masks)[0].amax(dim=1))

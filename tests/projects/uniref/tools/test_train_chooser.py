@@ -44,7 +44,7 @@ def test_a_chooser_is_trained_for_one_file_of_weights_and_used_with_it(
 ) -> None:
     given = ["--model", str(folder / "tiny.yaml"), "--weights", str(folder / "a.safetensors")]
     name = "refcoco-unc-testA"
-    sets = ["--sets", name, "--choose", name, "--epochs", "1", "--networks", "1"]
+    sets = ["--sets", name, "--choose", name, "--epochs", "1"]
     output = folder / "chooser.safetensors"
     command = [*given, *sets, "--device", "cpu", "--output", str(output)]
     assert tool("train_chooser").main(command) == 0

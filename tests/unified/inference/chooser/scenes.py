@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from unified.inference.chooser.candidates import Found, overlaps
+from unified.inference.chooser.choosing import Network
 from unified.inference.chooser.colours import NUM_CHANNELS
 from unified.inference.chooser.describing import Described
 from unified.inference.chooser.network import ChooserNetwork
@@ -47,7 +48,7 @@ def random_described(num: int, seed: int = 0) -> Described:
     )
 
 
-def make_network(seed: int = 0) -> ChooserNetwork:
+def make_network(kind: type[Network] = ChooserNetwork, seed: int = 0) -> Network:
     """A small one in eval mode."""
     torch.manual_seed(seed)
-    return ChooserNetwork(seen_dim=SEEN, text_dim=TEXT, dim=32, dropout=0.0).eval()
+    return kind(seen_dim=SEEN, text_dim=TEXT, dim=32, dropout=0.0).eval()

@@ -9,9 +9,16 @@ import torch
 from tests.toy.model import Toy, make_toy
 from tests.unified.inference.chooser.test_candidates import SETTINGS, photo
 from unified import ImagePredictor
-from unified.inference.chooser.choosing import Chooser, Rules, margin, pick, with_own_scores
+from unified.inference.chooser.batch import Choices
+from unified.inference.chooser.choosing import (
+    NETWORKS,
+    Chooser,
+    Rules,
+    margin,
+    pick,
+    with_own_scores,
+)
 from unified.inference.chooser.fitting import Recipe, fit
-from unified.inference.chooser.network import Choices, ChooserNetwork
 from unified.inference.chooser.rules import Trial, fit_rules
 from unified.inference.chooser.student import Referred, Student
 from unified.inference.settings import InferenceSettings
@@ -26,7 +33,7 @@ def chosen() -> Toy:
     channels = segmenter.backbone.channels
     seen = sum(channels[stage] for stage in ("res3", "res4", "res5")) + 3 * 64
     segmenter.chooser = Chooser(
-        networks=[ChooserNetwork(seen_dim=seen, text_dim=16, dim=32) for _ in range(2)],
+        networks=[kind(seen_dim=seen, text_dim=16, dim=32) for kind in NETWORKS.values()],
         rules=Rules(0.3, 5.0, 0.0, 0.0),
         model=segmenter,
         text=segmenter.text_encoder,
@@ -136,7 +143,13 @@ def test_a_student_describes_pictures_with_sentences(chosen: Toy) -> None:
     assert not torch.equal(said[1].mirrored, said[1].words)
     # The dog is said twice and shown once.
     assert naming is not None and naming.labels.tolist() == [1, 0]
-    curve = fit(chosen.chooser.networks[0], lessons, naming, Recipe(epochs=1), seed=0)
-    assert np.isfinite(curve).all()
+    assert [s.names for s in said] == [{"dog"}, {"dog"}, {"dog", "cat"}, frozenset()]
+    lesson = lessons[0]
+    assert lesson.found < len(lesson.described) == len(said[0].fits)
+    # What no candidate is gets shown as it is.
+    assert said[0].fits[lesson.found :].max() == 1 and lesson.described.places[-1, 2:6].any()
+    for network in chosen.chooser.networks:
+        curve = fit(network, lessons, naming, Recipe(epochs=1, shown=1.0), seed=0)
+        assert np.isfinite(curve).all()
     trials = student.trials(chosen.chooser.networks, [(photo(), referred)])
     assert [trial.truth is None for trial in trials] == [False, False, False, True]

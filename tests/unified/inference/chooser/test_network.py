@@ -7,10 +7,18 @@ import torch
 
 from tests.unified.inference.chooser.scenes import TEXT, make_network, random_described
 from unified.errors import CheckpointError
-from unified.inference.chooser.choosing import Rules, made_for, networks_of, weights_of
+from unified.inference.chooser.batch import Candidates
+from unified.inference.chooser.choosing import (
+    NETWORKS,
+    Network,
+    Rules,
+    made_for,
+    networks_of,
+    weights_of,
+)
 from unified.inference.chooser.fitting import Lesson, Naming, Recipe, Sentence, fit, padded
-from unified.inference.chooser.network import Candidates
 
+BOTH = pytest.mark.parametrize("kind", NETWORKS.values(), ids=list(NETWORKS))
 IMAGES = (random_described(5, 1), random_described(3, 2))
 
 
@@ -19,8 +27,9 @@ def words(*lengths: int) -> list[torch.Tensor]:
     return [torch.randn(length, TEXT) for length in lengths]
 
 
-def test_sentences_of_a_batch_are_answered_as_alone() -> None:
-    network, said = make_network(), words(4, 7, 2)
+@BOTH
+def test_sentences_of_a_batch_are_answered_as_alone(kind: type[Network]) -> None:
+    network, said = make_network(kind), words(4, 7, 2)
     image = torch.tensor([0, 1, 0])
     together = network(Candidates.stack(IMAGES), image, *padded(said))
     for row, index in enumerate(image.tolist()):
@@ -33,8 +42,9 @@ def test_sentences_of_a_batch_are_answered_as_alone() -> None:
         assert (together.logits[row, num:] < -1000).all()
 
 
-def test_the_order_of_candidates_is_irrelevant() -> None:
-    network, one = make_network(), IMAGES[0]
+@BOTH
+def test_the_order_of_candidates_is_irrelevant(kind: type[Network]) -> None:
+    network, one = make_network(kind), IMAGES[0]
     order = torch.tensor([3, 0, 4, 2, 1])
     turned = {name: value[order] for name, value in vars(one).items()}
     turned |= {name: turned[name][:, order] for name in ("iou", "within")}
@@ -44,8 +54,9 @@ def test_the_order_of_candidates_is_irrelevant() -> None:
     torch.testing.assert_close(a.logits[0, order], b.logits[0])
 
 
-def test_gradients_reach_every_parameter() -> None:
-    network = make_network().train()
+@BOTH
+def test_gradients_reach_every_parameter(kind: type[Network]) -> None:
+    network = make_network(kind).train()
     choices = network(Candidates.stack(IMAGES), torch.tensor([0, 1]), *padded(words(4, 3)))
     names = network.names(IMAGES[0].seen)
     known = choices.logits[choices.logits > -1000].square().sum()
@@ -54,7 +65,8 @@ def test_gradients_reach_every_parameter() -> None:
     assert unused == []
 
 
-def test_learns_which_candidate_a_word_means() -> None:
+@BOTH
+def test_learns_which_candidate_a_word_means(kind: type[Network]) -> None:
     torch.manual_seed(0)
     vectors = torch.randn(4, TEXT)
     lessons = []
@@ -67,9 +79,9 @@ def test_learns_which_candidate_a_word_means() -> None:
             Sentence(vectors[kind][None], vectors[kind][None], (kinds == kind).float())
             for kind in range(4)
         ]
-        lessons.append(Lesson(replace(described, seen=seen), sentences))
+        lessons.append(Lesson(replace(described, seen=seen), sentences, 4))
     naming = Naming(lessons[0].described.seen, torch.arange(4), vectors)
-    network = make_network()
+    network = make_network(kind)
     curve = fit(network, lessons, naming, Recipe(epochs=25, images=6, sentences=4, rate=3e-3), 0)
     assert curve[-1] < 0.6 * curve[0]
     right = 0
@@ -84,14 +96,16 @@ def test_learns_which_candidate_a_word_means() -> None:
 
 
 def test_weights_come_back() -> None:
-    network, rules, digest = make_network(), Rules(0.3, -1.0, 0.0, 0.5), "ab" * 32
-    file = weights_of([network, make_network(1)], rules, digest)
-    (again, other), own = networks_of(file)
+    networks = [make_network(kind, seed) for seed, kind in enumerate(NETWORKS.values())]
+    rules, digest = Rules(0.3, -1.0, 0.0, 0.5), "ab" * 32
+    file = weights_of(networks, rules, digest)
+    again, own = networks_of(file)
     assert own == Rules(*torch.tensor([0.3, -1.0, 0.0, 0.5]).tolist())
-    assert not torch.equal(other.read.weight, again.read.weight)
     assert made_for(file, digest) and not made_for(file, "cd" * 32)
-    for name, value in network.state_dict().items():
-        torch.testing.assert_close(again.state_dict()[name], value.half().float())
+    for before, after in zip(networks, again, strict=True):
+        assert type(after) is type(before)
+        for name, value in before.state_dict().items():
+            torch.testing.assert_close(after.state_dict()[name], value.half().float())
 
 
 def test_a_file_with_rules_alone_is_no_chooser() -> None:
