@@ -179,7 +179,8 @@ def networks_of(weights: Mapping[str, Tensor]) -> tuple[list[Network], Rules]:
     whole = all({"mean", "read.weight"} <= set(own) for own in parts.values())
     if RULES not in weights or not parts or not whole:
         raise CheckpointError(
-            f"the file holds no chooser: expected {' and '.join(NETWORKS)}.* and rules"
+            f"the file holds no chooser: expected {', '.join(f'{kind}.*' for kind in NETWORKS)} "
+            "and rules, as tools/train_chooser.py writes them"
         )
     networks = []
     for kind, own in parts.items():

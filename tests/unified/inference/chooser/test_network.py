@@ -95,6 +95,40 @@ def test_learns_which_candidate_a_word_means(kind: type[Network]) -> None:
     assert right > 0.9 * 4 * len(lessons)
 
 
+@BOTH
+def test_learns_from_sentences_of_other_images_that_nothing_is_meant(kind: type[Network]) -> None:
+    torch.manual_seed(0)
+    vectors, lessons = torch.randn(4, TEXT), []
+    for number in range(24):
+        kinds = torch.tensor([0, 1, 0, 1]) + 2 * (number % 2)
+        described = random_described(4, number)
+        seen = torch.zeros_like(described.seen)
+        seen[torch.arange(4), kinds] = 3.0
+        sentences = [
+            Sentence(
+                *(vectors[said][None],) * 2,
+                (kinds == said).float(),
+                names=frozenset({str(said)}),
+            )
+            for said in kinds[:2].tolist()
+        ]
+        lessons.append(Lesson(replace(described, seen=seen), sentences, 4))
+    network = make_network(kind)
+    recipe = Recipe(epochs=30, images=6, borrowed=2, candidates=3, rate=3e-3)
+    fit(network, lessons, None, recipe, 0)
+    right = 0
+    for number, lesson in enumerate(lessons):
+        choices = network(
+            Candidates.stack([lesson.described]),
+            torch.zeros(4, dtype=torch.int64),
+            *padded([vector[None] for vector in vectors]),
+        )
+        none = choices.none > choices.logits.logsumexp(dim=1)
+        lacks = torch.arange(4) // 2 != number % 2
+        right += int((none == lacks).sum())
+    assert right > 0.9 * 4 * len(lessons)
+
+
 def test_weights_come_back() -> None:
     networks = [make_network(kind, seed) for seed, kind in enumerate(NETWORKS.values())]
     rules, digest = Rules(0.3, -1.0, 0.0, 0.5), "ab" * 32
