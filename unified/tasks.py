@@ -14,6 +14,7 @@ class Task(str):
 
     DETECTION: ClassVar[Task]
     RIS: ClassVar[Task]
+    CAPTION: ClassVar[Task]
     FSS: ClassVar[Task]
     RVOS: ClassVar[Task]
     VOS: ClassVar[Task]
@@ -35,6 +36,8 @@ class TaskSpec:
         mask_stride: stride of the mask logits that the losses and the merge see.
         mask_dropout: probability of dropping the mask reference of a training sample.
         top_k: queries kept at inference.
+        has_masks: whether its samples show where things are; without, they are learnt from only by
+            systems that need no masks, and not scored.
     """
 
     references: tuple[str, ...]
@@ -42,6 +45,7 @@ class TaskSpec:
     mask_stride: int = 4  # structures.MASK_STRIDE, without its import of torch
     mask_dropout: float = 0.0
     top_k: int = 1
+    has_masks: bool = True
 
     @property
     def is_clip(self) -> bool:
@@ -67,6 +71,7 @@ def register_task(name: str, spec: TaskSpec) -> Task:
 
 Task.DETECTION = register_task("detection", TaskSpec(references=(), top_k=100))
 Task.RIS = register_task("ris", TaskSpec(references=("text",)))
+Task.CAPTION = register_task("caption", TaskSpec(references=("text",), has_masks=False))
 Task.FSS = register_task("fss", TaskSpec(references=("mask",)))
 Task.RVOS = register_task(
     "rvos", TaskSpec(references=("text", "mask"), num_frames=2, mask_dropout=0.4)

@@ -122,14 +122,21 @@ _CLOSED_CLASS = frozenset(
     "could will would shall should may might must not very too also just only even still there "
     "here now left right top bottom middle center front back upper lower far farthest closest "
     "nearest leftmost rightmost big small large little tiny tall short long wide high low old "
-    "young new red green blue yellow orange purple pink brown black white gray grey dark light "
-    "bright".split()
+    "young new".split()
+)
+_COLOURS = frozenset(
+    "red green blue yellow orange purple pink brown black white gray grey dark light bright".split()
 )
 
 
-def open_class_words(words: Sequence[str]) -> list[str]:
-    """All words but function words, numbers, places, sizes and colours: nouns without a tagger."""
+def content_words(words: Sequence[str]) -> list[str]:
+    """All words but function words, numbers, places and sizes."""
     return [word for word in words if word not in _CLOSED_CLASS and not word.isdigit()]
+
+
+def open_class_words(words: Sequence[str]) -> list[str]:
+    """``content_words`` without colours: nouns, where there is no tagger."""
+    return [word for word in content_words(words) if word not in _COLOURS]
 
 
 def nltk_nouns(words: Sequence[str]) -> list[str]:
@@ -145,7 +152,11 @@ def nltk_nouns(words: Sequence[str]) -> list[str]:
     return [word for word, tag in tagged if tag in ("NN", "NNS", "NNP") or tag[:2] == "VB"]
 
 
-TAGGERS: Mapping[str, Tagger] = {"open_class": open_class_words, "nltk": nltk_nouns}
+TAGGERS: Mapping[str, Tagger] = {
+    "nltk": nltk_nouns,
+    "open_class": open_class_words,
+    "content": content_words,
+}
 
 
 def noun_prompts(
@@ -158,11 +169,12 @@ def noun_prompts(
 ) -> list[str]:
     """``num`` prompts of different nouns of a caption, each in a random sentence.
 
-    A caption with fewer nouns stands in for those that are missing.
+    A caption with fewer nouns stands in for those that are missing. Without ``rng`` the choice
+    follows from Python's own generator, which training seeds for every step.
 
     Source: GroupViT (arXiv:2202.11094), section 3.2; the sentences are those of its code.
     """
-    rng = rng or random.Random()
+    rng = rng or random.Random(random.getrandbits(64))
     words = re.findall(r"[^\W_]+(?:'[^\W_]+)?", caption.lower())
     nouns = list(dict.fromkeys(tagger(words)))
     chosen = rng.sample(nouns, min(num, len(nouns)))

@@ -14,6 +14,7 @@ from unified.engine.system import (
     Profile,
     Recording,
     Replay,
+    Supervision,
     System,
 )
 from unified.errors import CheckpointError, ConfigError
@@ -204,6 +205,7 @@ SYSTEM = System(
     name="GroupViT",
     add_config=add_config,
     build=build,
+    supervision=lambda _: Supervision(masks=False),
     parameter_group=parameter_group,
     load_parts=load_parts,
     layouts=(Layout("official", official_keys), Layout("transformers", transformers_keys)),

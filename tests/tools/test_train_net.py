@@ -200,6 +200,7 @@ def test_training_evaluates_and_eval_only_repeats_it(
         (("MODEL.WEIGHTS", "gone.pth"), "MODEL.WEIGHTS gone.pth does not exist"),
         (("SOLVER.NO_SUCH", "1"), "NO_SUCH"),
         (("DATASETS.TRAIN", "('fss-1000-test',)"), "fss-1000-test, which is a test set"),
+        (("DATASETS.TRAIN", "('coco-captions-train',)"), "has no masks, and Toy learns from masks"),
         (("DATALOADER.RATIOS", "{'mose-train': 2.0}"), "mose-train"),
     ],
 )

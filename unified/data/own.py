@@ -21,12 +21,13 @@ from unified.tasks import TASKS, Task
 FILES: dict[Task, tuple[str, ...]] = {
     Task.DETECTION: ("images", "annotations"),
     Task.RIS: ("images", "annotations"),
+    Task.CAPTION: ("images", "annotations"),
     Task.FSS: ("images",),
     Task.VOS: ("images", "masks"),
     Task.RVOS: ("images", "masks", "expressions"),
 }
 OPTIONAL = {Task.RIS: {"expressions"}}  # sentences in a file of their own
-# task -> evaluator type and protocols
+# task -> evaluator type and protocols; one that is not here is learnt from only
 EVALUATORS: dict[Task, tuple[str, tuple[str, ...]]] = {
     Task.DETECTION: ("coco", ("coco-mask", "coco-box")),
     Task.RIS: ("ris", ("uniref", "uniref-box")),
@@ -57,9 +58,11 @@ def read_own_dataset(path: Path) -> Dataset:
         raise ConfigError(f"{path}: {key!r} {state}: a set for {task} has {sorted(wanted)}")
     if content["split"] not in ("train", "test"):
         raise ConfigError(f"{path}: split is {content['split']!r}: expected train or test")
+    if content["split"] == "test" and task not in EVALUATORS:
+        raise ConfigError(f"{path}: split is 'test', but a set for {task} cannot be scored")
     named = (*FILES[task], *sorted(optional & set(content)))
     files = {key: path.parent / content[key] for key in named}
-    evaluator, protocols = EVALUATORS[task]
+    evaluator, protocols = EVALUATORS.get(task, ("", ()))
     spec = TASKS[task]
     merge: Merge = "none"
     if spec.is_clip:
@@ -103,6 +106,8 @@ def _read(root: Path, task: Task, split: str, images: Path, **files: Path) -> Se
     spec = TASKS[task]
     if not spec.references:
         return coco.read_instances(files["annotations"], [images, images.parent])
+    if not spec.has_masks:
+        return coco.read_captions(files["annotations"], [images, images.parent])
     if spec.references == ("text",):
         records = _read_sentences(images, **files)
         return records if split == "train" else coco.one_record_per_sentence(records)

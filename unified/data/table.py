@@ -94,6 +94,23 @@ def _read_coco(root: Path, split: str) -> Sequence[Any]:
     return coco.read_instances(path, [root / f"coco/{split}2017"])
 
 
+def _captions() -> Iterable[Dataset]:
+    for split in ("train", "val"):
+        yield Dataset(
+            name=f"coco-captions-{split}",
+            task=Task.CAPTION,
+            split="train",  # captions are not scored
+            release="coco_captions",
+            files=(f"coco/annotations/captions_{split}2017.json",),
+            read=partial(_read_captions, split=split),
+        )
+
+
+def _read_captions(root: Path, split: str) -> Sequence[Any]:
+    path = root / f"coco/annotations/captions_{split}2017.json"
+    return coco.read_captions(path, [root / f"coco/{split}2017"])
+
+
 def _read_objects365(root: Path, split: str) -> Sequence[Any]:
     folder = root / "Objects365V2"
     path = folder / f"annotations/zhiyuan_objv2_{split}_new.json"
@@ -379,6 +396,7 @@ def _read_refdavis(root: Path, number: int) -> Sequence[Any]:
 
 ROWS: tuple[Dataset, ...] = (
     *_detection(),
+    *_captions(),
     *_referring(),
     *_few_shot(),
     *_video_objects(),

@@ -100,6 +100,7 @@ class Supervision:
     """What the losses of a model are given.
 
     Attributes:
+        masks: they look at masks; if not, sets without any can be trained on.
         class_agnostic: every label is 0.
         from_boxes: masks are the filled boxes, with the colour similarity of neighbouring pixels.
         schedule: (losses by name, number of the step) -> the losses of that step; None keeps them.
@@ -107,6 +108,7 @@ class Supervision:
             to know; None keeps it.
     """
 
+    masks: bool = True
     class_agnostic: bool = False
     from_boxes: bool = False
     schedule: Callable[[Mapping[str, Tensor], int], Mapping[str, Tensor]] | None = None

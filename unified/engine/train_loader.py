@@ -11,7 +11,9 @@ from unified.data.augmentation import Augmentation
 from unified.data.catalog import find_dataset
 from unified.data.loader import Source, TrainLoader, train_records
 from unified.data.mappers import TrainMapper
+from unified.engine.system import system
 from unified.errors import ConfigError
+from unified.tasks import TASKS
 
 
 def build_train_loader(cfg: CfgNode) -> TrainLoader:
@@ -27,8 +29,11 @@ def build_train_loader(cfg: CfgNode) -> TrainLoader:
         if unused:
             raise ConfigError(f"{key} names {sorted(unused)}, which DATASETS.TRAIN does not list")
     for name in names:
-        if find_dataset(name).split != "train":
+        row = find_dataset(name)
+        if row.split != "train":
             raise ConfigError(f"DATASETS.TRAIN lists {name}, which is a test set")
+        if not TASKS[row.task].has_masks:
+            _check_learns_without_masks(cfg, name)
     return TrainLoader(
         [build_source(cfg, name) for name in names],
         seed=cfg.SEED,
@@ -37,6 +42,15 @@ def build_train_loader(cfg: CfgNode) -> TrainLoader:
         world_size=comm.get_world_size(),
         one_dataset_per=cfg.DATALOADER.ONE_DATASET_PER,
     )
+
+
+def _check_learns_without_masks(cfg: CfgNode, name: str) -> None:
+    learner = cfg.MODEL.META_ARCHITECTURE
+    if system(learner).supervision(cfg).masks:
+        raise ConfigError(
+            f"DATASETS.TRAIN lists {name}, which has no masks, and {learner} learns from masks: "
+            "choose other sets, or a system that learns from captions"
+        )
 
 
 def build_source(cfg: CfgNode, name: str) -> Source:

@@ -39,7 +39,7 @@ def test_every_dataset_reads_its_release(name: str, data_root: Path) -> None:
         if "annotations" in record:
             masks = [annotation_mask(a, *image_size(Path(paths[0]))) for a in record["annotations"]]
             assert all(mask is None or mask.any() for mask in masks)
-        if row.task in (Task.RIS, Task.RVOS):
+        if row.task in (Task.RIS, Task.CAPTION, Task.RVOS):
             told = record.get("expressions") or [record["expression"]]
             assert all(sentence.strip() for sentence in told)
         if row.split == "test" and row.task is Task.VOS:

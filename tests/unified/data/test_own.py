@@ -41,11 +41,13 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     for name, text in _examples().items():
         (folder / f"{name}.yaml").write_text(text)
-    instances, _, sentences, expressions = _json_examples()
+    instances, _, sentences, captions, expressions = _json_examples()
     rng = np.random.default_rng(0)
     save_jpeg(folder / "birds/images/a.jpg", np.zeros((96, 128, 3), dtype=np.uint8))
     (folder / "birds/instances.json").write_text(json.dumps(instances))
     (folder / "birds/expressions.json").write_text(json.dumps(sentences))
+    save_jpeg(folder / "walks/images/a.jpg", np.zeros((96, 128, 3), dtype=np.uint8))
+    (folder / "walks/captions.json").write_text(json.dumps(captions))
     for name in ("cells", "street"):
         scene = make_scene(rng, num_frames=2)
         for frame in range(2):
@@ -63,18 +65,19 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_guide_has_an_example_of_at_most_five_lines_per_kind() -> None:
     examples = _examples()
-    assert set(examples) == {"birds", "crows", "cells", "street", "logos"}
+    assert set(examples) == {"birds", "crows", "walks", "cells", "street", "logos"}
     assert all(len(text.strip().splitlines()) <= 5 for text in examples.values())
 
 
-@pytest.mark.parametrize("name", ["birds", "cells", "street", "logos"])
+@pytest.mark.parametrize("name", ["birds", "walks", "cells", "street", "logos"])
 def test_own_data_is_read_checked_and_trained_on(name: str, own: Path) -> None:
     records = load_records(name)
     assert check_dataset(name).num_records == len(records) >= 1
     augmentation = Augmentation(short_sides=(48,), max_size=80, crop_range=(30, 60))
     source = Source(name, records, TrainMapper(augmentation=augmentation), batch_size=2)
     batch = next(iter(TrainLoader([source], seed=0)))
-    assert all(len(sample["instances"]) == 1 for sample in batch)
+    num_objects = 0 if name == "walks" else 1
+    assert all(len(sample["instances"]) == num_objects for sample in batch)
     assert all(sample["dataset"] == name for sample in batch)
 
 
@@ -155,6 +158,7 @@ def test_black_and_white_masks_are_one_object(own: Path) -> None:
         (("split: train\n", ""), "'split' is missing"),
         (("images:", "pictures:"), "'images' is missing"),
         (("split: train", "split: val"), "expected train or test"),
+        (("ris\nsplit: train", "caption\nsplit: test"), "a set for caption cannot be scored"),
         (("task: ris", "task: ["), "not valid yaml"),
         (("task: ris", "task:\tris"), r"not valid yaml: .*cannot start any token.*line 1[^\n]*$"),
     ],

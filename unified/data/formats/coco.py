@@ -1,4 +1,4 @@
-"""COCO-style instances, and the RefCOCO family as image records from either of its layouts."""
+"""COCO-style instances and captions, and the RefCOCO family as image records from either of its layouts."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from unified.data.formats.refer import ReferData, read_refer
 from unified.errors import InputError
 
 INSTANCE_KEYS = ("images", "annotations", "categories")
+CAPTION_KEYS = ("images", "annotations")
 
 
 def read_instances(path: Path, folders: Sequence[Path]) -> list[ImageRecord]:
@@ -38,11 +39,7 @@ def _instances(
         _check_image(image, path)
     objects: dict[int, list[Annotation]] = {image: [] for image in images}
     for number, entry in by_id(content["annotations"], "annotations", path).items():
-        if entry["image_id"] not in objects:
-            raise InputError(
-                f"{path}: annotation {number} is on image {entry['image_id']}, which is not "
-                "in the file"
-            )
+        _check_listed(entry, images, path)
         if entry["category_id"] not in names:
             raise InputError(
                 f"{path}: annotation {number} is of category {entry['category_id']}, which is not "
@@ -54,6 +51,44 @@ def _instances(
         objects[entry["image_id"]].append(annotation)
     folder = _image_folder(content["images"], folders)
     return [_image(image, folder, objects[number]) for number, image in images.items()]
+
+
+def read_captions(path: Path, folders: Sequence[Path]) -> list[ImageRecord]:
+    """One record per image of a file of COCO captions: all it is called, and no objects.
+
+    Images without a caption are left out.
+
+    Args:
+        folders: as for ``read_instances``.
+    """
+    content = read_json(path, "COCO captions", CAPTION_KEYS)
+    images = by_id(content["images"], "images", path)
+    captions: dict[int, list[str]] = {image: [] for image in images}
+    for number, entry in by_id(content["annotations"], "annotations", path).items():
+        _check_listed(entry, images, path)
+        text = entry.get("caption")
+        if not isinstance(text, str) or not text.strip():
+            raise InputError(
+                f"{path}: annotation {number} has the caption {text!r}: expected words about its "
+                "image, as in captions_train2017.json"
+            )
+        captions[entry["image_id"]].append(text.strip())
+    if not content["annotations"]:
+        raise InputError(f"{path} has no captions: its list 'annotations' is empty")
+    folder = _image_folder(content["images"], folders)
+    described = [image for number, image in images.items() if captions[number]]
+    for image in described:
+        _check_image(image, path)
+    return [{**_image(i, folder, []), "expressions": captions[i["id"]]} for i in described]
+
+
+def _check_listed(entry: Mapping[str, Any], images: Mapping[int, Any], path: Path) -> None:
+    """Raises InputError unless the image of an annotation is in the file."""
+    if entry["image_id"] not in images:
+        raise InputError(
+            f"{path}: annotation {entry['id']} is on image {entry['image_id']}, which is not in "
+            "the file"
+        )
 
 
 def _check_image(image: Mapping[str, Any], path: Path) -> None:

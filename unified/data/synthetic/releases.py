@@ -18,6 +18,7 @@ Writer = Callable[[Path, int, int], None]  # root, pictures or clips in the trai
 
 RELEASES: dict[str, Writer] = {
     "coco": coco_sets.write_coco,
+    "coco_captions": coco_sets.write_captions,
     "objects365": coco_sets.write_objects365,
     "refcoco": partial(refer_sets.write_refer, dataset="refcoco"),
     "refcocoplus": partial(refer_sets.write_refer, dataset="refcoco+"),

@@ -1,12 +1,14 @@
 """Templated sentences about a scene: colour, texture, kind, size, position and motion.
 
 A sentence is a set of attributes that a thing must have. It is used for one thing when only that
-thing has them, for a group when several do, and as a no-target sentence when nothing does.
+thing has them, for a group when several do, and as a no-target sentence when nothing does. A
+caption names most things of a scene.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +31,12 @@ MOTIONS = {
 ATTRIBUTES = ("size", "colour", "texture", "kind", "place", "motion")
 # People name the kind and the colour first.
 WEIGHTS = {"size": 1.0, "colour": 3.0, "texture": 1.0, "kind": 3.0, "place": 1.5, "motion": 1.5}
+# How often a caption names a thing, and what it says of it beside its kind.
+NAMED = 0.85
+SAID = {"size": 0.2, "colour": 0.8, "texture": 0.35}
+CAPTIONS = ("{}", "a picture of {}", "there is {}")
+EMPTY = ("an empty grey ground", "a grey ground", "a picture of a grey ground")
+NUMBERS = ("a", "two", "three", "four", "five")
 
 Attributes = dict[str, str]
 
@@ -130,6 +138,38 @@ def absent_sentences(
     return list(texts.values())
 
 
+def captions(scene: Scene, rng: np.random.Generator, count: int) -> list[str]:
+    """``count`` captions of a still picture: its things in any order, some left out, alike ones
+    counted, as "a large red circle, two blue stars and a striped moon"; without
+    things it is "an empty grey ground"."""
+    described = describe(scene).values()
+    return [_caption(described, rng) for _ in range(count)]
+
+
+def _caption(described: Collection[dict[str, set[str]]], rng: np.random.Generator) -> str:
+    if not described:
+        return str(rng.choice(EMPTY))
+    things = [words for words in described if rng.random() < NAMED] or list(described)
+    nouns: Counter[str] = Counter()
+    for index in rng.permutation(len(things)):
+        words = things[index]
+        said = [word for name, p in SAID.items() if rng.random() < p for word in words[name]]
+        nouns[" ".join([*said, *words["kind"]])] += 1
+    named = [_counted(noun, number) for noun, number in nouns.items()]
+    listed = " and ".join(filter(None, (", ".join(named[:-1]), named[-1])))
+    return str(rng.choice(CAPTIONS)).format(listed)
+
+
+def _counted(noun: str, number: int) -> str:
+    if number == 1:
+        return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
+    return f"{NUMBERS[number - 1]} {_plural(noun)}"
+
+
+def _plural(noun: str) -> str:
+    return noun + ("es" if noun.endswith("s") else "s")
+
+
 def describe_clip(scene: Scene) -> dict[int, dict[str, set[str]]]:
     """As ``describe``, with what holds in the first, middle and last frame of the clip alike.
 
@@ -171,7 +211,7 @@ def _phrase(wanted: Attributes, rng: np.random.Generator, *, plural: bool = Fals
     """One of several wordings of a set of attributes."""
     noun = wanted.get("kind", "object" if rng.random() < 0.7 else "thing")
     if plural:
-        noun += "es" if noun.endswith("s") else "s"
+        noun = _plural(noun)
     adjectives = [wanted[name] for name in ("size", "colour", "texture") if name in wanted]
     place = wanted.get("place")
     if place in ("left", "right") and "motion" not in wanted and rng.random() < 0.4:

@@ -248,3 +248,40 @@ def test_a_size_from_before_turning_names_the_tag(own: Path) -> None:
         check_dataset("pets")
     with pytest.raises(InputError, match=r"a\.png is 60 x 40 .*expected 40 x 60.*EXIF"):
         read_view(load_records("pets")[0])
+
+
+def test_captions_of_an_image_come_together(own: Path) -> None:
+    said = [{"id": n, "image_id": 1, "caption": text} for n, text in enumerate(("A cat.\n", "Cats"))]
+    alone = {"id": 2, "file_name": "b.png", "height": 9, "width": 9}
+    image = {"id": 1, "file_name": "a.png", "height": SIZE[0], "width": SIZE[1]}
+    write(own, *said, task="caption", images=[image, alone])
+    (record,) = load_records("pets")
+    assert record["expressions"] == ["A cat.", "Cats"] and record["annotations"] == []
+    assert record["task"] == "caption" and Path(record["file_name"]).name == "a.png"
+    assert check_dataset("pets").num_files == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"caption": " "}, "annotation 7 has the caption ' ': expected words about its image"),
+        ({"caption": None}, "annotation 7 has the caption None: expected words about its image"),
+        ({"image_id": 4}, "annotation 7 is on image 4, which is not in the file"),
+        (None, "a.json has no captions: its list 'annotations' is empty"),
+    ],
+)
+def test_captions_that_are_none_are_one_line(
+    own: Path, changes: dict[str, Any] | None, message: str
+) -> None:
+    told = [] if changes is None else [{"id": 7, "image_id": 1, "caption": "A cat", **changes}]
+    write(own, *told, task="caption")
+    with pytest.raises(InputError, match=message) as caught:
+        load_records("pets")
+    assert "a.json" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_lists_of_captions_by_image_are_not_read(own: Path) -> None:
+    write(own, task="caption")
+    (own / "pets/a.json").write_text(json.dumps({"1": ["A cat"]}))
+    with pytest.raises(InputError, match="no 'images' at its top level: expected COCO captions"):
+        load_records("pets")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,10 @@ import pytest
 from unified.data.formats.files import segmentation_mask
 from unified.data.synthetic.releases import RELEASES
 from unified.data.synthetic.sentences import (
+    NUMBERS,
     ATTRIBUTES,
     absent_sentences,
+    captions,
     describe_clip,
     group_sentences,
     sentences,
@@ -72,6 +75,26 @@ def test_sentences_are_true_of_exactly_their_things() -> None:
     assert counts["one"] > 200 and counts["group"] > 10 and counts["none"] > 30
 
 
+def test_captions_name_things_that_are_there() -> None:
+    texts = set()
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        scene = make_scene(rng)
+        words = [{t.kind, t.colour, t.texture, t.size} for t in scene.things]
+        for text in captions(scene, rng, 5):
+            listed = re.sub("^(a picture of|there is) ", "", text)
+            total = 0
+            for phrase in re.split(", | and ", listed):
+                number, *said, kind = phrase.split()
+                count = 1 + NUMBERS.index("a" if number == "an" else number)
+                kind = kind if count == 1 else re.sub("(?<=s)es$|s$", "", kind)
+                assert sum({*said, kind} <= own for own in words) >= count, text
+                total += count
+            assert total <= len(words), text
+            texts.add(text)
+    assert len(texts) > 140
+
+
 def test_place_words_hold_in_the_picture() -> None:
     for seed in range(20):
         scene = make_scene(np.random.default_rng(seed))
@@ -110,7 +133,7 @@ def _digests(root: Path) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("name", ["refcoco", "ytbvos18"])
+@pytest.mark.parametrize("name", ["refcoco", "coco_captions", "ytbvos18"])
 def test_same_seed_same_files(name: str, tmp_path: Path) -> None:
     RELEASES[name](tmp_path / "a", 2, 7)
     RELEASES[name](tmp_path / "b", 2, 7)
