@@ -120,6 +120,7 @@ _CLOSED_CLASS = frozenset(
     "next before after against along across around through during inside outside off out up down "
     "upon about like is are was were be been being am do does did done has have had having can "
     "could will would shall should may might must not very too also just only even still there "
+    "picture photo photograph image view "
     "here now left right top bottom middle center front back upper lower far farthest closest "
     "nearest leftmost rightmost big small large little tiny tall short long wide high low old "
     "young new".split()

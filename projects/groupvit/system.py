@@ -57,8 +57,9 @@ def add_config(cfg: CfgNode) -> None:
     node.CONTEXT_LENGTH = 77
     node.TEXT_LAYERS = 12
     node.NUM_LABELS = 3  # nouns of a caption in the multi-label loss; 0 leaves it out
-    node.TAGGER = "nltk"  # how nouns are found, or "open_class"
-    node.TEMPLATES = "simple"  # sentences around class names: or "plain", "subset", "full"
+    node.TAGGER = "nltk"  # how nouns are found, or "open_class", or "content": colours as well
+    node.LABEL_TEMPLATES = "full"  # sentences around those nouns: or "simple", "plain", "subset"
+    node.TEMPLATES = "simple"  # the same around class names
     # Probability below which a pixel is of no class; 1.0 or more: every pixel is of one.
     node.BACKGROUND = 0.95
     node.WINDOW = 448
@@ -79,7 +80,8 @@ def build(cfg: CfgNode) -> GroupViT:
     from projects.groupvit.prompts import TAGGERS, TEMPLATES, noun_prompts
 
     node = cfg.MODEL.GROUPVIT
-    for key, known in (("TAGGER", TAGGERS), ("TEMPLATES", TEMPLATES)):
+    named = {"TAGGER": TAGGERS, "LABEL_TEMPLATES": TEMPLATES, "TEMPLATES": TEMPLATES}
+    for key, known in named.items():
         if node[key] not in known:
             raise ConfigError(
                 f"MODEL.GROUPVIT.{key} is {node[key]!r}: choose one of {sorted(known)}"
@@ -101,7 +103,9 @@ def build(cfg: CfgNode) -> GroupViT:
         out_dim=node.SHARED_DIM,
         hidden_dim=node.PROJECTOR_DIM,
         num_labels=node.NUM_LABELS,
-        prompts_of=partial(noun_prompts, tagger=TAGGERS[node.TAGGER]),
+        prompts_of=partial(
+            noun_prompts, tagger=TAGGERS[node.TAGGER], templates=TEMPLATES[node.LABEL_TEMPLATES]
+        ),
         templates=TEMPLATES[node.TEMPLATES],
         background=node.BACKGROUND if node.BACKGROUND < 1 else None,
         window=node.WINDOW,

@@ -13,7 +13,7 @@ from projects.groupvit.grouping import AssignAttention, gumbel_softmax
 from projects.groupvit.image_encoder import ImageEncoder
 from projects.groupvit.losses import image_text_loss, multi_label_loss
 from projects.groupvit.model import GroupViT
-from projects.groupvit.prompts import FULL, noun_prompts, open_class_words
+from projects.groupvit.prompts import FULL, content_words, noun_prompts, open_class_words
 from projects.groupvit.text_encoder import TextTransformer
 from projects.groupvit.zero_shot import class_scores, group_affinity, slide, windows
 from unified.errors import InputError
@@ -217,6 +217,7 @@ def test_large_images_are_seen_through_windows() -> None:
 def test_nouns_of_captions_become_prompts() -> None:
     words = "a man in a red shirt holds two dogs on the left".split()
     assert open_class_words(words) == ["man", "shirt", "holds", "dogs"]
+    assert content_words(words) == ["man", "red", "shirt", "holds", "dogs"]
     rng = random.Random(0)
     caption = "The man's dog, and a dog."
     prompts = noun_prompts(caption, 3, rng=rng)
@@ -227,4 +228,8 @@ def test_nouns_of_captions_become_prompts() -> None:
         "x y z", 1, tagger=lambda words: [words[1]], templates=["the {}"], rng=rng
     )
     assert tagged == ["the y"]
+    random.seed(3)
+    drawn = noun_prompts(caption, 2)
+    random.seed(3)
+    assert noun_prompts(caption, 2) == drawn  # as a step that is run again draws
     assert len(FULL) == 80 == len(set(FULL))

@@ -16,9 +16,11 @@ from projects.groupvit.system import SYSTEM
 from tests.projects.sentences import check_evaluation
 from unified import VideoPredictor
 from unified.checkpoint import write_weights
+from unified.data.synthetic.releases import RELEASES
 from unified.data.synthetic.world import KINDS
 from unified.engine.config import load_config
 from unified.engine.models import load
+from unified.engine.run import train
 from unified.engine.system import Recording, system
 from unified.errors import CheckpointError, ConfigError, InputError
 from unified.inference.classes import ClassPredictor
@@ -31,6 +33,7 @@ SMALL = [
     *("MODEL.DEVICE", "cpu", "MODEL.GROUPVIT.DIM", "24", "MODEL.GROUPVIT.WORD_DIM", "16"),
     *("MODEL.GROUPVIT.PROJECTOR_DIM", "16", "MODEL.GROUPVIT.TEXT_LAYERS", "1"),
     *("MODEL.GROUPVIT.VOCABULARY", "refcoco.txt"),
+    *("DATASETS.TRAIN", "('refcoco-unc-train',)", "DATASETS.TEST", "('refcoco-unc-val',)"),
     *("SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "2", "DATALOADER.NUM_WORKERS", "0"),
 ]
 NO_FILE = ["MODEL.GROUPVIT.VOCABULARY", ""]
@@ -52,6 +55,16 @@ def picture() -> np.ndarray:
 
 def test_it_trains_and_is_evaluated(trained: Path) -> None:
     check_evaluation(TINY, SMALL, trained)
+
+
+def test_it_learns_from_captions(sets: Path, tmp_path: Path) -> None:
+    RELEASES["coco_captions"](sets, 3, 0)
+    captions = ["DATASETS.TRAIN", "('coco-captions-train',)", "DATASETS.TEST", "()"]
+    train(load_config(TINY, [*SMALL, *captions, "OUTPUT_DIR", str(tmp_path)]), resume=False)
+    lines = (tmp_path / "metrics.json").read_text().splitlines()
+    last = json.loads(lines[-1])
+    assert last["loss_contrast"] > 0 and last["loss_labels"] > 0
+    assert (tmp_path / "model_final.pth").is_file()
 
 
 def test_clips_and_class_names(trained: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -79,6 +92,7 @@ def test_a_map_of_classes_is_written(
     arguments = ["--input", str(tmp_path / "a.png"), "--output", str(out)]
     model = ["--config-file", str(TINY), "--weights", str(trained / "model_final.pth")]
     opts = ["--device", "cpu", "--opts", *SMALL, *NO_FILE, "INFERENCE.MIRROR", "True"]
+    opts += ["MODEL.GROUPVIT.BACKGROUND", "1.0"]
     assert infer_image([*arguments, *model, "--classes", "circle, star, red heart", *opts]) == 0
     labels = read_label_map(out / "masks/a.png")
     assert labels.min() >= 1 and labels.max() <= 3  # without a limit each pixel is of a class
@@ -117,7 +131,9 @@ def test_bad_values_get_one_clear_error(trained: Path) -> None:
             load(TINY, trained / "model_final.pth", "cpu", [*SMALL, *options])
         return str(caught.value)
 
-    assert "choose one of ['nltk', 'open_class']" in error("MODEL.GROUPVIT.TAGGER", "spacy")
+    assert "choose one of ['content', 'nltk', 'open_class']" in error(
+        "MODEL.GROUPVIT.TAGGER", "spacy"
+    )
     assert "'plain', 'simple', 'subset']" in error("MODEL.GROUPVIT.TEMPLATES", "all")
     assert "only the last 0" in error("MODEL.GROUPVIT.GROUP_TOKENS", "(0, 8)")
     assert "give one number for each" in error("MODEL.GROUPVIT.OUTPUT_GROUPS", "(8, 8)")

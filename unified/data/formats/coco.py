@@ -1,4 +1,4 @@
-"""COCO-style instances and captions, and the RefCOCO family as image records from either of its layouts."""
+"""COCO-style instances and captions, and the RefCOCO family as records from either layout."""
 
 from __future__ import annotations
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from unified.data.formats.files import write_json
 from unified.data.synthetic.sentences import captions
 from unified.data.synthetic.world import KINDS, Scene, make_scene
@@ -24,7 +22,6 @@ CATEGORIES = dict(enumerate(KINDS, start=1))
 CATEGORY_IDS = {kind: number for number, kind in CATEGORIES.items()}
 CAPTIONED_IMAGE_ID = 600_000
 CAPTIONS_PER_PICTURE = 5
-CLOSE_UPS = 0.3
 
 
 def write_coco(root: Path, size: int, seed: int) -> None:
@@ -38,33 +35,22 @@ def write_coco(root: Path, size: int, seed: int) -> None:
 
 
 def write_captions(root: Path, size: int, seed: int) -> None:
-    """Captions of COCO 2017 in its folders, with pictures of their own: see ``captioned_picture``."""
+    """Captions of COCO 2017 in its folders, with pictures of their own."""
     for split in ("train", "val"):
         coco = CocoFile({}, first_image_id=CAPTIONED_IMAGE_ID)
         annotations: list[dict[str, Any]] = []
         for rng in random_streams(seed, f"coco_captions/{split}", split_size(split, size)):
-            image, texts = captioned_picture(rng)
+            scene = make_scene(rng)
             name = f"{coco.next_image_id():012d}.jpg"
-            save_jpeg(root / f"coco/{split}2017" / name, image)
-            image_id = coco.add_image(name, (image.shape[0], image.shape[1]))
-            for text in texts:
+            save_jpeg(root / f"coco/{split}2017" / name, scene.draw()[0])
+            image_id = coco.add_image(name, scene.size)
+            for text in captions(scene, rng, CAPTIONS_PER_PICTURE):
                 sentence = f"{text[:1].upper()}{text[1:]}."
                 number = 10 * CAPTIONED_IMAGE_ID + len(annotations)
                 annotations.append({"image_id": image_id, "id": number, "caption": sentence})
         content = {**coco.content(), "annotations": annotations}
         del content["categories"]
         write_json(root / f"coco/annotations/captions_{split}2017.json", content)
-
-
-def captioned_picture(rng: np.random.Generator) -> tuple[np.ndarray, list[str]]:
-    """(H, W, 3) uint8 RGB and its captions: nothing, up to four things, or one that fills it."""
-    close = rng.random() < CLOSE_UPS
-    scene = make_scene(rng, num_things=1 if close else int(rng.integers(5)))
-    image, labels = scene.draw()
-    if close:
-        rows, columns = (np.flatnonzero(labels.any(axis=axis)) for axis in (1, 0))
-        image = image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    return image, captions(scene, rng, CAPTIONS_PER_PICTURE)
 
 
 def write_objects365(root: Path, size: int, seed: int) -> None:

@@ -34,8 +34,7 @@ WEIGHTS = {"size": 1.0, "colour": 3.0, "texture": 1.0, "kind": 3.0, "place": 1.5
 # How often a caption names a thing, and what it says of it beside its kind.
 NAMED = 0.85
 SAID = {"size": 0.2, "colour": 0.8, "texture": 0.35}
-CAPTIONS = ("{}", "a picture of {}", "there is {}")
-EMPTY = ("an empty grey ground", "a grey ground", "a picture of a grey ground")
+CAPTIONS = ("{}", "{} on a grey ground", "a picture of {}", "there is {}")
 NUMBERS = ("a", "two", "three", "four", "five")
 
 Attributes = dict[str, str]
@@ -140,15 +139,12 @@ def absent_sentences(
 
 def captions(scene: Scene, rng: np.random.Generator, count: int) -> list[str]:
     """``count`` captions of a still picture: its things in any order, some left out, alike ones
-    counted, as "a large red circle, two blue stars and a striped moon"; without
-    things it is "an empty grey ground"."""
+    counted, as "a large red circle, two blue stars and a striped moon on a grey ground"."""
     described = describe(scene).values()
     return [_caption(described, rng) for _ in range(count)]
 
 
 def _caption(described: Collection[dict[str, set[str]]], rng: np.random.Generator) -> str:
-    if not described:
-        return str(rng.choice(EMPTY))
     things = [words for words in described if rng.random() < NAMED] or list(described)
     nouns: Counter[str] = Counter()
     for index in rng.permutation(len(things)):

@@ -150,7 +150,7 @@ def make_scene(
         avoid: (kind, colour) pairs that no other thing may have.
     """
     size = FRAME_SIZES[rng.integers(len(FRAME_SIZES))]
-    wanted = int(rng.integers(3, 6)) if num_things is None else num_things
+    wanted = num_things or int(rng.integers(3, 6))
     things: list[Thing] = []
     masks: list[np.ndarray] = []
     for _ in range(60):

@@ -251,7 +251,9 @@ def test_a_size_from_before_turning_names_the_tag(own: Path) -> None:
 
 
 def test_captions_of_an_image_come_together(own: Path) -> None:
-    said = [{"id": n, "image_id": 1, "caption": text} for n, text in enumerate(("A cat.\n", "Cats"))]
+    said = [
+        {"id": n, "image_id": 1, "caption": text} for n, text in enumerate(("A cat.\n", "Cats"))
+    ]
     alone = {"id": 2, "file_name": "b.png", "height": 9, "width": 9}
     image = {"id": 1, "file_name": "a.png", "height": SIZE[0], "width": SIZE[1]}
     write(own, *said, task="caption", images=[image, alone])
