@@ -7,9 +7,18 @@ from pathlib import Path
 
 import pytest
 
+from unified.threads import set_thread_defaults
+
+set_thread_defaults()  # before torch is imported: threads that wait sleep
+
+import torch
+
 from tests.toy.model import MakeToy, Toy, make_toy
 from tests.toy.system import INSTALLED, PATH
 from unified.data.synthetic.releases import RELEASES
+
+# As in ``make test``; what is shared out among threads asks for more.
+torch.set_num_threads(1)
 
 # Before anything asks for the systems: an entry point is found in the folders of the path.
 sys.path.append(str(INSTALLED))

@@ -84,6 +84,7 @@ def run(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     list(start(model, "alone", WARM_UP + 1))
     ours_peak = profiling.memory("VmHWM")
     profiling.forget_peak()
+    assert found.baseline is not None
     baseline = found.baseline(model)
     baseline.info, baseline.inference = model.info, model.inference
     runs = zip(start(model, "ours", total), start(baseline, "baseline", total), strict=True)
@@ -139,9 +140,10 @@ def print_table(options: argparse.Namespace) -> dict[str, Any]:
     """Prints a row of every system as soon as it is measured; returns them all."""
     print(profiles.HEADER)
     rows = {}
-    for name, *found in profiles.measure_all(options.model, options.threads, options.frames):
-        print(profiles.row(name, *found), flush=True)
-        rows[name] = profiles.as_json(*found)
+    measured = profiles.measure_all(options.model, options.threads, options.frames)
+    for name, profile, found in measured:
+        print(profiles.row(name, profile, found), flush=True)
+        rows[name] = profiles.as_json(profile, found)
     return rows
 
 

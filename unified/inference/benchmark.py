@@ -166,11 +166,12 @@ def segment_clip(
     """Outcomes of a clip in which every object is prompted on the first frame.
 
     Args:
-        predictor: keeps probabilities.
+        predictor: keeps probabilities; it does one thing after the other, so that stages add up.
         folder: an empty one, for the results.
         num_frames: the clip is no further read.
         stages: of the model's methods, see ``StageTimer.watch``.
     """
+    predictor.side_by_side = False
     output = folder / "output"
     kinds = predictor.encoder.model.reference_kinds
     prompts = {i: prompt(kinds, mask) for i, mask in enumerate(clip.masks(0), start=1)}

@@ -11,12 +11,8 @@ import torch
 from torch.nn import functional as F
 
 from unified.errors import InputError
-from unified.inference.frames import (
-    autocast,
-    check_image,
-    resize_image,
-    warn_of_half_precision,
-)
+from unified.inference.checks import check_image
+from unified.inference.frames import autocast, resize_image, warn_of_half_precision
 from unified.inference.prepared import Preparation, is_compiled
 from unified.inference.settings import ImageSettings, inference_settings
 from unified.label_maps import MAX_OBJECT_ID

@@ -17,7 +17,7 @@ import torch
 import unified
 from unified.commands import add_max_pixels
 from unified.errors import InputError
-from unified.inference.frames import check_prompt
+from unified.inference.checks import check_prompt
 from unified.inference.image_io import image_size, read_image
 from unified.inference.places import describe_place
 from unified.inference.settings import PRECISIONS, ModelInput, as_json

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from unified.errors import InputError
+from unified.inference.checks import check_prompt
 from unified.inference.cli import check_texts
-from unified.inference.frames import check_prompt
 from unified.inference.places import (
     Prompts,
     add_place_arguments,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,6 @@ from unified.inference.clip_prompts import (
 from unified.inference.inputs import Clip
 from unified.inference.output import ClipWriter
 from unified.inference.places import Prompts
-from unified.inference.prepared import is_compiled
 from unified.inference.results import earlier_results, prepare_folder
 from unified.inference.sense import nonsense
 from unified.inference.video_io import FrameReader
@@ -103,11 +103,14 @@ def _write(
 ) -> tuple[int, str]:
     """Fills the folder of a clip; returns the number of its last frame, and what was found."""
     shown = {"desc": clip.folder or None, "total": frames.num_frames, "unit": "frame"}
-    with require("tqdm").tqdm(frames, **shown) as progress:
-        compiled = is_compiled(predictor.encoder.model)
-        pulled = cli.until_compiled(progress, cli.FRAMES_TO_COMPILE) if compiled else progress
+    with (
+        closing(predictor.ahead(frames, lambda frame: frame.image)) as coming,
+        require("tqdm").tqdm(coming, **shown) as progress,
+    ):
+        waits = predictor.compiled
+        pulled = cli.until_compiled(progress, cli.FRAMES_TO_COMPILE) if waits else progress
         results = (
-            (frame, predictor.step(frame.image, prompts.get(frame.number))) for frame in pulled
+            (frame, predictor.step(image, prompts.get(frame.number))) for frame, image in pulled
         )
         # A prompt that the model cannot follow is refused before any file is made.
         first = next(results)

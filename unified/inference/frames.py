@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from unified.errors import InputError
-from unified.inference.prepared import Preparation
+from unified.inference.checks import check_image, check_mask
+from unified.inference.prepared import Preparation, is_compiled
 from unified.inference.room import check_room
 from unified.inference.settings import ModelInput
 from unified.label_maps import mask_box, object_window
@@ -23,7 +24,6 @@ from unified.structures import (
     Box,
     FeaturePyramid,
     ImageBatch,
-    Point,
     Prompt,
     Reference,
     References,
@@ -46,6 +46,15 @@ class EncodedFrame:
     images: ImageBatch
     features: FeaturePyramid
     size: Size
+
+
+@dataclass(frozen=True)
+class FrameAhead:
+    """A frame (H, W, 3) that was encoded before its turn, and the model that did it."""
+
+    image: np.ndarray
+    encoded: EncodedFrame
+    model: Segmenter
 
 
 class FrameEncoder:
@@ -75,20 +84,40 @@ class FrameEncoder:
         """Context in which the model runs."""
         return autocast(next(iter(self.model.parameters())).device, self.settings.precision)
 
-    def image(self, image: np.ndarray) -> EncodedFrame:
+    @property
+    def on_processor(self) -> bool:
+        """Whether its operations run on threads of torch that calls may share out."""
+        if is_compiled(self.model) or hasattr(self.model, "exported"):
+            return False  # made for a number of threads, or run by others
+        return next(iter(self.model.parameters())).device.type == "cpu"
+
+    def image(self, image: np.ndarray | FrameAhead) -> EncodedFrame:
         """(H, W, 3) uint8 RGB -> features at the model's input size.
 
         Raises:
             InputError: another shape or dtype, or too large for the memory that is free.
         """
-        check_image(image)
-        if image.shape[:2] != self._fits:
-            check_room(image.shape[:2])
-            self._fits = image.shape[:2]
+        pixels = image.image if isinstance(image, FrameAhead) else image
+        check_image(pixels)
+        if pixels.shape[:2] != self._fits:
+            check_room(pixels.shape[:2])
+            self._fits = pixels.shape[:2]
         if self._preparation.follow():
             self.model = self._preparation.ready
             self.text.cache_clear()
             self.supports.cache_clear()
+        if isinstance(image, FrameAhead) and image.model is self.model:
+            return image.encoded
+        return self._encode(pixels)
+
+    def ahead(self, image: np.ndarray) -> np.ndarray | FrameAhead:
+        """What ``image`` takes later, encoded already if nothing has to be checked before that."""
+        if image.shape[:2] != self._fits or image.dtype != np.uint8 or image.ndim != 3:
+            return image
+        model = self.model
+        return FrameAhead(image, self._encode(image), model)
+
+    def _encode(self, image: np.ndarray) -> EncodedFrame:
         pixels = self._pixels(image)
         with torch.inference_mode(), self.autocast():
             batch = self.model.preprocess([pixels])
@@ -249,60 +278,6 @@ def _mean_width(mask: np.ndarray) -> float:
     return float(mask.sum() / max(x1 - x0, y1 - y0))
 
 
-def check_image(image: np.ndarray) -> None:
-    """Raises InputError unless the image is RGB (H, W, 3) uint8 with a pixel in it."""
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
-        raise InputError(
-            f"expected an RGB image (H, W, 3) of uint8, got {image.shape} of {image.dtype}: "
-            "convert grey or RGBA images first"
-        )
-
-
-def check_prompt(prompt: Prompt, size: Size | None = None) -> None:
-    """Raises InputError unless the prompt says something and its mask fits a frame of ``size``."""
-    if not isinstance(prompt, Prompt):
-        raise InputError(f'expected a Prompt, got {prompt!r}: write Prompt(text="the cat")')
-    if not all(isinstance(point, Point) for point in prompt.points):
-        raise InputError(f"expected points of unified.structures.Point, got {prompt.points!r}")
-    shown = prompt.points_at or prompt.mask is not None or prompt.supports
-    if prompt.text is None and not shown:
-        raise InputError(
-            "the prompt is empty: give a text, a mask, points, a box or example images with masks, "
-            "or call detect for all objects of an image"
-        )
-    if prompt.mask is not None and size is not None:
-        check_mask(prompt.mask, size)
-    if prompt.points and not any(point.inside for point in prompt.points):
-        others = prompt.text or prompt.mask is not None or prompt.supports or prompt.box
-        if not others:
-            raise InputError("all points are beside the object: give at least one that is on it")
-    if size is not None:
-        _check_places(prompt, size)
-
-
-def _check_places(prompt: Prompt, size: Size) -> None:
-    """Raises InputError unless points and box lie on a frame of ``size``."""
-    height, width = size
-    for point in prompt.points:
-        if not (0 <= point.x < width and 0 <= point.y < height):
-            raise InputError(
-                f"the point {point.x:g},{point.y:g} is outside the image of {width} x {height} "
-                f"pixels: x goes from 0 to {width - 1}, y from 0 to {height - 1}"
-            )
-    if prompt.box is None:
-        return
-    x0, y0, x1, y1 = prompt.box
-    written = ",".join(f"{side:g}" for side in prompt.box)
-    if not (x0 < x1 and y0 < y1):
-        raise InputError(
-            f"the box {written} has no area: give x0,y0,x1,y1 with x0 below x1 and y0 below y1"
-        )
-    if not (0 <= x0 and 0 <= y0 and x1 <= width and y1 <= height):
-        raise InputError(
-            f"the box {written} does not lie within the image of {width} x {height} pixels"
-        )
-
-
 def _rectangle(box: Box, size: Size) -> np.ndarray:
     """The pixels (H, W) that a box covers, at least one."""
     left, top = (math.floor(side) for side in box[:2])
@@ -310,17 +285,6 @@ def _rectangle(box: Box, size: Size) -> np.ndarray:
     rectangle = np.zeros(size, bool)
     rectangle[top:bottom, left:right] = True
     return rectangle
-
-
-def check_mask(mask: np.ndarray, size: Sequence[int]) -> None:
-    """Raises InputError unless the mask is a non-empty (H, W) map of the given size."""
-    if mask.shape != tuple(size):
-        raise InputError(
-            f"expected a mask of the image's size {tuple(size)}, got {mask.shape}: resize it with "
-            "nearest-neighbour interpolation"
-        )
-    if not mask.any():
-        raise InputError("the mask is empty: mark at least one pixel of the object")
 
 
 def resize_image(image: np.ndarray, size: Size) -> np.ndarray:

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from unified.errors import InputError
 from unified.expressions import swap_left_right
-from unified.inference.frames import EncodedFrame, FrameEncoder, check_prompt
+from unified.inference.checks import check_prompt
+from unified.inference.frames import EncodedFrame, FrameEncoder
 from unified.inference.prepared import is_compiled
 from unified.inference.settings import ImageSettings, inference_settings
 from unified.masks import MASK_THRESHOLD, Joint, binary_masks, join_mirrored, mask_probabilities

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from unified.structures import Reference, References, join_levels, stack_levels
-
-Batch = tuple[tuple[int, ...], tuple[tuple[Reference, ...], ...]]
-"""Object ids, and one reference per kind whose rows are theirs."""
 
 
 @dataclass(frozen=True)
@@ -153,8 +150,8 @@ class VideoMemory:
         self._tracks.pop(object_id, None)
         self._seen.discard(object_id)
 
-    def batches(self, object_ids: Sequence[int], size: int) -> Iterator[Batch]:
-        """Groups of at most ``size`` ids with one reference per kind, batched over the group.
+    def batches(self, object_ids: Sequence[int], size: int) -> list[tuple[int, ...]]:
+        """Groups of at most ``size`` ids whose references can be batched.
 
         Ids without any reference are left out.
         """
@@ -164,15 +161,16 @@ class VideoMemory:
             if track.text is not None or track.frames or track.shown is not None:
                 alone = 0 if track.shown is None else object_id  # points differ in number
                 groups[track.layout, alone].append(object_id)
-        for ids in groups.values():
-            for chunk in _chunks(ids, size):
-                yield chunk, _references([self._tracks[i] for i in chunk])
+        return [chunk for ids in groups.values() for chunk in chunks(ids, size)]
 
-    def sentences(self, object_ids: Sequence[int], size: int) -> Iterator[Batch]:
-        """As ``batches``, of the sentences alone, which all these objects have."""
-        for chunk in _chunks(object_ids, size):
-            texts = [self._tracks[object_id].text for object_id in chunk]
-            yield chunk, (stack_levels([text for text in texts if text is not None]),)
+    def references(self, batch: Sequence[int]) -> tuple[tuple[Reference, ...], ...]:
+        """One reference per kind whose rows are those of the objects of a batch."""
+        return _references([self._tracks[object_id] for object_id in batch])
+
+    def sentences(self, batch: Sequence[int]) -> tuple[tuple[Reference, ...], ...]:
+        """As ``references``, of the sentences alone, which all these objects have."""
+        texts = [self._tracks[object_id].text for object_id in batch]
+        return (stack_levels([text for text in texts if text is not None]),)
 
 
 def _references(tracks: Sequence[Track]) -> tuple[tuple[Reference, ...], ...]:
@@ -188,5 +186,6 @@ def _references(tracks: Sequence[Track]) -> tuple[tuple[Reference, ...], ...]:
     return (*kinds, stack_levels(shown)) if shown else tuple(kinds)
 
 
-def _chunks(ids: Sequence[int], size: int) -> Iterator[tuple[int, ...]]:
-    return (tuple(ids[start : start + size]) for start in range(0, len(ids), size))
+def chunks(ids: Sequence[int], size: int) -> list[tuple[int, ...]]:
+    """The ids by ``size`` at a time."""
+    return [tuple(ids[start : start + size]) for start in range(0, len(ids), size)]

@@ -78,12 +78,13 @@ class Preparation:
 
     def _renew(self) -> None:
         module = isinstance(self._model, nn.Module)
-        self._weights = tuple(self._model.parameters()) if module else ()
+        tensors = (*self._model.parameters(), *self._model.buffers()) if module else ()
+        self._weights: tuple[torch.Tensor, ...] = tensors
         self._known = self._state()
         self.ready: Any = prepared(self._model, self._precision, compile=self._compile)
 
     def _state(self) -> tuple[object, ...]:
-        """Another one after a change of any weight in place, or a move of all of them."""
+        """Another one after a change in place of any weight or buffer, or a move of all of them."""
         if not self._weights:
             return ()
         first = next(self._model.parameters())

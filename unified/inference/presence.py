@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import numpy as np
+import torch
+from torch import Tensor
 
 from unified.structures import Presence
 
@@ -40,3 +44,37 @@ def presence(
         return Presence("absent")
     shared = winners[winner] / (mask | (label_map == winner)).sum()
     return Presence("outcompeted" if shared >= SAME_OBJECT_IOU else "covered", by=winner)
+
+
+def presences(
+    masks: Mapping[int, np.ndarray],
+    scores: Mapping[int, float],
+    claims: Tensor,
+    label_map: np.ndarray,
+    *,
+    threshold: float,
+    seen: Callable[[int], bool],
+) -> dict[int, Presence]:
+    """``presence`` of every object of a frame.
+
+    Args:
+        masks: (H, W) bool by object, after merging.
+        claims: (O, H, W) bool on any device, in the order of ``masks``.
+        seen: whether an object was there on an earlier frame.
+    """
+    # As bytes: torch adds up bools far more slowly on CPUs.
+    wanted = claims.view(torch.uint8).sum(dim=(1, 2), dtype=torch.int32).tolist()
+    found: dict[int, Presence] = {}
+    for row, (object_id, mask) in enumerate(masks.items()):
+        if mask.any() and mask.sum() >= LEFT_OVER * wanted[row]:
+            found[object_id] = Presence("present")
+        else:
+            found[object_id] = presence(
+                scores[object_id],
+                threshold,
+                claims[row].cpu().numpy(),
+                label_map,
+                object_id=object_id,
+                seen=seen(object_id),
+            )
+    return found

@@ -7,6 +7,7 @@ import math
 
 from torch import Tensor
 
+from unified.inference.answers import Answer
 from unified.inference.memory import VideoMemory
 from unified.inference.presence import SAME_OBJECT_IOU
 from unified.masks import MASK_THRESHOLD
@@ -15,8 +16,6 @@ logger = logging.getLogger(__name__)
 
 # Between two scores of a sentence, in logits: 0.31 and 0.55, or 0.5 and 0.73.
 CLEARLY = 1.0
-Answer = tuple[Tensor, Tensor]
-"""Score () of an object and its probability (H, W), which is zero where the score is too low."""
 
 
 def is_weak(memory: VideoMemory, object_id: int, enough: float) -> bool:

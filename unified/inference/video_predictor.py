@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import closing
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -12,16 +13,23 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unified.errors import InputError
-from unified.inference.frames import EncodedFrame, FrameEncoder, check_image, check_prompt
-from unified.inference.memory import Batch, VideoMemory
-from unified.inference.presence import LEFT_OVER, presence
-from unified.inference.sentences import Answer, drop_other, is_weak, takes_over
+from unified.inference.answers import Answer, ask_about
+from unified.inference.checks import check_image, check_prompt
+from unified.inference.frames import EncodedFrame, FrameAhead, FrameEncoder
+from unified.inference.memory import VideoMemory, chunks
+from unified.inference.prepared import is_compiled
+from unified.inference.presence import presences
+from unified.inference.sentences import drop_other, is_weak, takes_over
 from unified.inference.settings import VideoSettings, inference_settings
+from unified.inference.workers import read_ahead, side_by_side
 from unified.label_maps import MAX_OBJECT_ID, mask_box
-from unified.masks import MASK_THRESHOLD, mask_probabilities, merge
+from unified.masks import MASK_THRESHOLD, merge
 from unified.segmenter import Segmenter
-from unified.structures import FrameResult, Presence, Prompt, Size, upload
-from unified.tasks import TASKS, Task
+from unified.structures import FrameResult, Prompt, Reference, Size, upload
+from unified.tasks import Task
+
+T = TypeVar("T")
+Read = Callable[[Sequence[int]], tuple[tuple[Reference, ...], ...]]
 
 
 class VideoPredictor:
@@ -34,6 +42,11 @@ class VideoPredictor:
         model: in eval mode.
         settings: sizes, threshold, merge rule and the rest; by default those the model carries.
         changes: fields of ``VideoSettings`` that replace those.
+
+    Attributes:
+        side_by_side: on a processor, objects are shared out among the threads of torch, and the
+            next frame of a stream is encoded beside them. False does one thing after the other,
+            for who watches the verbs of the model.
     """
 
     def __init__(
@@ -41,6 +54,8 @@ class VideoPredictor:
     ) -> None:
         self.settings = replace(settings or inference_settings(model).video, **changes)
         self.encoder = FrameEncoder(model, self.settings)
+        self.compiled = is_compiled(self.encoder.model)
+        self.side_by_side = True
         self._waiting: dict[int, Prompt] = {}
         self.memory = VideoMemory()
 
@@ -76,7 +91,7 @@ class VideoPredictor:
         """Results of the frames of a new clip as they are consumed; earlier objects are forgotten.
 
         Args:
-            frames: any iterable of (H, W, 3) uint8 RGB, read one at a time.
+            frames: any iterable of (H, W, 3) uint8 RGB, read one at a time; see ``ahead``.
             prompts: frame index -> object id -> prompt.
 
         Raises:
@@ -92,14 +107,42 @@ class VideoPredictor:
     ) -> Iterator[FrameResult]:
         self.memory = VideoMemory()  # what was added meanwhile starts with the first frame
         num_frames = 0
-        for index, frame in enumerate(frames):
-            yield self.step(frame, prompts.get(index, {}))
-            num_frames += 1
+        # An iterable may fill one array again and again.
+        with closing(self.ahead(frames, np.copy)) as coming:
+            for index, (_, frame) in enumerate(coming):
+                yield self.step(frame, prompts.get(index, {}))
+                num_frames += 1
         _check_frames(prompts, num_frames)
+
+    def ahead(
+        self, frames: Iterable[T], image: Callable[[T], np.ndarray]
+    ) -> Generator[tuple[T, np.ndarray | FrameAhead], None, None]:
+        """Every frame of a stream, and what ``step`` takes for it.
+
+        Where operations have threads to share, the next frame is read and encoded in a thread while
+        the caller works with the one before; else each is read when it is asked for.
+
+        Args:
+            image: gives (H, W, 3) uint8 RGB of a frame.
+        """
+
+        def prepare(frame: T) -> tuple[T, np.ndarray | FrameAhead]:
+            pixels = image(frame)
+            return frame, self.encoder.ahead(pixels) if self.object_ids else pixels
+
+        threads = self._threads()
+        if threads > 1:
+            return read_ahead(frames, prepare, threads // 2)
+        return ((frame, image(frame)) for frame in frames)
+
+    def _threads(self) -> int:
+        """How many there are to share out."""
+        shared = self.side_by_side and self.encoder.on_processor
+        return torch.get_num_threads() if shared else 1
 
     def step(
         self,
-        frame: np.ndarray,
+        frame: np.ndarray | FrameAhead,
         prompts: Mapping[int, Prompt] | None = None,
         *,
         output_size: Size | None = None,
@@ -107,7 +150,7 @@ class VideoPredictor:
         """Segments the next frame.
 
         Args:
-            frame: (H, W, 3) uint8 RGB.
+            frame: (H, W, 3) uint8 RGB, or one of ``ahead``.
             prompts: object id -> prompt for objects that start or are corrected on this frame; a
                 mask is taken over as it is and defines the object.
             output_size: (h, w) of the result, the frame's own by default.
@@ -116,8 +159,9 @@ class VideoPredictor:
             InputError: frame or prompt does not fit. Nothing was changed: another frame or other
                 prompts can follow.
         """
-        check_image(frame)
-        frame_size = (frame.shape[0], frame.shape[1])
+        image = frame.image if isinstance(frame, FrameAhead) else frame
+        check_image(image)
+        frame_size = (image.shape[0], image.shape[1])
         size = output_size or frame_size
         waiting = {**self._waiting, **(prompts or {})}
         for object_id, prompt in waiting.items():
@@ -176,11 +220,10 @@ class VideoPredictor:
                 source, size=size, mode="bilinear", align_corners=False
             )[0, 0]
         unknown = [object_id for object_id in ids if object_id not in given]
-        size_of_pass = self.settings.objects_per_pass
-        answers = self._ask(frame, self.memory.batches(unknown, size_of_pass), size)
+        answers = self._ask(frame, unknown, self.memory.references, size)
         enough = self.settings.memory_score
         weak = [object_id for object_id in answers if is_weak(self.memory, object_id, enough)]
-        alone = self._ask(frame, self.memory.sentences(weak, size_of_pass), size)
+        alone = self._ask(frame, weak, self.memory.sentences, size)
         for object_id, answer in alone.items():
             if takes_over(self.memory, object_id, answer, answers[object_id]):
                 answers[object_id] = answer
@@ -206,36 +249,41 @@ class VideoPredictor:
         """
         both = [i for i in prompts if self.memory.has_text(i) and self.memory.was_shown(i)]
         size = (probabilities.shape[1], probabilities.shape[2])
-        alone = self._ask(frame, self.memory.sentences(both, self.settings.objects_per_pass), size)
+        alone = self._ask(frame, both, self.memory.sentences, size)
         for object_id, answer in alone.items():
             row = self.memory.object_ids.index(object_id)
             drop_other(self.memory, object_id, answer, probabilities[row] > MASK_THRESHOLD)
 
-    def _ask(self, frame: EncodedFrame, batches: Iterable[Batch], size: Size) -> dict[int, Answer]:
-        """What the model says about every object of the batches."""
+    def _ask(
+        self, frame: EncodedFrame, object_ids: Sequence[int], read: Read, size: Size
+    ) -> dict[int, Answer]:
+        """What the model says about objects; those that memory holds nothing of are left out.
+
+        Args:
+            read: references of a batch.
+        """
+
+        def ask(batch: Sequence[int]) -> dict[int, Answer]:
+            # Objects of one batch have all a sentence, or none of them.
+            task = Task.RVOS if self.memory.has_text(batch[0]) else Task.VOS
+            threshold = self.settings.score_threshold
+            found = ask_about(self.encoder, frame, read(batch), size, task, threshold)
+            return dict(zip(batch, found, strict=True))
+
+        batches = self.memory.batches(object_ids, self._batch_size(len(object_ids)))
         answers: dict[int, Answer] = {}
-        for chunk, references in batches:
-            # Objects of one chunk have all a sentence, or none of them.
-            task = TASKS[Task.RVOS if self.memory.has_text(chunk[0]) else Task.VOS]
-            with torch.inference_mode(), self.encoder.autocast():
-                result = self.encoder.model.segment(
-                    frame.features.expand(len(chunk)),
-                    references,
-                    mask_stride=task.mask_stride,
-                )
-                logits = result.mask_logits[:, 0].float()
-                probabilities = mask_probabilities(
-                    logits,
-                    stride=frame.images.padded_size[0] // logits.shape[-2],
-                    image_size=frame.images.image_sizes[0],
-                    original_size=size,
-                )
-                # In float64, as Python compares.
-                present = result.scores[:, 0].double() >= self.settings.score_threshold
-                probabilities.mul_(present[:, None, None])
-            rows = zip(result.scores[:, 0], probabilities, strict=True)
-            answers |= zip(chunk, rows, strict=True)
+        for found in side_by_side(ask, batches, self._threads()):
+            answers |= found
         return answers
+
+    def _batch_size(self, num: int) -> int:
+        """Of the batches in which ``num`` objects are asked about: as many as threads, or more."""
+        largest = self.settings.objects_per_pass
+        threads = min(self._threads(), largest)
+        if threads == 1:
+            return largest
+        rounds = -(-num // (threads * largest))
+        return max(1, -(-num // max(1, rounds * threads)))
 
     def _finish(
         self,
@@ -253,15 +301,27 @@ class VideoPredictor:
             masks = {object_id: label_map == object_id for object_id in ids}
         if self.settings.use_memory and "mask" in self.encoder.model.reference_kinds:
             seen = [i for i in ids if i not in given and masks[i].any()]
-            for start in range(0, len(seen), self.settings.objects_per_pass):
-                chunk = seen[start : start + self.settings.objects_per_pass]
-                references = self.encoder.masks(frame, [masks[i] for i in chunk])
-                for object_id, reference in zip(chunk, references, strict=True):
+
+            def remember(batch: Sequence[int]) -> None:
+                references = self.encoder.masks(frame, [masks[i] for i in batch])
+                for object_id, reference in zip(batch, references, strict=True):
                     self.memory.update(object_id, reference, scores[object_id])
+
+            side_by_side(remember, chunks(seen, self._batch_size(len(seen))), self._threads())
         self.memory.end_frame()
         keep = self.settings.keep_probabilities
         kept = probabilities.cpu().numpy() if keep else ()
-        found = self._presences(masks, scores, probabilities, label_map)
+        claims = probabilities > MASK_THRESHOLD
+        found = presences(
+            masks,
+            scores,
+            claims,
+            label_map,
+            threshold=self.settings.score_threshold,
+            seen=self.memory.was_seen,
+        )
+        for object_id in (i for i, mask in masks.items() if mask.any()):
+            self.memory.mark_seen(object_id)
         return FrameResult(
             label_map=label_map,
             scores=dict(scores),
@@ -271,34 +331,6 @@ class VideoPredictor:
             probabilities=dict(zip(ids, kept, strict=True)) if keep else {},
             presence=found,
         )
-
-    def _presences(
-        self,
-        masks: Mapping[int, np.ndarray],
-        scores: Mapping[int, float],
-        probabilities: Tensor,
-        label_map: np.ndarray,
-    ) -> dict[int, Presence]:
-        """Of every object: ``masks`` (H, W) after merging, ``probabilities`` (O, H, W) before."""
-        claims = probabilities > MASK_THRESHOLD
-        # As bytes: torch adds up bools far more slowly on CPUs.
-        wanted = claims.view(torch.uint8).sum(dim=(1, 2), dtype=torch.int32).tolist()
-        found: dict[int, Presence] = {}
-        for row, (object_id, mask) in enumerate(masks.items()):
-            if mask.any() and mask.sum() >= LEFT_OVER * wanted[row]:
-                found[object_id] = Presence("present")
-            else:
-                found[object_id] = presence(
-                    scores[object_id],
-                    self.settings.score_threshold,
-                    claims[row].cpu().numpy(),
-                    label_map,
-                    object_id=object_id,
-                    seen=self.memory.was_seen(object_id),
-                )
-            if mask.any():
-                self.memory.mark_seen(object_id)
-        return found
 
 
 def _check_object(object_id: int, prompt: Prompt) -> None:

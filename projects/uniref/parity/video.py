@@ -26,9 +26,11 @@ def replay_video(model: UniRef, arrays: Arrays) -> dict[str, object]:
 
 
 def _predictor(model: UniRef, frames: np.ndarray, **options: object) -> VideoPredictor:
-    """A predictor that takes the recorded frames as they are."""
+    """A predictor that takes the recorded frames as they are, and asks in the recorded order."""
     short_side = min(frames.shape[1:3])
-    return VideoPredictor(model, short_side=short_side, keep_probabilities=True, **options)
+    predictor = VideoPredictor(model, short_side=short_side, keep_probabilities=True, **options)
+    predictor.side_by_side = False
+    return predictor
 
 
 def _replay_masks(model: UniRef, arrays: Arrays, frames: np.ndarray) -> dict[str, object]:
@@ -63,7 +65,8 @@ def _replay_masks(model: UniRef, arrays: Arrays, frames: np.ndarray) -> dict[str
 
 def _segment_again(predictor: VideoPredictor, frame: np.ndarray, object_id: int) -> None:
     features = predictor.encoder.image(frame).features
-    for _, references in predictor.memory.batches([object_id], 1):
+    for batch in predictor.memory.batches([object_id], 1):
+        references = predictor.memory.references(batch)
         predictor.encoder.model.segment(features, references, mask_stride=1)
 
 

@@ -27,9 +27,9 @@ def references(seed: int, num: int = 5) -> References:
 
 def only(memory: VideoMemory, object_id: int) -> tuple[tuple[Reference, ...], ...]:
     """The references of one object."""
-    ((ids, kinds),) = memory.batches([object_id], 8)
+    (ids,) = memory.batches([object_id], 8)
     assert ids == (object_id,)
-    return kinds
+    return memory.references(ids)
 
 
 def same(ours: References, expected: References) -> bool:
@@ -75,8 +75,8 @@ def test_what_a_sentence_was_found_with_is_known_until_the_user_shows_the_object
     memory.confirm(1, 0.3)
     memory.confirm(1, 0.6)
     assert memory.found_with(1) == 0.6
-    ((ids, kinds),) = memory.sentences([1], 8)
-    assert ids == (1,) and len(kinds) == 1 and same(kinds[0], text)
+    (sentence,) = memory.sentences([1])
+    assert same(sentence, text)
     memory.restart(1)
     assert [same(kind, text) for kind in only(memory, 1)] == [True]
     memory.update(1, references(4), 0.7)
@@ -147,8 +147,9 @@ def test_batches_hold_every_object_once_with_its_own_references(size: int) -> No
     memory.add(6, text=references(60), mask=references(61))
     wanted = [6, 1, 5, 2, 3, 4]
     seen: list[int] = []
-    for ids, kinds in memory.batches(wanted, size):
+    for ids in memory.batches(wanted, size):
         assert 1 <= len(ids) <= size
+        kinds = memory.references(ids)
         seen += ids
         for row, object_id in enumerate(ids):
             for ours, expected in zip(kinds, only(memory, object_id), strict=True):
@@ -164,7 +165,7 @@ def test_batches_hold_every_object_once_with_its_own_references(size: int) -> No
 
 
 def test_no_objects_no_batches() -> None:
-    assert list(VideoMemory().batches([], 8)) == []
+    assert VideoMemory().batches([], 8) == []
 
 
 def test_only_the_first_frame_the_correction_and_the_latest_are_kept() -> None:

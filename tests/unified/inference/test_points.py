@@ -95,4 +95,4 @@ def test_a_model_of_sentences_follows_no_box(build_segmenter: MakeToy) -> None:
 def test_what_was_never_found_is_left_out_of_the_batches() -> None:
     memory = VideoMemory()
     memory.add(1, tentative=True)
-    assert list(memory.batches([1], 8)) == []
+    assert memory.batches([1], 8) == []

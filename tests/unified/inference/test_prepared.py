@@ -36,6 +36,9 @@ def test_folded_weights_follow_a_model_that_is_moved_or_changed() -> None:
     with torch.no_grad():
         next(backbone.parameters()).mul_(1.5)
     assert preparation.follow()
+    statistics = next(x for name, x in backbone.named_buffers() if name.endswith("running_mean"))
+    statistics.add_(0.5)
+    assert preparation.follow() and not preparation.follow()
     with torch.inference_mode():
         ours, expected = preparation.ready(images), backbone(images)
     torch.testing.assert_close(ours["res5"], expected["res5"], atol=1e-4, rtol=1e-4)
