@@ -75,7 +75,7 @@ def run(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     profiling.forget_peak()
     if found.baseline is None and options.baseline:
         raise InputError(f"{found.name} has no reference algorithm: leave out --baseline")
-    if not options.baseline:
+    if found.baseline is None or not options.baseline:
         laps = [outcome.lap for outcome in start(model, "ours", total)]
         report["ours"] = summary(laps[WARM_UP:], peak=profiling.memory("VmHWM"))
         if total > GROWTH_FROM:
@@ -84,7 +84,6 @@ def run(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     list(start(model, "alone", WARM_UP + 1))
     ours_peak = profiling.memory("VmHWM")
     profiling.forget_peak()
-    assert found.baseline is not None
     baseline = found.baseline(model)
     baseline.info, baseline.inference = model.info, model.inference
     runs = zip(start(model, "ours", total), start(baseline, "baseline", total), strict=True)
