@@ -29,6 +29,7 @@ def default_config() -> CfgNode:
     cfg.INFERENCE.IMAGE_SCORE_THRESHOLD = 0.0  # the same in tools/infer_image.py
     # Of clips: until a sentence alone reaches it, it is asked beside the memory of its answers.
     cfg.INFERENCE.MEMORY_SCORE = 0.0
+    cfg.INFERENCE.MEMORY_INTERVAL = 1  # of clips: frames from one remembered mask to the next
     cfg.INFERENCE.OBJECTS_PER_PASS = 8
     cfg.INFERENCE.PRECISION = "float32"
     cfg.INFERENCE.COMPILE = False

@@ -31,6 +31,7 @@ def settings_of(cfg: CfgNode) -> InferenceSettings:
             short_side=node.VIDEO_SHORT_SIDE,
             score_threshold=node.SCORE_THRESHOLD,
             memory_score=node.MEMORY_SCORE,
+            memory_interval=node.MEMORY_INTERVAL,
             objects_per_pass=node.OBJECTS_PER_PASS,
             **shared,
         ),

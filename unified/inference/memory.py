@@ -23,6 +23,7 @@ class Track:
         tentative: the next mask of the object defines it.
         found_with: the score with which the sentence alone found it on the ``first`` frame; None
             if the user showed it there.
+        age: frames since ``latest``.
     """
 
     text: References | None = None
@@ -32,6 +33,7 @@ class Track:
     shown: References | None = None
     tentative: bool = False
     found_with: float | None = None
+    age: int = 0
 
     @property
     def frames(self) -> tuple[References, ...]:
@@ -88,7 +90,7 @@ class VideoMemory:
                 track = replace(track, corrected=mask, latest=mask)
             else:
                 track = replace(track, first=mask, corrected=None, latest=mask, found_with=None)
-            track = replace(track, shown=shown, tentative=tentative)
+            track = replace(track, shown=shown, tentative=tentative, age=0)
         self._tracks[object_id] = track
 
     def update(self, object_id: int, mask: References, score: float) -> None:
@@ -102,7 +104,12 @@ class VideoMemory:
             track = replace(track, first=mask, found_with=score)
         elif track.tentative:
             track = replace(track, first=mask)
-        self._tracks[object_id] = replace(track, latest=mask, tentative=False)
+        self._tracks[object_id] = replace(track, latest=mask, tentative=False, age=0)
+
+    def is_due(self, object_id: int, interval: int) -> bool:
+        """Whether a mask found now is remembered: the first one, then every ``interval`` frames."""
+        track = self._tracks[object_id]
+        return track.latest is None or track.tentative or track.age >= interval
 
     def found_with(self, object_id: int) -> float | None:
         """The score of the sentence that memory rests on; None if it rests on no sentence."""
@@ -129,9 +136,9 @@ class VideoMemory:
         self._tracks[object_id] = replace(track, first=None, latest=None, found_with=None)
 
     def end_frame(self) -> None:
-        """Points and boxes hold for one frame."""
+        """Points and boxes hold for one frame, and what is remembered is one frame older."""
         for object_id, track in self._tracks.items():
-            self._tracks[object_id] = replace(track, shown=None)
+            self._tracks[object_id] = replace(track, shown=None, age=track.age + 1)
 
     def has_text(self, object_id: int) -> bool:
         """Whether a sentence describes the object."""

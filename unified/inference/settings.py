@@ -80,6 +80,8 @@ class VideoSettings(ModelInput):
         memory_score: memory that rests on a sentence found with a lower score is not trusted yet:
             the sentence is asked alone beside it, and wins where it shows something else with a
             higher score than that. 0 trusts the first mask, as the reference does.
+        memory_interval: frames from one mask that is remembered to the next; 1 remembers every
+            frame, as the reference does.
         objects_per_pass: largest number of objects batched.
         keep_probabilities: return (H, W) float probabilities of every object.
     """
@@ -89,16 +91,18 @@ class VideoSettings(ModelInput):
     merge_rule: MergeRule = "soft"
     use_memory: bool = True
     memory_score: float = 0.0
+    memory_interval: int = 1
     objects_per_pass: int = 8
     keep_probabilities: bool = False
 
     def __post_init__(self) -> None:
         """
         Raises:
-            ConfigError: as for ``ModelInput``, or no object is to be batched.
+            ConfigError: as for ``ModelInput``, or a count is below 1.
         """
         super().__post_init__()
         _check_count("objects_per_pass", self.objects_per_pass)
+        _check_count("memory_interval", self.memory_interval)
 
 
 def _check_count(name: str, value: int) -> None:

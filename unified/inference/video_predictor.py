@@ -300,14 +300,16 @@ class VideoPredictor:
         else:
             masks = {object_id: label_map == object_id for object_id in ids}
         if self.settings.use_memory and "mask" in self.encoder.model.reference_kinds:
-            seen = [i for i in ids if i not in given and masks[i].any()]
+            interval = self.settings.memory_interval
+            seen = (i for i in ids if i not in given and masks[i].any())
+            due = [i for i in seen if self.memory.is_due(i, interval)]
 
             def remember(batch: Sequence[int]) -> None:
                 references = self.encoder.masks(frame, [masks[i] for i in batch])
                 for object_id, reference in zip(batch, references, strict=True):
                     self.memory.update(object_id, reference, scores[object_id])
 
-            side_by_side(remember, chunks(seen, self._batch_size(len(seen))), self._threads())
+            side_by_side(remember, chunks(due, self._batch_size(len(due))), self._threads())
         self.memory.end_frame()
         keep = self.settings.keep_probabilities
         kept = probabilities.cpu().numpy() if keep else ()

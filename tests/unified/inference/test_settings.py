@@ -51,7 +51,7 @@ def test_arguments_override_what_the_model_carries() -> None:
         ImagePredictor(model, shortest_side=64)
 
 
-@pytest.mark.parametrize("name", ["short_side", "max_size", "objects_per_pass"])
+@pytest.mark.parametrize("name", ["short_side", "max_size", "objects_per_pass", "memory_interval"])
 def test_numbers_below_one_are_refused(name: str, segmenter: Toy) -> None:
     """A side of -3 pixels would be one pixel, and everything refused."""
     for value in (0, -3):

@@ -6,11 +6,12 @@ import gc
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 
 from tests.toy.clips import MASKS, MIXED, TEXTS, all_equal, equal, frames, video
 from tests.toy.model import Toy
-from unified.structures import Prompt
+from unified.structures import FeaturePyramid, ImageBatch, Prompt, References
 
 
 def test_a_sentence_turns_into_memory_with_the_first_mask_that_is_not_empty(
@@ -63,6 +64,37 @@ def test_an_absent_object_keeps_its_memory(segmenter: Toy) -> None:
     result = predictor.step(clip[2])
     expected = list(video(segmenter).run(clip[:3], {0: {1: Prompt(mask=MASKS[0])}}))[2]
     equal(result, expected)
+
+
+def test_what_is_remembered_is_renewed_every_few_frames(
+    segmenter: Toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = segmenter.encode_mask
+    encoded: list[int] = []
+
+    def encode_mask(
+        images: ImageBatch, features: FeaturePyramid, masks: torch.Tensor
+    ) -> References:
+        encoded.append(len(masks))
+        return plain(images, features, masks)
+
+    monkeypatch.setattr(segmenter, "encode_mask", encode_mask)
+
+    def counts(interval: int, prompts: dict[int, dict[int, Prompt]]) -> list[int]:
+        """Masks that were encoded on each of seven frames."""
+        predictor, found = video(segmenter, memory_interval=interval), []
+        for index, frame in enumerate(frames(7)):
+            encoded.clear()
+            result = predictor.step(frame, prompts.get(index, {}))
+            assert not result.absent
+            found.append(sum(encoded))
+        return found
+
+    given, said = {0: {1: Prompt(mask=MASKS[0])}}, {0: {1: Prompt(text=TEXTS[0])}}
+    corrected = {**given, 3: {1: Prompt(mask=MASKS[1])}}
+    assert counts(1, given) == counts(1, said) == [1] * 7
+    assert counts(3, given) == counts(3, said) == [1, 0, 0, 1, 0, 0, 1]
+    assert counts(2, corrected) == [1, 0, 1, 1, 0, 1, 0], "a correction counts anew"
 
 
 def test_a_score_at_the_threshold_is_present(segmenter: Toy) -> None:
