@@ -16,5 +16,5 @@ def test_a_loaded_model_is_asked_as_its_configuration_says() -> None:
     assert image.mirror and image.support_margin == 0.15 and image.precision == "float32"
     assert (video.short_side, video.max_size, video.score_threshold) == (256, 576, 0.3)
     assert video.support_margin == 0.15 and video.memory_score == 0.7
-    assert video.memory_interval == 2
+    assert video.memory_interval == 3
     assert settings_of(load_config(CONFIGS / "lite/uniref_lite.yaml")) == lite.inference
