@@ -50,11 +50,11 @@ class EncodedFrame:
 
 @dataclass(frozen=True)
 class FrameAhead:
-    """A frame (H, W, 3) that was encoded before its turn, and the model that did it."""
+    """A frame (H, W, 3) that was encoded before its turn, and the ``state`` of who did it."""
 
     image: np.ndarray
     encoded: EncodedFrame
-    model: Segmenter
+    state: object
 
 
 class FrameEncoder:
@@ -76,6 +76,7 @@ class FrameEncoder:
         self.model: Segmenter = self._preparation.ready
         self.settings = settings
         self._fits: Size | None = None
+        self._state = object()  # another one whenever the weights changed
         # The same prompts on the next image or after a reset cost nothing.
         self.text = lru_cache(maxsize=64)(self._text)
         self.supports = lru_cache(maxsize=16)(self._supports)
@@ -106,16 +107,17 @@ class FrameEncoder:
             self.model = self._preparation.ready
             self.text.cache_clear()
             self.supports.cache_clear()
-        if isinstance(image, FrameAhead) and image.model is self.model:
+            self._state = object()
+        if isinstance(image, FrameAhead) and image.state is self._state:
             return image.encoded
         return self._encode(pixels)
 
     def ahead(self, image: np.ndarray) -> np.ndarray | FrameAhead:
         """What ``image`` takes later, encoded already if nothing has to be checked before that."""
-        if image.shape[:2] != self._fits or image.dtype != np.uint8 or image.ndim != 3:
+        if self._fits is None or image.shape != (*self._fits, 3) or image.dtype != np.uint8:
             return image
-        model = self.model
-        return FrameAhead(image, self._encode(image), model)
+        state = self._state  # before the model is used, which may change meanwhile
+        return FrameAhead(image, self._encode(image), state)
 
     def _encode(self, image: np.ndarray) -> EncodedFrame:
         pixels = self._pixels(image)

@@ -89,15 +89,19 @@ def test_a_stream_may_fill_one_array_again_and_again(segmenter: Toy) -> None:
     all_equal(ours, list(alone(segmenter).run(clip, PROMPTS)), atol=1e-5)
 
 
+@pytest.mark.parametrize("kinds", [("text", "mask"), ("text",)])
 def test_weights_that_change_between_frames_hold_from_the_next_one_on(
-    build_segmenter: MakeToy,
+    build_segmenter: MakeToy, kinds: tuple[str, ...]
 ) -> None:
+    """Of a model of which a part is folded, and of one that is run as it is."""
+
     def run(beside: bool) -> list[FrameResult]:
-        model = build_segmenter()
+        model = build_segmenter(kinds=kinds)
         predictor = video(model)
+        assert (predictor.encoder.model is model) == (kinds == ("text",))
         predictor.side_by_side = beside
         results = []
-        for result in predictor.run(frames(5), PROMPTS):
+        for result in predictor.run(frames(5), {0: {1: Prompt(text=TEXTS[0])}}):
             results.append(result)
             with torch.no_grad():
                 next(model.backbone.parameters()).mul_(1.2)
@@ -106,10 +110,14 @@ def test_weights_that_change_between_frames_hold_from_the_next_one_on(
     all_equal(run(beside=True), run(beside=False), atol=1e-5)
 
 
-@pytest.mark.parametrize("bad", [np.zeros((60, 80), np.uint8), np.zeros((60, 80, 3))])
-def test_a_bad_frame_is_refused_in_its_turn(segmenter: Toy, bad: np.ndarray) -> None:
+@pytest.mark.parametrize(
+    ("shape", "dtype"), [((60, 80), "uint8"), ((60, 80, 4), "uint8"), ((60, 80, 3), "float64")]
+)
+def test_a_bad_frame_is_refused_in_its_turn(
+    segmenter: Toy, shape: tuple[int, ...], dtype: str
+) -> None:
     clip = frames(4)
-    clip[2] = bad
+    clip[2] = np.zeros(shape, dtype)
     found = []
     with pytest.raises(InputError, match="expected an RGB image"):
         for result in video(segmenter).run(clip, PROMPTS):
