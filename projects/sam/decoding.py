@@ -58,8 +58,8 @@ def decode(
     output = torch.cat((decoder.iou_token.weight, decoder.mask_tokens.weight))  # (T, C)
     pixels, placed = torch.empty_like(code), torch.empty_like(code)
     masks, scores = [], []
-    for embedding, prompts, shown in zip(image, sparse, dense, strict=True):
-        pixels.copy_(rearrange(embedding + shown, "c h w -> (h w) c"))
+    for embedding, prompts, drawn in zip(image, sparse, dense, strict=True):
+        pixels.copy_(rearrange(embedding + drawn, "c h w -> (h w) c"))
         start = torch.cat((output, prompts))
         tokens = _exchange(decoder.transformer, start, pixels, code, placed)
         mixers = torch.stack([decoder.output_hypernetworks_mlps[i](tokens[1 + i]) for i in wanted])

@@ -280,8 +280,8 @@ class SamUniFusion(nn.Module):
             raise ConfigError("this model has no fusion layer: it follows points and boxes only")
         seen = self.seen(features)
         if isinstance(self.fusion, DeepFusion):
-            told = all(isinstance(level, SentenceReference) for level in references)
-            part = None if told else covered(features, pooled=2)
+            said = all(isinstance(level, SentenceReference) for level in references)
+            part = None if said else covered(features, pooled=2)
             added, coarse = self.fusion.found(seen, references, part)
         else:
             added, coarse = self.fusion(seen, references) - seen, None

@@ -123,7 +123,7 @@ class VideoPredictor:
         the caller works with the one before; else each is read when it is asked for.
 
         Args:
-            image: gives (H, W, 3) uint8 RGB of a frame.
+            image: gives (H, W, 3) uint8 RGB of a frame, an array that is not filled again.
         """
 
         def prepare(frame: T) -> tuple[T, np.ndarray | FrameAhead]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
 from threading import Barrier
 from typing import TypeVar
@@ -22,12 +22,20 @@ R = TypeVar("R")
 def side_by_side(work: Callable[[T], R], items: Sequence[T], threads: int) -> list[R]:
     """``work`` of every item, in their order; at once on up to ``threads`` threads.
 
-    Each call has its share of the threads that torch uses for an operation.
+    Each call has its share of the threads that torch uses for an operation. Where one fails, its
+    error is raised when those that have begun are done, and no other begins.
     """
     at_once = min(len(items), threads)
     if at_once < 2:
         return [work(item) for item in items]
-    return list(_pool(at_once, threads // at_once).map(work, items))
+    pool = _pool(at_once, threads // at_once)
+    calls = [pool.submit(work, item) for item in items]
+    try:
+        return [call.result() for call in calls]
+    finally:
+        for call in calls:
+            call.cancel()
+        wait(calls)
 
 
 def read_ahead(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import closing
 from threading import Barrier, Event
+from time import sleep
 
 import pytest
 import torch
@@ -37,6 +38,24 @@ def test_work_is_done_at_once_with_a_share_of_the_threads(four_threads: None) ->
 def test_an_error_reaches_the_caller() -> None:
     with pytest.raises(ZeroDivisionError):
         side_by_side(lambda number: 1 / number, [1, 0, 2], 2)
+
+
+def test_nothing_goes_on_after_an_error() -> None:
+    failed, begun, ended = Event(), [], []
+
+    def work(number: int) -> None:
+        begun.append(number)
+        if number == 0:
+            failed.set()
+            raise OSError("damaged")
+        assert failed.wait(20)
+        sleep(0.1)
+        ended.append(number)
+
+    with pytest.raises(OSError, match="damaged"):
+        side_by_side(work, range(20), 2)
+    assert sorted([0, *ended]) == sorted(begun)
+    assert len(begun) < 20
 
 
 def test_the_next_item_is_prepared_beside_the_caller(four_threads: None) -> None:

@@ -77,7 +77,7 @@ class Candidates:
 
 @dataclass(frozen=True)
 class Choices:
-    """What the network says about S sentences.
+    """What a network says about S sentences.
 
     Attributes:
         logits: (S, K) of each candidate.

@@ -67,7 +67,7 @@ class Chooser:
         networks: trained on candidates of ``model``, on its device; their scores are averaged.
         rules: that go with them.
         model: finds the candidates.
-        text: the language model that ``network`` was trained with.
+        text: the language model that the networks were trained with.
         backbone, mean, std: as of ``Describer``.
     """
 
