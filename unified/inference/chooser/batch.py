@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unified.inference.chooser.colours import NUM_CHANNELS
@@ -99,6 +99,38 @@ class Choices:
             for name in ("logits", "none", "many")
         )
         return cls(logits, none, many)
+
+
+class CandidateNetwork(nn.Module):
+    """What networks that score candidates share: what they see of each, and how it may be called.
+
+    Args:
+        seen_dim: F of ``Described.seen``; its mean and spread are known after training.
+
+    Attributes:
+        see: (..., F), about 1, to (..., T).
+        name: (..., T) to (..., D) of the language model.
+    """
+
+    mean: Tensor
+    std: Tensor
+    see: nn.Module
+    name: nn.Module
+
+    def __init__(self, seen_dim: int):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(seen_dim))
+        self.register_buffer("std", torch.ones(seen_dim))
+
+    def names(self, seen: Tensor) -> Tensor:
+        """(..., F) -> unit vectors (..., D) in the space of the language model."""
+        return self._names(self._look(seen))
+
+    def _look(self, seen: Tensor) -> Tensor:
+        return self.see((seen - self.mean) / self.std)
+
+    def _names(self, looks: Tensor) -> Tensor:
+        return F.normalize(self.name(looks), dim=-1)
 
 
 def order_values(candidates: Candidates, names: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from unified.inference.chooser.batch import (
     ORDERS,
     PAIRS,
     PLACES,
+    CandidateNetwork,
     Candidates,
     Choices,
     order_values,
@@ -35,7 +36,7 @@ LOST_WORDS = 0.1
 SPREAD = 0.3
 
 
-class JointNetwork(nn.Module):
+class JointNetwork(CandidateNetwork):
     """Scores the candidates of images for sentences, as ``ChooserNetwork`` does.
 
     Args:
@@ -45,13 +46,8 @@ class JointNetwork(nn.Module):
         dropout: in training, of what is seen and read; half of it within the layers.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, *, seen_dim: int, text_dim: int, dim: int = DIM, dropout: float = 0.3):
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(seen_dim))
-        self.register_buffer("std", torch.ones(seen_dim))
+        super().__init__(seen_dim)
 
         def mlp(given: int, out: int) -> nn.Module:
             return nn.Sequential(
@@ -82,13 +78,6 @@ class JointNetwork(nn.Module):
         self.noun = nn.Linear(dim, 1)
         self.named = nn.Parameter(torch.tensor(1.0))
         self.nothing, self.several = mlp(dim + 5, 1), nn.Linear(dim, 1)
-
-    def names(self, seen: Tensor) -> Tensor:
-        """As of ``ChooserNetwork``."""
-        return self._names(self.see((seen - self.mean) / self.std))
-
-    def _names(self, seen: Tensor) -> Tensor:
-        return F.normalize(self.name(seen), dim=-1)
 
     def forward(
         self, candidates: Candidates, image: Tensor, words: Tensor, padding: Tensor
@@ -130,7 +119,7 @@ class JointNetwork(nn.Module):
 
     def _scene(self, candidates: Candidates) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens (I, K, T), names (I, K, D) and biases of layers (L, I, heads, K, K)."""
-        seen = self.see((candidates.seen - self.mean) / self.std)
+        seen = self._look(candidates.seen)
         names = self._names(seen)
         place = (place_values(candidates.places), order_values(candidates, names))
         tokens = seen + self.colour(candidates.colours) + self.place(torch.cat(place, dim=-1))

@@ -22,6 +22,7 @@ from unified.inference.chooser.batch import (
     OTHER,
     PAIRS,
     PLACES,
+    CandidateNetwork,
     Candidates,
     Choices,
     order_values,
@@ -32,7 +33,7 @@ from unified.inference.chooser.batch import (
 MODULES = ("subject", "place", "relation", "scene")
 
 
-class ChooserNetwork(nn.Module):
+class ChooserNetwork(CandidateNetwork):
     """Scores the candidates of images for sentences.
 
     Args:
@@ -42,13 +43,8 @@ class ChooserNetwork(nn.Module):
         dropout: in training.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, *, seen_dim: int, text_dim: int, dim: int = 128, dropout: float = 0.3):
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(seen_dim))
-        self.register_buffer("std", torch.ones(seen_dim))
+        super().__init__(seen_dim)
 
         def mlp(given: int, out: int) -> nn.Module:
             return nn.Sequential(
@@ -79,13 +75,6 @@ class ChooserNetwork(nn.Module):
         self.nothing = mlp(whole + 4, 1)
         self.several = mlp(whole, 1)
 
-    def names(self, seen: Tensor) -> Tensor:
-        """(..., F) -> unit vectors (..., D) in the space of the language model."""
-        return self._names(self.see((seen - self.mean) / self.std))
-
-    def _names(self, seen: Tensor) -> Tensor:
-        return F.normalize(self.name(seen), dim=-1)
-
     def forward(
         self, candidates: Candidates, image: Tensor, words: Tensor, padding: Tensor
     ) -> Choices:
@@ -97,7 +86,7 @@ class ChooserNetwork(nn.Module):
             padding: (S, N) bool, True on padding.
         """
         there = candidates.there
-        seen = self.see((candidates.seen - self.mean) / self.std)
+        seen = self._look(candidates.seen)
         thing = torch.cat((seen, self.colour(candidates.colours)), dim=-1)
         place = torch.cat(
             (place_values(candidates.places), order_values(candidates, self._names(seen))), dim=-1
