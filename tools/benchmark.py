@@ -111,7 +111,7 @@ def outcomes(
         changes["mirror"] = options.mirror
         return benchmark.segment_images(ImagePredictor(model, **changes), folder, **work, **made)
     changes["keep_probabilities"] = True
-    changes |= {"objects_per_pass": 1} if name == "baseline" else {}
+    changes |= {"objects_per_pass": 1, "memory_interval": 1} if name == "baseline" else {}
     clip = benchmark.clip_of(options.clip, folder, num_frames=num_frames, **made)
     return benchmark.segment_clip(VideoPredictor(model, **changes), folder, clip, **work)
 

@@ -15,6 +15,7 @@ from unified import ImagePredictor, VideoPredictor
 from unified.checkpoint import FOREIGN_PREFIX
 from unified.data.synthetic.releases import RELEASES
 from unified.engine.config import load_config
+from unified.engine.inference import settings_of
 from unified.engine.models import attach_chooser, load, models
 from unified.engine.run import train
 from unified.engine.system import find_systems
@@ -110,6 +111,14 @@ def test_rates_and_frozen_parts_are_those_of_the_reference() -> None:
         name.startswith(("text_encoder.bert", "sam.vision", "sam.p")) for name in learning
     )
     assert {"text_encoder.project.fc", "fusion.norm_key", "sam.mask_decoder.iou_token"} <= learning
+
+
+def test_memory_is_renewed_every_third_frame_and_the_box_of_the_sam_alone_every_frame() -> None:
+    found = [
+        settings_of(load_config(ROOT / "configs/lite" / name)).video.memory_interval
+        for name in ("sam_mobile.yaml", "sam_box.yaml")
+    ]
+    assert found == [3, 1]
 
 
 def test_its_models_are_those_that_follow_points() -> None:

@@ -53,6 +53,12 @@ def benchmark(tmp_path: Path, *arguments: str, options: Sequence[str] = ()) -> d
     return json.loads((tmp_path / "report.json").read_text())
 
 
+def test_the_baseline_remembers_every_frame_whatever_ours_does(tmp_path: Path) -> None:
+    rarely = ("INFERENCE.MEMORY_INTERVAL", "9")
+    report = benchmark(tmp_path, "video", "--objects", "1", "--baseline", options=rarely)
+    assert report["largest_difference"]["score"] > 1e-5
+
+
 @pytest.mark.parametrize("mode", ["video", "image"])
 def test_baseline_and_ours_give_the_same_masks(tmp_path: Path, mode: str) -> None:
     report = benchmark(tmp_path, mode, "--objects", "2", "--baseline")
