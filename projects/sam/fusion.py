@@ -67,18 +67,29 @@ class DeepFusion(FusionLayer):
         return self.found(tokens, [reference])[0]
 
     def found(
-        self, tokens: Tensor, references: Sequence[Reference], covered: Size | None = None
+        self,
+        tokens: Tensor,
+        references: Sequence[Reference],
+        covered: Sequence[Size] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """What is added (B, N, C), and a coarse mask (B, side, side), logits, of what is meant.
 
         ``side`` is that of the embedding.
 
         Args:
-            covered: rows and columns at half its resolution that images reach into, by default all.
+            covered: rows and columns at half its resolution that each image reaches into, all by
+                default.
         """
+        if covered is not None and len(set(covered)) > 1:
+            alone = [
+                self.found(tokens[i : i + 1], [one[i : i + 1] for one in references], [size])
+                for i, size in enumerate(covered)
+            ]
+            added, coarse = zip(*alone, strict=True)
+            return torch.cat(added), torch.cat(coarse)
         whole = pooled_map(once(tokens))
         side = whole.shape[-1]
-        rows, columns = covered or (side, side)
+        rows, columns = covered[0] if covered else (side, side)
         position = grid_position(whole)[..., :rows, :columns]
         pooled = whole[..., :rows, :columns]
         x = self.enter(_tokens(pooled)) + _tokens(position)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from projects.sam.fusion import grid_position, pooled_map
+from projects.sam.pyramid import largest
 from unified.modeling.mask_encoder import BasicBlock, FeatureFusion
 from unified.structures import Reference, Size, once
 
@@ -76,16 +79,22 @@ class PatchMaskEncoder(nn.Module):
         )
 
     def refer(
-        self, images: Tensor, masks: Tensor, tokens: Tensor, covered: Size | None = None
+        self,
+        images: Tensor,
+        masks: Tensor,
+        tokens: Tensor,
+        covered: Sequence[Size] | None = None,
     ) -> Reference:
         """As of ``SamMaskEncoder``; the summary is the mean of the tokens on the object.
 
         Args:
-            covered: as of ``DeepFusion.found``; padding beyond it gives no tokens.
+            covered: as of ``DeepFusion.found``; where no image reaches there are no tokens, where
+                one does not its tokens are padding.
         """
         whole = pooled_map(once(tokens))
         num, side = len(tokens), whole.shape[-1]
-        rows, columns = covered or (side, side)
+        sizes = covered or [(side, side)] * num
+        rows, columns = largest(sizes)
         grid = (side * self.patch, side * self.patch)
         cells = F.interpolate(masks[:, None].to(whole.dtype), size=grid, mode="area")[:, 0]
         cells = rearrange(
@@ -102,5 +111,14 @@ class PatchMaskEncoder(nn.Module):
         values = self.mlp(torch.cat([keys.expand(num, -1, -1), 2 * cells - 1], dim=-1))
         weights = cells.mean(dim=-1, keepdim=True)  # (B, n, 1)
         summary = (keys * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1e-3)
-        nothing = torch.zeros(keys.shape[:2], dtype=torch.bool, device=keys.device)
-        return Reference(placed, values, nothing.expand(num, -1), summary)
+        return Reference(placed, values, _beyond(sizes, keys.device), summary)
+
+
+def _beyond(sizes: Sequence[Size], device: torch.device) -> Tensor:
+    """Padding (B, n) of the grid that holds B sizes; of one row, expanded, where they are alike."""
+    rows, columns = largest(sizes)
+    kinds = sizes[:1] if len(set(sizes)) == 1 else sizes
+    padding = torch.ones(len(kinds), rows, columns, dtype=torch.bool, device=device)
+    for row, (height, width) in zip(padding, kinds, strict=True):
+        row[:height, :width] = False
+    return padding.flatten(1).expand(len(sizes), -1)

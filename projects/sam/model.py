@@ -19,7 +19,7 @@ from projects.sam.fusion import DeepFusion
 from projects.sam.losses import MaskLosses
 from projects.sam.maps import at_stride, boxes_of, coarse_prompt, on_image, size
 from projects.sam.mask_encoder import PatchMaskEncoder, SamMaskEncoder
-from projects.sam.pyramid import PointReference, SamPyramid, SentenceReference, covered
+from projects.sam.pyramid import PointReference, SamPyramid, SentenceReference, covered, largest
 from unified.errors import ConfigError, InputError
 from unified.masks import mean_logits
 from unified.modeling.fusion import FusionLayer
@@ -260,7 +260,7 @@ class SamUniFusion(nn.Module):
         """As of ``PromptableModel``, by ``decoder`` if there is one."""
         options: dict[str, Any] = {} if decoder is None else {"decoder": decoder}
         if isinstance(self.sam, Sam):
-            options["shown"] = covered(features, margin=1)
+            options["shown"] = largest(covered(features, margin=1))
         return self.sam.decode_masks(
             (embedding, *features.extras), sparse, dense, several=several, **options
         )

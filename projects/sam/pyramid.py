@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -46,14 +47,22 @@ class SentenceReference(Reference):
     """Of a sentence."""
 
 
-def covered(features: FeaturePyramid, *, pooled: int = 1, margin: int = 0) -> Size:
-    """Rows and columns that the images reach into, of the embedding at 1 / ``pooled`` of its size.
+def covered(features: FeaturePyramid, *, pooled: int = 1, margin: int = 0) -> tuple[Size, ...]:
+    """Rows and columns that each image reaches into, of the embedding.
 
     Args:
+        pooled: the embedding is taken at 1 / ``pooled`` of its size.
         margin: how many more are counted, where there are more.
     """
     (embedding,) = features.levels
     side = embedding.shape[-1] // pooled
     cell = features.padded_size[0] // side
-    height, width = (max(sides) for sides in zip(*features.image_sizes, strict=True))
-    return min(-(-height // cell) + margin, side), min(-(-width // cell) + margin, side)
+    return tuple(
+        (min(-(-height // cell) + margin, side), min(-(-width // cell) + margin, side))
+        for height, width in features.image_sizes
+    )
+
+
+def largest(sizes: Sequence[Size]) -> Size:
+    """Rows and columns that hold all."""
+    return max(rows for rows, _ in sizes), max(columns for _, columns in sizes)

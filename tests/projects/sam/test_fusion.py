@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from projects.sam.adapters import Sam
 from projects.sam.config import own_decoder
@@ -20,7 +21,8 @@ from tests.projects.sam.test_model import BOX, encoded, masks_on
 from tests.projects.sam.tiny import DIM, SIDE, transformers_sam
 from tests.toy.parts import make_text_encoder
 from unified.modeling.backbones import build_backbone
-from unified.structures import Reference
+from unified.segmenter import encode_masks
+from unified.structures import Reference, join_levels
 
 GRID = SIDE // 16  # of the embedding
 
@@ -46,7 +48,7 @@ def tokens(num: int = 2) -> Tensor:
     return torch.randn(num, GRID * GRID, DIM, generator=torch.Generator().manual_seed(9))
 
 
-def make_small(**parts: nn.Module) -> SamUniFusion:
+def make_small(**parts: Any) -> SamUniFusion:
     """As ``configs/lite/sam_mobile.yaml``, tiny."""
     sam = Sam.of(transformers_sam())
     torch.manual_seed(0)
@@ -166,6 +168,36 @@ def test_what_the_fusion_sees_of_padding_does_not_count() -> None:
             torch.testing.assert_close(before, after, atol=1e-5, rtol=0)
         assert found[0][0].shape[1] == (GRID // 2) ** 2 // 2
         assert found[0][1].abs().max() > 1e-2
+
+
+@torch.no_grad()
+def test_a_picture_in_a_batch_of_others_shapes_is_answered_as_alone() -> None:
+    """Of a wide and a high picture none covers what both do; nor as examples of one thing."""
+    model, generator = make_small(second_pass=True), torch.Generator().manual_seed(2)
+    sizes = (SIDE // 2, SIDE), (SIDE, SIDE // 2)
+    pictures = [255 * torch.rand(3, *size, generator=generator) for size in sizes]
+    shown = [torch.zeros(size, dtype=torch.bool) for size in sizes]
+    shown[0][5:20, 8:30] = shown[1][40:60, 4:28] = True
+
+    def asked(rows: list[int]) -> tuple[Reference, Tensor]:
+        images = model.preprocess([pictures[row] for row in rows])
+        features = model.encode_image(images)
+        (seen,) = encode_masks(model, images, features, [shown[row] for row in rows])
+        return seen, model.segment(features, [(seen,)]).mask_logits
+
+    seen, logits = asked([0, 1])
+    query = model.encode_image(model.preprocess(pictures[:1]))
+    alone = [asked([row]) for row in range(2)]
+    for row, (own, expected) in enumerate(alone):
+        real = ~seen.padding_mask[row]
+        torch.testing.assert_close(seen.values[row, real], own.values[0], atol=1e-5, rtol=0)
+        height, width = (side // 4 for side in sizes[row])
+        inside = [maps[0, :height, :width] for maps in (logits[row], expected[0])]
+        torch.testing.assert_close(*inside, atol=1e-4, rtol=0)
+    together = join_levels([(seen[row : row + 1],) for row in range(2)])
+    apart = join_levels([(own,) for own, _ in alone])
+    answers = [model.segment(query, [given]).mask_logits for given in (together, apart)]
+    torch.testing.assert_close(*answers, atol=1e-4, rtol=0)
 
 
 @torch.no_grad()
