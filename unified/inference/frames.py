@@ -41,11 +41,16 @@ FEW_PIXELS = 16  # of an object at the size the model sees; fewer say little abo
 
 @dataclass(frozen=True)
 class EncodedFrame:
-    """One frame (B = 1) after the costly step; ``size`` is its own, (H, W)."""
+    """One frame (B = 1) after the costly step; ``image`` is what it was, (H, W, 3) uint8 RGB."""
 
     images: ImageBatch
     features: FeaturePyramid
-    size: Size
+    image: np.ndarray
+
+    @property
+    def size(self) -> Size:
+        """(H, W) of the image."""
+        return self.image.shape[0], self.image.shape[1]
 
 
 @dataclass(frozen=True)
@@ -123,7 +128,7 @@ class FrameEncoder:
         pixels = self._pixels(image)
         with torch.inference_mode(), self.autocast():
             batch = self.model.preprocess([pixels])
-            return EncodedFrame(batch, self.model.encode_image(batch), image.shape[:2])
+            return EncodedFrame(batch, self.model.encode_image(batch), image)
 
     def _pixels(self, image: np.ndarray) -> torch.Tensor:
         """(H, W, 3) -> (3, h, w) at the model's input size."""

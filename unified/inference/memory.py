@@ -15,6 +15,7 @@ class Track:
 
     Attributes:
         text: its sentence, for the whole video.
+        words: of that sentence.
         first: the frame (or the supports) that defined it.
         corrected: the last frame on which the user corrected it with a mask.
         latest: the last frame on which it was seen; the one of the last mask of the user, or
@@ -23,10 +24,11 @@ class Track:
         tentative: the next mask of the object defines it.
         found_with: the score with which the sentence alone found it on the ``first`` frame; None
             if the user showed it there.
-        age: frames since ``latest``.
+        age: frames since ``latest``, or since the object is known.
     """
 
     text: References | None = None
+    words: str = ""
     first: References | None = None
     corrected: References | None = None
     latest: References | None = None
@@ -65,9 +67,10 @@ class VideoMemory:
     def add(
         self,
         object_id: int,
-        *,
         text: References | None = None,
+        words: str | None = None,
         mask: References | None = None,
+        *,
         shown: References | None = None,
         tentative: bool = False,
     ) -> None:
@@ -77,13 +80,15 @@ class VideoMemory:
         gave, and replaces what a sentence found.
 
         Args:
+            words: of the sentence ``text``.
             shown: points or a box on this frame, which are forgotten after it.
             tentative: the frames known so far are forgotten, the mask found next takes the place
                 of ``mask``.
         """
         track = self._tracks.get(object_id, Track())
         if text is not None:
-            track = replace(track, text=text)
+            age = 0 if track.latest is None else track.age
+            track = replace(track, text=text, words=words or "", age=age)
         if mask is not None or tentative:
             was_shown = track.first is not None and track.found_with is None
             if was_shown and not track.tentative and not tentative:
@@ -110,6 +115,19 @@ class VideoMemory:
         """Whether a mask found now is remembered: the first one, then every ``interval`` frames."""
         track = self._tracks[object_id]
         return track.latest is None or track.tentative or track.age >= interval
+
+    def is_sought(self, object_id: int) -> bool:
+        """Whether an object is known by its sentence alone."""
+        track = self._tracks[object_id]
+        return track.text is not None and not track.frames and track.shown is None
+
+    def is_asked_again(self, object_id: int, interval: int) -> bool:
+        """Whether a sentence that found nothing is asked now: every ``interval`` frames."""
+        return self._tracks[object_id].age % interval == 0
+
+    def words(self, object_id: int) -> str:
+        """Those of the sentence of an object."""
+        return self._tracks[object_id].words
 
     def found_with(self, object_id: int) -> float | None:
         """The score of the sentence that memory rests on; None if it rests on no sentence."""

@@ -16,6 +16,7 @@ from unified.errors import InputError
 from unified.inference.answers import Answer, ask_about
 from unified.inference.checks import check_image, check_prompt
 from unified.inference.frames import EncodedFrame, FrameAhead, FrameEncoder
+from unified.inference.guide import ask_guide, is_guided
 from unified.inference.memory import VideoMemory, chunks
 from unified.inference.prepared import is_compiled
 from unified.inference.presence import presences
@@ -194,8 +195,8 @@ class VideoPredictor:
             for object_id, prompt in waiting.items()
         }
         for object_id, (text, visual, shown) in encoded.items():
-            tentative = waiting[object_id].points_at
-            self.memory.add(object_id, text=text, mask=visual, shown=shown, tentative=tentative)
+            words, tentative = waiting[object_id].text, waiting[object_id].points_at
+            self.memory.add(object_id, text, words, visual, shown=shown, tentative=tentative)
         self._waiting.clear()
         return {
             object_id: np.asarray(prompt.mask, bool)
@@ -220,12 +221,16 @@ class VideoPredictor:
                 source, size=size, mode="bilinear", align_corners=False
             )[0, 0]
         unknown = [object_id for object_id in ids if object_id not in given]
-        answers = self._ask(frame, unknown, self.memory.references, size)
+        guided = is_guided(self.encoder.model)
+        sought = [i for i in unknown if guided and self.memory.is_sought(i)]
+        followed = [object_id for object_id in unknown if object_id not in sought]
+        answers = self._ask(frame, followed, self.memory.references, size)
         enough = self.settings.memory_score
         weak = [object_id for object_id in answers if is_weak(self.memory, object_id, enough)]
-        alone = self._ask(frame, weak, self.memory.sentences, size)
+        alone = self._ask_alone(frame, [*self._due(sought), *weak], size)
         for object_id, answer in alone.items():
-            if takes_over(self.memory, object_id, answer, answers[object_id]):
+            first = object_id in sought
+            if first or takes_over(self.memory, object_id, answer, answers[object_id]):
                 answers[object_id] = answer
         maps |= {object_id: probability for object_id, (_, probability) in answers.items()}
         device = frame.images.tensor.device
@@ -238,6 +243,25 @@ class VideoPredictor:
             scores |= zip(answers, found, strict=True)
         return scores, probabilities
 
+    @property
+    def _remembers(self) -> bool:
+        return self.settings.use_memory and "mask" in self.encoder.model.reference_kinds
+
+    def _due(self, sought: Sequence[int]) -> list[int]:
+        """Which of the objects that were not found yet the guide is asked about on this frame."""
+        interval = self.settings.memory_interval if self._remembers else 1
+        return [i for i in sought if self.memory.is_asked_again(i, interval)]
+
+    def _ask_alone(
+        self, frame: EncodedFrame, object_ids: Sequence[int], size: Size
+    ) -> dict[int, Answer]:
+        """What sentences say by themselves, or the guide about them."""
+        if not is_guided(self.encoder.model):
+            return self._ask(frame, object_ids, self.memory.sentences, size)
+        words = [self.memory.words(object_id) for object_id in object_ids]
+        found = ask_guide(self.encoder, frame, words, size, self.settings.score_threshold)
+        return dict(zip(object_ids, found, strict=True))
+
     def _drop_other_sentences(
         self, frame: EncodedFrame, prompts: Mapping[int, Prompt], probabilities: Tensor
     ) -> None:
@@ -249,7 +273,7 @@ class VideoPredictor:
         """
         both = [i for i in prompts if self.memory.has_text(i) and self.memory.was_shown(i)]
         size = (probabilities.shape[1], probabilities.shape[2])
-        alone = self._ask(frame, both, self.memory.sentences, size)
+        alone = self._ask_alone(frame, both, size)
         for object_id, answer in alone.items():
             row = self.memory.object_ids.index(object_id)
             drop_other(self.memory, object_id, answer, probabilities[row] > MASK_THRESHOLD)
@@ -299,7 +323,7 @@ class VideoPredictor:
             masks = dict(zip(ids, (probabilities > MASK_THRESHOLD).cpu().numpy(), strict=True))
         else:
             masks = {object_id: label_map == object_id for object_id in ids}
-        if self.settings.use_memory and "mask" in self.encoder.model.reference_kinds:
+        if self._remembers:
             interval = self.settings.memory_interval
             seen = (i for i in ids if i not in given and masks[i].any())
             due = [i for i in seen if self.memory.is_due(i, interval)]

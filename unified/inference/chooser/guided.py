@@ -33,7 +33,12 @@ class Guided:
     Args:
         guide: a model with a chooser.
         model: is asked about the box of each thing that the guide chose; both masks are joined.
+
+    Attributes:
+        in_clips: sentences about clips are asked so too, until what they mean is found.
     """
+
+    in_clips = True
 
     def __init__(self, guide: Any, model: PointSegmenter) -> None:
         self.guide, self.model = guide, model
