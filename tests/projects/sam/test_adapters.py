@@ -34,8 +34,8 @@ PROMPTS = {
 }
 
 
-def images(num: int = 1) -> Tensor:
-    return torch.randn(num, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
+def images(num: int = 1, side: int = SIDE) -> Tensor:
+    return torch.randn(num, 3, side, side, generator=torch.Generator().manual_seed(1))
 
 
 def transformers_sam2() -> Any:
@@ -74,7 +74,47 @@ def transformers_sam2() -> Any:
     return randomise(Sam2Model(config))
 
 
-LIBRARIES = {"sam": (transformers_sam, Sam.of), "sam2": (transformers_sam2, Sam2)}
+def transformers_sam3_tracker() -> Any:
+    """The part of SAM 3 that takes clicks, on pictures of 56 pixels."""
+    from transformers import Sam3TrackerConfig, Sam3TrackerModel
+
+    from tests.projects.sam.tiny import randomise
+
+    vision = {
+        "model_type": "sam3_vision_model",
+        "backbone_config": {
+            "model_type": "sam3_vit_model",
+            "hidden_size": 32,
+            "intermediate_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": 56,
+            "pretrain_image_size": 56,
+            "window_size": 2,
+            "global_attn_indexes": [1],
+        },
+        "fpn_hidden_size": 64,
+        "backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]],
+    }
+    decoder = {
+        "hidden_size": 64,
+        "mlp_dim": 64,
+        "num_attention_heads": 2,
+        "iou_head_hidden_dim": 32,
+    }
+    config = Sam3TrackerConfig(
+        vision_config=vision,
+        prompt_encoder_config={"hidden_size": 64, "image_size": 56},
+        mask_decoder_config=decoder,
+    )
+    return randomise(Sam3TrackerModel(config))
+
+
+LIBRARIES = {
+    "sam": (transformers_sam, Sam.of),
+    "sam2": (transformers_sam2, Sam2),
+    "sam3": (transformers_sam3_tracker, Sam2),
+}
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
@@ -85,16 +125,17 @@ def test_masks_are_those_of_the_library(library: str, prompt: str, several: bool
     build, adapt = LIBRARIES[library]
     theirs = build()
     ours = adapt(theirs)
-    given = PROMPTS[prompt]
+    given, side = PROMPTS[prompt], ours.image_size
     expected = theirs(
-        pixel_values=images(),
+        pixel_values=images(1, side),
         multimask_output=several,
         **{f"input_{name}": value[:, None] for name, value in given.items()},
     )
     sparse, dense = ours.encode_prompts(1, **given)
-    masks, scores = ours.decode_masks(ours.encode_image(images()), sparse, dense, several=several)
-    assert masks.shape == (1, 3 if several else 1, SIDE // 4, SIDE // 4)
-    assert expected.pred_masks.std() > 0.1
+    embedding = ours.encode_image(images(1, side))
+    masks, scores = ours.decode_masks(embedding, sparse, dense, several=several)
+    assert masks.shape[:2] == (1, 3 if several else 1)
+    assert expected.pred_masks.std() > 0.05
     torch.testing.assert_close(masks, expected.pred_masks[:, 0], atol=TOLERANCE, rtol=0)
     torch.testing.assert_close(scores, expected.iou_scores[:, 0], atol=TOLERANCE, rtol=0)
 
@@ -110,9 +151,9 @@ def test_a_batch_is_its_images(library: str) -> None:
         return ours.decode_masks(ours.encode_image(batch), sparse, dense, several=False)[0]
 
     boxes = torch.tensor([[8.0, 10.0, 40.0, 52.0], [1.0, 2.0, 60.0, 20.0]])
-    pair = images(2)
+    pair = images(2, ours.image_size)
     single = [masks(pair[i : i + 1], boxes[i : i + 1]) for i in (0, 1)]
-    torch.testing.assert_close(masks(pair, boxes), torch.cat(single), atol=TOLERANCE, rtol=0)
+    torch.testing.assert_close(masks(pair, boxes), torch.cat(single), atol=TOLERANCE, rtol=1e-5)
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
@@ -160,55 +201,6 @@ def test_sam2_is_built_frozen_by_its_name() -> None:
         *("upscale_conv1", "upscale_conv2", "upscale_layer_norm", "output_hypernetworks_mlps"),
         *("conv_s0", "conv_s1", "obj_score_token", "pred_obj_score_head"),
     }
-
-
-def transformers_sam3_tracker() -> Any:
-    """The part of SAM 3 that takes clicks, on pictures of 56 pixels."""
-    from transformers import Sam3TrackerConfig, Sam3TrackerModel
-
-    from tests.projects.sam.tiny import randomise
-
-    vision = {
-        "model_type": "sam3_vision_model",
-        "backbone_config": {
-            "model_type": "sam3_vit_model",
-            "hidden_size": 32,
-            "intermediate_size": 32,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "image_size": 56,
-            "pretrain_image_size": 56,
-            "window_size": 2,
-            "global_attn_indexes": [1],
-        },
-        "fpn_hidden_size": 64,
-        "backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]],
-    }
-    decoder = {
-        "hidden_size": 64,
-        "mlp_dim": 64,
-        "num_attention_heads": 2,
-        "iou_head_hidden_dim": 32,
-    }
-    config = Sam3TrackerConfig(
-        vision_config=vision,
-        prompt_encoder_config={"hidden_size": 64, "image_size": 56},
-        mask_decoder_config=decoder,
-    )
-    return randomise(Sam3TrackerModel(config))
-
-
-@torch.no_grad()
-def test_the_tracker_of_sam3_has_the_masks_of_its_library() -> None:
-    theirs = transformers_sam3_tracker()
-    ours = Sam2(theirs)
-    picture = torch.randn(1, 3, 56, 56, generator=torch.Generator().manual_seed(1))
-    expected = theirs(pixel_values=picture, input_boxes=BOXES[:, None], multimask_output=False)
-    sparse, dense = ours.encode_prompts(1, boxes=BOXES)
-    masks, scores = ours.decode_masks(ours.encode_image(picture), sparse, dense, several=False)
-    assert expected.pred_masks.std() > 0.05
-    torch.testing.assert_close(masks, expected.pred_masks[:, 0], atol=TOLERANCE, rtol=0)
-    torch.testing.assert_close(scores, expected.iou_scores[:, 0], atol=TOLERANCE, rtol=0)
 
 
 def test_unknown_names_and_files_of_another_sam_get_one_clear_error() -> None:
@@ -261,5 +253,5 @@ def test_mobile_sam_is_the_published_one() -> None:
             sparse, dense = sam.encode_prompts(1, **prompt)
             masks, scores = sam.decode_masks(embedding, sparse, dense, several=name == "point")
             expected = recorded[f"{name}_masks"]  # logits up to 30
-            np.testing.assert_allclose(masks[..., ::8, ::8], expected, atol=2e-4, rtol=0)
+            np.testing.assert_allclose(masks[..., ::8, ::8], expected, atol=1e-4, rtol=0)
             np.testing.assert_allclose(scores, recorded[f"{name}_scores"], atol=1e-5, rtol=0)
