@@ -25,6 +25,9 @@ def randomise(model: nn.Module, seed: int = 0) -> Any:
             scale = 1.5 * parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.2
             norm = parameter.ndim == 1 and name.endswith("weight")
             parameter.copy_(scale * drawn + (1 if norm else 0))
+        for name, buffer in model.named_buffers():
+            if name.endswith("positional_embedding"):  # drawn by the library, from no seed
+                buffer.copy_(torch.randn(buffer.shape, generator=generator))
     return model.eval()
 
 
