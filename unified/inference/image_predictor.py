@@ -171,24 +171,32 @@ class ImagePredictor:
         return self._mirrored
 
     def _is_chosen(self, prompt: Prompt) -> bool:
-        """Whether the model has a chooser, and the prompt is a sentence and nothing else."""
-        alone = prompt.mask is None and not prompt.supports and not prompt.points_at
-        chooser = getattr(self.encoder.model, "chooser", None)
-        return chooser is not None and prompt.text is not None and alone
+        """Whether the model has a chooser, and the prompt is a sentence and nothing else, or
+        example images and nothing else if the chooser follows these too.
+        """
+        chooser: Any = getattr(self.encoder.model, "chooser", None)
+        if chooser is None or prompt.mask is not None or prompt.points_at:
+            return False
+        if prompt.supports:
+            return prompt.text is None and getattr(chooser, "matches", False)
+        return prompt.text is not None
 
     def _choice(self, frame: EncodedFrame, prompt: Prompt) -> tuple[Tensor, float]:
-        """What a sentence means as the chooser says: (H, W) and a score.
+        """What a sentence means, or examples do, as the chooser says: (H, W) and a score.
 
         Source of candidates: the image, and its mirror image if that is asked too.
         """
         chooser: Any = getattr(self.encoder.model, "chooser", None)
-        if not chooser.understands(prompt.text):
+        if prompt.text is not None and not chooser.understands(prompt.text):
             return torch.zeros(self._size), 0.0
         with torch.inference_mode(), self.encoder.autocast():
             if self._scene is None:
                 frames = [frame, self._mirror_image()] if self.settings.mirror else [frame]
                 self._scene = chooser.look(frames, self._image)
-            answer = chooser.answer(self._scene, prompt.text, self.encoder.text(prompt.text))
+            if prompt.text is None:
+                answer = chooser.match(self._scene, prompt.supports)
+            else:
+                answer = chooser.answer(self._scene, prompt.text, self.encoder.text(prompt.text))
         whole = F.interpolate(
             answer.probability.float()[None, None], self._size, mode="bilinear", align_corners=False
         )

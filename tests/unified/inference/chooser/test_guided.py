@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,10 +15,17 @@ from torch import Tensor, nn
 from tests.toy.model import Toy, make_toy
 from tests.unified.inference.chooser.test_candidates import SETTINGS, photo
 from unified import ImagePredictor
-from unified.errors import ConfigError
+from unified.errors import ConfigError, InputError
 from unified.inference.chooser.building import build_guided
 from unified.inference.settings import InferenceSettings
-from unified.structures import FeaturePyramid, Prompt, Reference, References, Segmentation
+from unified.structures import (
+    FeaturePyramid,
+    Prompt,
+    Reference,
+    References,
+    Segmentation,
+    Support,
+)
 
 LEFT, RIGHT = np.s_[4:12, 2:8], np.s_[4:8, 12:18]  # on a grid of 16 x 20 cells for 60 x 80 pixels
 
@@ -73,8 +81,8 @@ def predictor(parts: Tensor) -> ImagePredictor:
     torch.manual_seed(0)
     guide: Any = make_toy()
     model: Any = Boxer().eval()
-    settings = SimpleNamespace(**{**vars(SETTINGS), "mirror": True})
-    guide.inference, guide.chooser = SimpleNamespace(image=settings), Choice(parts)
+    guide.inference = InferenceSettings(image=replace(SETTINGS, mirror=True))
+    guide.chooser = Choice(parts)
     model.inference = InferenceSettings(image=SETTINGS)
     model.reference_kinds = frozenset({"text", "box"})
     model.chooser = build_guided(model, guide)
@@ -106,9 +114,40 @@ def test_where_nothing_is_chosen_the_mask_is_empty() -> None:
     assert predictor(torch.ones(1, 16, 20)).predict(Prompt(text="nonsense"))[1] == 0
 
 
-def test_the_guide_follows_the_model_to_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_guide_finds_by_examples_is_outlined(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mask that misses a part of its box, as examples beside each other gave it."""
+    wanted = predictor(torch.zeros(0, 16, 20))
+    guided: Any = wanted.encoder.model.chooser
+    probability = np.full((60, 80), 0.3, np.float32)
+    probability[10:40, 20:60] = 0.9
+    probability[20:40, 50:60] = 0.4
+    given = [(probability, 0.6), (1 - probability, 0.6), (0 * probability, 0.2)]
+    looked: list[np.ndarray] = []
+    monkeypatch.setattr(guided.finder, "set_image", looked.append)
+    monkeypatch.setattr(guided.finder, "predict_prob", lambda _: given.pop(0))
+    examples = Prompt(supports=(Support(photo(), np.eye(60, 80) > 0),))
+    box = np.zeros((60, 80), bool)
+    box[10:40, 20:60] = True
+    first, beside = (wanted.predict(examples) for _ in range(2))
+    assert (first[0] & box).sum() / (first[0] | box).sum() > 0.85 and first[1] == 0.6
+    assert beside[0].mean() > 0.9, "the box is the picture"
+    assert not wanted.predict(examples)[0].any() and len(looked) == 1
+
+
+def test_examples_are_those_of_the_guide_alone_and_with_a_sentence_of_the_model() -> None:
+    wanted = predictor(torch.zeros(0, 16, 20))
+    guided: Any = wanted.encoder.model.chooser
+    supports = (Support(photo(), np.eye(60, 80) > 0),)
+    finder = ImagePredictor(guided.guide)
+    finder.set_image(photo())
+    score = finder.predict(Prompt(supports=supports))[1]
+    assert wanted.predict(Prompt(supports=supports))[1] == pytest.approx(score, abs=1e-6)
+    with pytest.raises(InputError, match="this model follows box and text references, not mask"):
+        wanted.predict(Prompt(text="both", supports=supports))
+
+
+def test_the_guide_follows_the_model_to_its_device() -> None:
     guided: Any = predictor(torch.ones(1, 16, 20)).encoder.model.chooser
-    monkeypatch.setattr(guided.encoder, "image", lambda _: None)  # there is nothing to compute with
     elsewhere = SimpleNamespace(images=SimpleNamespace(tensor=torch.empty(0, device="meta")))
     guided.look([elsewhere], photo())
     assert {x.device.type for x in guided.guide.parameters()} == {"meta"}
