@@ -27,8 +27,10 @@ BACKENDS: tuple[Backend, ...] = ("sdpa", "flash", "eager")
 # Blocks of scores (rows x keys) of this many entries: enough rows for fast matrix products, and
 # about the size of the last cache.
 _CPU_BLOCK_ENTRIES = 1 << 24
-# Less where the product with many values follows, so that the block stays in the cache.
+# Less where the product with many values follows, so that the block stays in the cache; but no
+# fewer rows than these, as products of few rows are slow.
 _CPU_SHARED_ENTRIES = 1 << 20
+_CPU_SHARED_ROWS = 640
 # Every how many keys are looked at to guess a row's largest score.
 _CPU_KEY_STEP = 64
 # A score that gives no weight: zero times infinity would be none.
@@ -127,7 +129,7 @@ def _weights_once(query: Tensor, key: Tensor, value: Tensor, ignored: Tensor) ->
     bias = query.new_zeros(ignored.shape).masked_fill(ignored, -math.inf)
     num_heads, num_rows = scaled.shape[:2]
     output = query.new_empty(num_heads, num_rows, values.shape[-1])
-    rows = max(1, _CPU_SHARED_ENTRIES // key.shape[1])
+    rows = max(_CPU_SHARED_ROWS, _CPU_SHARED_ENTRIES // key.shape[1])
     for head in range(num_heads):
         blocks = zip(scaled[head].split(rows), output[head].split(rows), strict=True)
         for block, result in blocks:
