@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import argparse
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from unified.errors import InputError
+from unified.inference.background import Background
 from unified.inference.cli import MIN_SIDE
 from unified.inference.image_io import read_image, write_image
 from unified.inference.image_predictor import ImagePredictor
@@ -166,21 +169,15 @@ def segment_clip(
     """Outcomes of a clip in which every object is prompted on the first frame.
 
     Args:
-        predictor: keeps probabilities; it does one thing after the other, so that stages add up.
+        predictor: keeps probabilities, and does one thing after the other, so that stages add up.
         folder: an empty one, for the results.
         num_frames: the clip is no further read.
         stages: of the model's methods, see ``StageTimer.watch``.
     """
-    predictor.side_by_side = False
-    output = folder / "output"
-    kinds = predictor.encoder.model.reference_kinds
-    prompts = {i: prompt(kinds, mask) for i, mask in enumerate(clip.masks(0), start=1)}
-    prepare_folder(output)
-    timer = StageTimer()
-    captions = dict.fromkeys(prompts, "object")
+    timer, prompts = StageTimer(), _first_prompts(predictor, clip)
     with (
         FrameReader(clip.source, end=num_frames) as reader,
-        ClipWriter(output, header={}, fps=24, size=clip.size, captions=captions) as writer,
+        _writer(folder / "output", clip, prompts) as writer,
     ):
         frames = iter(reader)
         while True:
@@ -200,6 +197,43 @@ def segment_clip(
                 scores=np.array([result.scores[i] for i in prompts]),
                 lap=Lap(timer.lap(), memory("VmRSS"), iou),
             )
+
+
+def clock_milliseconds(
+    predictor: VideoPredictor, folder: Path, clip: Clip, *, num_frames: int, skip: int
+) -> float:
+    """Mean ms of the clock for a frame of a clip that is run as ``tools/infer_video.py`` does.
+
+    Args:
+        folder: an empty one, for the results.
+        num_frames: the clip is no further read.
+        skip: frames at its begin that do not count, at least 1.
+    """
+    prompts, done = _first_prompts(predictor, clip), []
+    with (
+        FrameReader(clip.source, end=num_frames) as reader,
+        closing(predictor.ahead(reader, lambda frame: frame.image)) as coming,
+        _writer(folder / "output", clip, prompts) as writer,
+        Background() as background,
+    ):
+        for frame, image in coming:
+            result = predictor.step(image, {} if frame.number else prompts)
+            background(writer.write, frame, result)
+            done.append(time.perf_counter())
+    timed = done[skip - 1 :]
+    return 1000 * (timed[-1] - timed[0]) / (len(timed) - 1)
+
+
+def _first_prompts(predictor: VideoPredictor, clip: Clip) -> dict[int, Prompt]:
+    """Of all objects, on the first frame."""
+    kinds = predictor.encoder.model.reference_kinds
+    return {i: prompt(kinds, mask) for i, mask in enumerate(clip.masks(0), start=1)}
+
+
+def _writer(folder: Path, clip: Clip, prompts: Mapping[int, Prompt]) -> ClipWriter:
+    prepare_folder(folder)
+    captions = dict.fromkeys(prompts, "object")
+    return ClipWriter(folder, header={}, fps=24, size=clip.size, captions=captions)
 
 
 def _mean_iou(label_map: np.ndarray, masks: np.ndarray) -> float:
@@ -257,10 +291,19 @@ def segment_images(
 
 
 def summary(
-    laps: Sequence[Lap], *, stages: Mapping[str, str], num_objects: int, peak: float
+    laps: Sequence[Lap],
+    *,
+    stages: Mapping[str, str],
+    num_objects: int,
+    peak: float,
+    period: int = 1,
 ) -> dict[str, Any]:
-    """Median ms by stage, objects per second, the peak of memory in MB, and the mean IoU in %."""
-    table = median_milliseconds([lap.seconds for lap in laps], stage_names(stages))
+    """Median ms by stage, objects per second, the peak of memory in MB, and the mean IoU in %.
+
+    Args:
+        period: see ``median_milliseconds``.
+    """
+    table = median_milliseconds([lap.seconds for lap in laps], stage_names(stages), period)
     per_second = round(1000 * num_objects / table["total"], 3)
     found = {"milliseconds": table, "objects_per_second": per_second, "peak_mb": round(peak, 1)}
     ious = [lap.iou for lap in laps if lap.iou is not None]

@@ -102,15 +102,24 @@ class StageTimer:
 
 
 def median_milliseconds(
-    laps: Sequence[Mapping[str, float]], names: Sequence[str]
+    laps: Sequence[Mapping[str, float]], names: Sequence[str], period: int = 1
 ) -> dict[str, float]:
-    """Median ms of every stage, and of the whole frame under "total"; stages need not add up."""
-    table = {
-        stage: round(1000 * statistics.median(lap.get(stage, 0.0) for lap in laps), 2)
-        for stage in names
+    """Median ms of every stage, and of the whole frame under "total"; stages need not add up.
+
+    Args:
+        period: frames after which the same work comes again; what is told is the mean of the
+            medians of each of these frames, so that work which is done once in a period counts.
+    """
+    rows = [{**lap, "total": sum(lap.values())} for lap in laps]
+    kinds = [rows[first::period] for first in range(min(period, len(rows)))]
+    return {
+        name: round(1000 * statistics.fmean(_median(kind, name) for kind in kinds), 2)
+        for name in (*names, "total")
     }
-    table["total"] = round(1000 * statistics.median(sum(lap.values()) for lap in laps), 2)
-    return table
+
+
+def _median(laps: Sequence[Mapping[str, float]], name: str) -> float:
+    return statistics.median(lap.get(name, 0.0) for lap in laps)
 
 
 def memory(which: Literal["VmHWM", "VmRSS"]) -> float:

@@ -15,6 +15,7 @@ import torch
 from projects.uniref.baseline import ReferenceAlgorithm
 from projects.uniref.system import SYSTEM
 from tests.projects.uniref.tiny import make_uniref
+from unified.inference import benchmark as benchmarks
 from unified.inference.benchmark import moving_rectangles
 from unified.inference.image_io import write_image
 from unified.inference.profiling import VERB_STAGES, StageTimer, median_milliseconds, stage_names
@@ -90,6 +91,23 @@ def test_without_baseline_there_is_nothing_to_compare(tmp_path: Path) -> None:
     assert "baseline" not in report and "speed_up" not in report and "ours" in report
 
 
+def test_frames_are_timed_by_the_clock_in_whole_periods_of_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two frames are asked for, of which memory is renewed on every third."""
+    summary, laps = benchmarks.summary, []
+    monkeypatch.setattr(
+        benchmarks, "summary", lambda timed, **x: laps.extend(timed) or summary(timed, **x)
+    )
+    report = benchmark(tmp_path, "video", options=("INFERENCE.MEMORY_INTERVAL", "3"))
+    assert len(laps) == 3 and report["memory_interval"] == 3
+    assert sum("references" in lap.seconds for lap in laps) == 1
+    assert report["ours"]["milliseconds"]["references"] > 0
+    clock = report["clock"]
+    assert clock["milliseconds"] > 0
+    assert clock["frames_per_second"] == pytest.approx(1000 / clock["milliseconds"], rel=0.05)
+
+
 def test_baseline_does_the_work_that_ours_saves() -> None:
     ours = make_uniref()
     baseline = ReferenceAlgorithm(ours.eval())
@@ -128,6 +146,11 @@ def test_a_table_has_the_stages_of_the_verbs_and_of_the_system() -> None:
     laps = [{"head": 0.001 * frame, "decode": 0.5} for frame in (1, 2, 9)]
     table = median_milliseconds(laps, ("decode", "head", "masks"))
     assert table == {"decode": 500.0, "head": 2.0, "masks": 0.0, "total": 502.0}
+
+
+def test_work_of_some_frames_of_a_period_counts() -> None:
+    laps = [{"head": 0.001 * ms} for ms in (1, 1, 30, 1, 1, 30, 2, 90, 30)]
+    assert median_milliseconds(laps, ("head",), 3) == {"head": 10.67, "total": 10.67}
 
 
 def test_watching_ends() -> None:
