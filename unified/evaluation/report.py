@@ -207,14 +207,16 @@ class Card:
 
 def _describe(fields: Mapping[str, Any]) -> str:
     """How a model was asked, on one line."""
-    margin = fields["support_margin"]
+    margin, interval = fields["support_margin"], fields.get("memory_interval", 1)
+    remembers = fields.get("use_memory", True)
     parts = [
         f"input {fields['short_side']} to {fields['max_size']}",
         fields["precision"],
         "mirror image" if fields.get("mirror") else "",
         "" if margin is None else f"margin {margin:g}",
         f"threshold {fields['score_threshold']:g}",
-        "" if fields.get("use_memory", True) else "no memory",
+        f"memory every {interval} frames" if remembers and interval > 1 else "",
+        "" if remembers else "no memory",
     ]
     return ", ".join(part for part in parts if part)
 

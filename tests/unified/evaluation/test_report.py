@@ -1,0 +1,22 @@
+"""What a protocol card says about how a model was asked."""
+
+from __future__ import annotations
+
+from unified.evaluation.report import Origin, Problems, Scores, Split, make_card
+from unified.inference.settings import ImageSettings, ModelInput, VideoSettings, as_json
+
+
+def card(settings: ModelInput) -> str:
+    origin = Origin(inference=as_json(settings))
+    scores = Scores({}, rows=(), problems=Problems(allowed=False), sample="object")
+    return make_card(
+        scores, benchmark="a set", protocol="ours", rule="all", split=Split(), origin=origin
+    ).line()
+
+
+def test_how_often_memory_is_renewed_is_on_the_card_where_it_is_not_on_every_frame() -> None:
+    assert "memory every 3 frames |" in card(VideoSettings(memory_interval=3))
+    assert "memory" not in card(VideoSettings())
+    assert "memory" not in card(ImageSettings())
+    without = card(VideoSettings(memory_interval=3, use_memory=False))
+    assert "no memory |" in without and "every" not in without
