@@ -13,6 +13,7 @@ import numpy as np
 
 from unified.export.runtime import load_exported
 from unified.inference.benchmark import moving_rectangles, prompt
+from unified.inference.profiling import median_milliseconds
 from unified.inference.video_predictor import VideoPredictor
 from unified.structures import Size
 
@@ -23,7 +24,7 @@ HEADER += "|---|---|---|---|---|---|"
 
 @dataclass(frozen=True)
 class Row:
-    """Medians of one way with one number of objects.
+    """Medians of one way with one number of objects, as ``median_milliseconds`` takes them.
 
     Attributes:
         processor: ms of the processor per frame, all threads together.
@@ -68,39 +69,35 @@ def measure(
     Args:
         ways: predictors by name.
         size: (H, W) of the frames.
-        num_frames: that are timed.
+        num_frames: that are timed, or more, so that they are whole periods of memory.
     """
-    laps: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+    period = max(predictor.settings.memory_interval for predictor in ways.values())
+    timed = -(-num_frames // period) * period
+    laps: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
     differences: dict[str, list[float]] = {name: [] for name in ways}
     masks = moving_rectangles(0, size, num_objects)[1]
     kinds = next(iter(ways.values())).encoder.model.reference_kinds
     prompts = {i: prompt(kinds, mask) for i, mask in enumerate(masks, start=1)}
-    for number in range(WARM_UP + num_frames):
+    for number in range(WARM_UP + timed):
         frame, results = moving_rectangles(number, size, num_objects)[0], {}
         for name, predictor in ways.items():
             if not number:
                 predictor.reset()
-            start = time.process_time(), time.perf_counter()
+            start = _now()
             results[name] = predictor.step(frame, {} if number else prompts)
-            end = time.process_time(), time.perf_counter()
-            laps[name].append((end[0] - start[0], end[1] - start[1]))
+            laps[name].append({which: end - start[which] for which, end in _now().items()})
         first = next(iter(results.values())).label_map
         for name, result in results.items():
             differences[name].append(float(np.mean(result.label_map != first)))
-    return _rows(laps, differences, num_objects)
-
-
-def _rows(
-    laps: Mapping[str, Sequence[tuple[float, float]]],
-    differences: Mapping[str, Sequence[float]],
-    num_objects: int,
-) -> list[Row]:
     rows: list[Row] = []
-    for name, pairs in laps.items():
-        processor, clock = (
-            1000 * statistics.median(column) for column in zip(*pairs[WARM_UP:], strict=True)
-        )
-        first = rows[0].processor if rows else processor
+    for name, found in laps.items():
+        table = median_milliseconds(found[WARM_UP:], ("processor", "clock"), period)
+        processor, clock = table["processor"], table["clock"]
+        base = rows[0].processor if rows else processor
         different = statistics.mean(differences[name])
-        rows.append(Row(num_objects, name, processor, clock, first / processor, different))
+        rows.append(Row(num_objects, name, processor, clock, base / processor, different))
     return rows
+
+
+def _now() -> dict[str, float]:
+    return {"processor": time.process_time(), "clock": time.perf_counter()}
