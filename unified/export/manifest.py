@@ -21,7 +21,7 @@ from unified.inference.settings import (
 from unified.structures import Size
 
 MANIFEST = "manifest.json"
-VERSION = 2
+VERSION = 3
 
 Format = Literal["torch", "onnx", "openvino"]
 SUFFIXES: Mapping[str, str] = {"torch": ".pt2", "onnx": ".onnx", "openvino": ".xml"}
@@ -78,6 +78,7 @@ class Manifest:
     Attributes:
         size: (H, W) of the input, padding included; images are scaled to fit.
         divisor: the model itself pads an image to multiples of this.
+        sees_own_padding: whether programs take no more of the padding into account than that.
         mask_strides: by the kinds of reference that are given, such as "text-mask".
         programs: by name; "segment-KINDS" for each kind or kinds.
         files: sha256 of every other file of the folder, by its name.
@@ -87,6 +88,7 @@ class Manifest:
     what: What
     size: Size
     divisor: int
+    sees_own_padding: bool
     reference_kinds: tuple[str, ...]
     mask_strides: Mapping[str, int]
     settings: InferenceSettings

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -32,13 +33,21 @@ from unified.export.nouns import (
     pyramid_tensors,
     reference_tensors,
 )
+from unified.export.padding import OwnPadding
 from unified.export.writing import drop_unused_weights, entries, quiet, write_program
 from unified.files import file_sha256
 from unified.inference.settings import inference_settings
 from unified.modeling.deform_attn import MultiScaleDeformableAttention
 from unified.modeling.deform_sum import sum_of_gathers
 from unified.segmenter import TokenSegmenter
-from unified.structures import FeaturePyramid, ImageBatch, References, Size, join_levels
+from unified.structures import (
+    FeaturePyramid,
+    ImageBatch,
+    References,
+    Size,
+    join_levels,
+    stack_padded,
+)
 from unified.tasks import TASKS, Task
 
 logger = logging.getLogger(__name__)
@@ -76,7 +85,23 @@ class Examples:
     images: ImageBatch
     features: FeaturePyramid
     references: Mapping[str, References]
+    divisor: int
     tokens: tuple[Named, ...] = ()
+
+    def border(self, named: Named) -> AbstractContextManager[object]:
+        """Where the picture in a program's inputs ends; see ``OwnPadding``."""
+        size = self.images.padded_size
+        if size == (self.divisor, self.divisor):
+            return nullcontext()  # the model itself pads all to one size
+        if "image_size" in named:
+            picture = named["image_size"][0]
+        elif "padding" in named:
+            inside = ~named["padding"][0]
+            picture = torch.stack((inside[:, 0].sum(), inside[0].sum()))
+        else:
+            return nullcontext()
+        levels = [(level.shape[-2], level.shape[-1]) for level in self.features.levels]
+        return OwnPadding(size, picture, self.divisor, levels)
 
 
 def export_model(
@@ -111,7 +136,8 @@ def export_model(
         format=format,
         what=what,
         size=examples.images.padded_size,
-        divisor=model.preprocess([torch.zeros(3, 1, 1)]).padded_size[0],
+        divisor=examples.divisor,
+        sees_own_padding=tracer.sees_own_padding(examples),
         reference_kinds=kinds,
         mask_strides=strides,
         settings=settings,
@@ -202,7 +228,25 @@ class _Tracer:
             )
             references["text"] = model.encode_tokens(rows)
             tokens = tuple({"ids": ids[:1], "valid": valid[:1]} for ids, valid in rows)
-        return Examples(batch, features, references, tokens)
+        divisor = model.preprocess([torch.zeros(3, 1, 1)]).padded_size[0]
+        return Examples(batch, features, references, divisor, tokens)
+
+    @torch.no_grad()
+    def sees_own_padding(self, examples: Examples) -> bool:
+        """Whether a smaller picture gets the features that the model gives it."""
+        size, divisor = examples.images.padded_size, examples.divisor
+        height, width = (max(side - divisor, min(side, divisor)) for side in size)
+        picture = examples.images.tensor[0, :, :height, :width]
+        padding = torch.ones(1, *size, dtype=torch.bool)
+        padding[:, :height, :width] = False
+        named = {"pixels": stack_padded([picture], size), "padding": padding}
+        with examples.border(named):
+            ours = self.model.encode_image(self._batch(named)).levels
+        theirs = self.model.encode_image(self.model.preprocess([picture])).levels
+        return all(
+            torch.allclose(x[..., : y.shape[-2], : y.shape[-1]], y, rtol=1e-3, atol=1e-3)
+            for x, y in zip(ours, theirs, strict=True)
+        )
 
     def encoders(self, examples: Examples) -> Iterator[tuple[str, ProgramInfo]]:
         """Programs that encode images, masks and sentences."""
@@ -217,9 +261,9 @@ class _Tracer:
         def more(named: Named) -> Named:
             return more_of_pyramid(self.model.encode_image(self._batch(named)))
 
-        yield "image", self._write("image", image, pixels)
+        yield "image", self._write("image", image, pixels, examples)
         if more_of_pyramid(examples.features):
-            yield "more", self._write("more", more, pixels)
+            yield "more", self._write("more", more, pixels, examples)
         if "mask" in examples.references:
             yield "mask", self._mask(examples, pixels)
         if "text" in examples.references:
@@ -237,7 +281,7 @@ class _Tracer:
             return reference_tensors(self.model.encode_mask(batch, features, named["masks"]))
 
         inputs = {**pixels, **self._pyramid(examples.features), "masks": masks}
-        return self._write("mask", run, inputs, {"masks": {0: Dim("objects", min=1)}})
+        return self._write("mask", run, inputs, examples, {"masks": {0: Dim("objects", min=1)}})
 
     def _text(self, examples: Examples) -> ProgramInfo:
         inputs, shapes = {}, {}
@@ -251,7 +295,7 @@ class _Tracer:
             rows = [(named[f"ids{index}"], named[f"valid{index}"]) for index in range(num)]
             return reference_tensors(self.model.encode_tokens(rows))
 
-        return self._write("text", run, inputs, shapes)
+        return self._write("text", run, inputs, examples, shapes)
 
     def segment(self, examples: Examples, kinds: Sequence[str], stride: int) -> ProgramInfo:
         """The program that segments by references of some kinds."""
@@ -282,7 +326,7 @@ class _Tracer:
             )
             return {name: getattr(found, name) for name in OUTPUTS}
 
-        return self._write(f"segment-{'-'.join(kinds)}", run, inputs, shapes)
+        return self._write(f"segment-{'-'.join(kinds)}", run, inputs, examples, shapes)
 
     def _pyramid(self, features: FeaturePyramid) -> Named:
         return pyramid_tensors(features) | {"image_size": torch.tensor(features.image_sizes)}
@@ -294,19 +338,29 @@ class _Tracer:
         return replace(batch, tensor=batch.tensor.masked_fill(mask[:, None], 0), padding_mask=mask)
 
     def _write(
-        self, name: str, run: Run, inputs: Named, shapes: Mapping[str, Any] | None = None
+        self,
+        name: str,
+        run: Run,
+        inputs: Named,
+        examples: Examples,
+        shapes: Mapping[str, Any] | None = None,
     ) -> ProgramInfo:
         """Traces, writes and describes one program."""
         logger.info("exporting %s", name)
+
+        def run_within(named: Named) -> Named:
+            with examples.border(named):
+                return run(named)
+
         inputs = {key: x.clone() for key, x in inputs.items()}  # one tensor twice is one input
         with torch.no_grad():
-            answer = run(inputs)
+            answer = run_within(inputs)
         aliases = {
             name: next(first for first, other in answer.items() if other is tensor)
             for name, tensor in answer.items()
         }
         outputs = [name for name, first in aliases.items() if name == first]
-        module = Program(self.model, run, tuple(inputs), outputs).eval()
+        module = Program(self.model, run_within, tuple(inputs), outputs).eval()
         dynamic = [(shapes or {}).get(name) for name in inputs]
         with torch.no_grad(), quiet():
             program = torch.export.export(

@@ -126,7 +126,7 @@ class ExportedSegmenter(nn.Module):
                 )
             mask[:height, :width] = False
         own = padded_size(sizes, self.manifest.divisor)
-        if own != self.input_size:
+        if own != self.input_size and not self.manifest.sees_own_padding:
             _warn_of_padding(own, self.input_size)
         return ImageBatch(stack_padded(images, self.input_size).float(), sizes, padding_mask)
 
@@ -269,7 +269,7 @@ def load_exported(
 
 @cache
 def _warn_of_padding(own: Size, exported: Size) -> None:
-    """Once for each size: norms of the model see padding."""
+    """Once for each size."""
     logger.warning(
         "images are padded to %d x %d, the size of this export; the model itself pads them to "
         "%d x %d, and masks differ a little: exported with --size %dx%d they are the same",

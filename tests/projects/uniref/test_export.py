@@ -65,19 +65,27 @@ def find(model: nn.Module, text: str, image: np.ndarray) -> tuple[np.ndarray, fl
     return predictor.predict_prob(Prompt(text=text))
 
 
-@pytest.mark.parametrize("size", [(60, 80), (64, 96), (300, 100)], ids=str)
+@pytest.mark.parametrize("size", [(60, 80), (64, 96), (64, 64)], ids=str)
 def test_an_image_is_segmented_as_by_the_model(
-    sentences: UniRef, exported: ExportedSegmenter, size: tuple[int, int]
+    sentences: UniRef,
+    exported: ExportedSegmenter,
+    size: tuple[int, int],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """One that is smaller than the input is padded, one that is larger is scaled to fit."""
+    """Also one that the model itself pads to less than the input of the programs."""
     image = np.random.default_rng(0).integers(0, 255, (*size, 3), np.uint8)
     for text in ("the red box", "a ball"):
         ours, score = find(exported, text, image)
-        assert ours.shape == size
-        if size == SIZE:
-            theirs, other = find(sentences, text, image)
-            np.testing.assert_allclose(ours, theirs, atol=1e-3)
-            assert score == pytest.approx(other, abs=1e-4)
+        theirs, other = find(sentences, text, image)
+        np.testing.assert_allclose(ours, theirs, atol=1e-3)
+        assert score == pytest.approx(other, abs=1e-4)
+    assert not caplog.records
+
+
+def test_an_image_that_is_larger_than_the_input_is_scaled_to_fit(
+    exported: ExportedSegmenter,
+) -> None:
+    assert find(exported, "a ball", np.zeros((300, 100, 3), np.uint8))[0].shape == (300, 100)
 
 
 def follow(model: nn.Module) -> Iterator[FrameResult]:
@@ -158,13 +166,30 @@ def test_the_tools_refuse_a_folder_that_cannot_answer(
     assert "image.pt2 is missing" in refused(damaged)
     content = json.loads((damaged / "manifest.json").read_text())
     (damaged / "manifest.json").write_text(json.dumps(content | {"version": 1}))
-    assert "is of version 1, this toolkit reads version 2" in refused(damaged)
+    assert "is of version 1, this toolkit reads version 3" in refused(damaged)
     assert not (tmp_path / "out").exists()
 
 
-def test_other_padding_than_the_models_own_is_told(
-    exported: ExportedSegmenter, caplog: pytest.LogCaptureFixture
+class Averaged(nn.Module):
+    """A backbone with an operation that does not know where the picture ends for the model."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return self.backbone(images - images.mean(dim=(2, 3), keepdim=True))
+
+
+def test_other_padding_than_the_models_own_is_told_where_it_changes_answers(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    model = make("text")
+    model.backbone = Averaged(model.backbone)
+    assert not export_model(
+        model, tmp_path, format="torch", what="image", size=SIZE
+    ).sees_own_padding
+    exported = unified.load(tmp_path)
     find(exported, "a ball", frames(1)[0])
     assert not caplog.records, "padded as by the model"
     find(exported, "a ball", np.zeros((64, 50, 3), np.uint8))
