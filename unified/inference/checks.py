@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from unified.errors import InputError
+from unified.label_maps import MAX_OBJECT_ID
 from unified.structures import Point, Prompt, Size
 
 
@@ -73,3 +74,20 @@ def check_mask(mask: np.ndarray, size: Sequence[int]) -> None:
         )
     if not mask.any():
         raise InputError("the mask is empty: mark at least one pixel of the object")
+
+
+def check_object(object_id: int, prompt: Prompt) -> None:
+    """Raises InputError if an id or a prompt cannot be used."""
+    if not 1 <= object_id <= MAX_OBJECT_ID:
+        raise InputError(f"object ids go from 1 to {MAX_OBJECT_ID}, got {object_id}")
+    check_prompt(prompt)
+
+
+def check_frames(prompts: Mapping[int, Mapping[int, Prompt]], num_frames: int) -> None:
+    """Raises InputError if a prompt is for a frame that a clip of ``num_frames`` does not have."""
+    missing = sorted(index for index in prompts if index not in range(num_frames))
+    if missing:
+        raise InputError(
+            f"prompts are for the frames {', '.join(map(str, missing))}, but the clip has "
+            f"{num_frames} frames, counted from 0: give prompts for frames that come"
+        )

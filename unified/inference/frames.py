@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -41,11 +42,16 @@ FEW_PIXELS = 16  # of an object at the size the model sees; fewer say little abo
 
 @dataclass(frozen=True)
 class EncodedFrame:
-    """One frame (B = 1) after the costly step; ``image`` is what it was, (H, W, 3) uint8 RGB."""
+    """One frame (B = 1) after the costly step; ``image`` is what it was, (H, W, 3) uint8 RGB.
+
+    Attributes:
+        asked: keys of questions that were asked about it before its turn -> their answers.
+    """
 
     images: ImageBatch
     features: FeaturePyramid
     image: np.ndarray
+    asked: Mapping[Hashable, Future[Any]] = field(default_factory=dict)
 
     @property
     def size(self) -> Size:
@@ -55,11 +61,18 @@ class EncodedFrame:
 
 @dataclass(frozen=True)
 class FrameAhead:
-    """A frame (H, W, 3) that was encoded before its turn, and the ``state`` of who did it."""
+    """A frame (H, W, 3) that is worked at before its turn.
+
+    Attributes:
+        encoded: None where it has to be checked first.
+        state: of who encodes it.
+        asked: as for ``EncodedFrame``.
+    """
 
     image: np.ndarray
-    encoded: EncodedFrame
+    encoded: Future[EncodedFrame | None]
     state: object
+    asked: Mapping[Hashable, Future[Any]]
 
 
 class FrameEncoder:
@@ -80,8 +93,8 @@ class FrameEncoder:
         self._preparation = Preparation(model, settings.precision, compile=settings.compile)
         self.model: Segmenter = self._preparation.ready
         self.settings = settings
-        self._fits: Size | None = None
-        self._state = object()  # another one whenever the weights changed
+        self.fits: Size | None = None  # frames of this size and kind need no check
+        self.state = object()  # another one whenever the weights changed
         # The same prompts on the next image or after a reset cost nothing.
         self.text = lru_cache(maxsize=64)(self._text)
         self.supports = lru_cache(maxsize=16)(self._supports)
@@ -105,24 +118,25 @@ class FrameEncoder:
         """
         pixels = image.image if isinstance(image, FrameAhead) else image
         check_image(pixels)
-        if pixels.shape[:2] != self._fits:
+        if pixels.shape[:2] != self.fits:
             check_room(pixels.shape[:2])
-            self._fits = pixels.shape[:2]
+            self.fits = pixels.shape[:2]
         if self._preparation.follow():
             self.model = self._preparation.ready
             self.text.cache_clear()
             self.supports.cache_clear()
-            self._state = object()
-        if isinstance(image, FrameAhead) and image.state is self._state:
-            return image.encoded
+            self.state = object()
+        if isinstance(image, FrameAhead) and image.state is self.state:
+            encoded = image.encoded.result()
+            if encoded is not None:
+                return replace(encoded, asked=image.asked)
         return self._encode(pixels)
 
-    def ahead(self, image: np.ndarray) -> np.ndarray | FrameAhead:
-        """What ``image`` takes later, encoded already if nothing has to be checked before that."""
-        if self._fits is None or image.shape != (*self._fits, 3) or image.dtype != np.uint8:
-            return image
-        state = self._state  # before the model is used, which may change meanwhile
-        return FrameAhead(image, self._encode(image), state)
+    def ahead(self, image: np.ndarray) -> EncodedFrame | None:
+        """What ``image`` gives later; None if something has to be checked before that."""
+        if self.fits is None or image.shape != (*self.fits, 3) or image.dtype != np.uint8:
+            return None
+        return self._encode(image)
 
     def _encode(self, image: np.ndarray) -> EncodedFrame:
         pixels = self._pixels(image)

@@ -29,7 +29,7 @@ def ask_guide(
 
     Args:
         encoder: of a model that is guided.
-        size, threshold: as of ``ask_about``.
+        size, threshold: as of ``Question``.
     """
     if not texts:
         return []

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from unified.structures import Reference, References, join_levels, stack_levels
+
+LOST = 3  # frames
 
 
 @dataclass(frozen=True)
@@ -38,10 +41,23 @@ class Track:
     age: int = 0
 
     @property
+    def told(self) -> tuple[References | None, ...]:
+        """All that answers depend on."""
+        return self.text, self.first, self.corrected, self.latest, self.shown
+
+    @property
     def frames(self) -> tuple[References, ...]:
         """The frames remembered, each once: attending to the same tokens twice changes nothing."""
         kept = (self.first, self.corrected, self.latest)
         return tuple({id(frame): frame for frame in kept if frame is not None}.values())
+
+    def due_in(self, interval: int) -> int:
+        """Frames until a mask found is remembered: the first one, then every ``interval`` frames.
+
+        0 stands for the next frame, less for frames on which none was found.
+        """
+        begun = self.latest is not None and not self.tentative
+        return (interval if begun else 0) - self.age
 
     @property
     def layout(self) -> tuple[bool, int]:
@@ -111,10 +127,18 @@ class VideoMemory:
             track = replace(track, first=mask)
         self._tracks[object_id] = replace(track, latest=mask, tentative=False, age=0)
 
+    def steady(self, object_ids: Sequence[int], interval: int) -> float:
+        """How many frames, from the next one on, will likely be asked with what is known now.
+
+        Those until a mask is remembered; an object that was not found ``LOST`` times when it was
+        due is not expected. Prompts are not foreseen, nor is that a sentence means something else.
+        """
+        waits = [self._tracks[object_id].due_in(interval) for object_id in object_ids]
+        return min((max(0, wait) + 1 for wait in waits if wait > -LOST), default=math.inf)
+
     def is_due(self, object_id: int, interval: int) -> bool:
         """Whether a mask found now is remembered: the first one, then every ``interval`` frames."""
-        track = self._tracks[object_id]
-        return track.latest is None or track.tentative or track.age >= interval
+        return self._tracks[object_id].due_in(interval) <= 0
 
     def is_sought(self, object_id: int) -> bool:
         """Whether an object is known by its sentence alone."""
@@ -188,18 +212,17 @@ class VideoMemory:
                 groups[track.layout, alone].append(object_id)
         return [chunk for ids in groups.values() for chunk in chunks(ids, size)]
 
+    def tracks(self, batch: Sequence[int]) -> dict[int, Track]:
+        """What is known now of the objects of a batch."""
+        return {object_id: self._tracks[object_id] for object_id in batch}
+
     def references(self, batch: Sequence[int]) -> tuple[tuple[Reference, ...], ...]:
         """One reference per kind whose rows are those of the objects of a batch."""
-        return _references([self._tracks[object_id] for object_id in batch])
-
-    def sentences(self, batch: Sequence[int]) -> tuple[tuple[Reference, ...], ...]:
-        """As ``references``, of the sentences alone, which all these objects have."""
-        texts = [self._tracks[object_id].text for object_id in batch]
-        return (stack_levels([text for text in texts if text is not None]),)
+        return references(tuple(self.tracks(batch).values()))
 
 
-def _references(tracks: Sequence[Track]) -> tuple[tuple[Reference, ...], ...]:
-    """The kinds of reference to objects of one layout, text before masks.
+def references(tracks: Sequence[Track]) -> tuple[tuple[Reference, ...], ...]:
+    """The kinds of reference to objects of one layout, text before masks; rows are objects.
 
     Frames are joined after objects are stacked: so what objects share of a frame stays shared.
     """

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Sized
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -13,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unified.errors import InputError
-from unified.inference.answers import Answer, ask_about
-from unified.inference.checks import check_image, check_prompt
+from unified.inference.answers import Answer, Question
+from unified.inference.checks import check_frames, check_image, check_object, check_prompt
 from unified.inference.frames import EncodedFrame, FrameAhead, FrameEncoder
 from unified.inference.guide import ask_guide, is_guided
 from unified.inference.memory import VideoMemory, chunks
@@ -22,15 +23,15 @@ from unified.inference.prepared import is_compiled
 from unified.inference.presence import presences
 from unified.inference.sentences import drop_other, is_weak, takes_over
 from unified.inference.settings import VideoSettings, inference_settings
-from unified.inference.workers import read_ahead, side_by_side
-from unified.label_maps import MAX_OBJECT_ID, mask_box
+from unified.inference.stream import Coming, coming_frames
+from unified.inference.workers import even_size, side_by_side, started_pool, threads_of_operations
+from unified.label_maps import mask_box
 from unified.masks import MASK_THRESHOLD, merge
 from unified.segmenter import Segmenter
-from unified.structures import FrameResult, Prompt, Reference, Size, upload
-from unified.tasks import Task
+from unified.structures import FrameResult, Prompt, Size, upload
 
 T = TypeVar("T")
-Read = Callable[[Sequence[int]], tuple[tuple[Reference, ...], ...]]
+FRAMES_AHEAD = 3  # more are seldom asked about before a mask is remembered
 
 
 class VideoPredictor:
@@ -58,6 +59,8 @@ class VideoPredictor:
         self.compiled = is_compiled(self.encoder.model)
         self.side_by_side = True
         self._waiting: dict[int, Prompt] = {}
+        self._output_size: Size | None = None  # as the last frame was asked for
+        self._threads = 1
         self.memory = VideoMemory()
 
     @property
@@ -76,7 +79,7 @@ class VideoPredictor:
         Raises:
             InputError: id or prompt cannot be used. Whether a mask fits is known at that frame.
         """
-        _check_object(object_id, prompt)
+        check_object(object_id, prompt)
         self._waiting[object_id] = prompt
 
     def forget(self, object_id: int) -> None:
@@ -100,7 +103,7 @@ class VideoPredictor:
                 is known; or as for ``step``.
         """
         if isinstance(frames, Sized):
-            _check_frames(prompts, len(frames))
+            check_frames(prompts, len(frames))
         return self._run(frames, prompts)
 
     def _run(
@@ -113,31 +116,70 @@ class VideoPredictor:
             for index, (_, frame) in enumerate(coming):
                 yield self.step(frame, prompts.get(index, {}))
                 num_frames += 1
-        _check_frames(prompts, num_frames)
+        check_frames(prompts, num_frames)
 
     def ahead(
         self, frames: Iterable[T], image: Callable[[T], np.ndarray]
     ) -> Generator[tuple[T, np.ndarray | FrameAhead], None, None]:
         """Every frame of a stream, and what ``step`` takes for it.
 
-        Where operations have threads to share, the next frame is read and encoded in a thread while
-        the caller works with the one before; else each is read when it is asked for.
+        Where operations have threads to share, up to ``FRAMES_AHEAD`` frames are read in a thread
+        beyond the one whose turn it is, encoded, and, while memory stays as it is, asked about. No
+        frame waits for a later one: a camera has its result as soon as with ``step`` alone, but for
+        operations that share their threads with those of frames that have come meanwhile. Else
+        each is read when it is asked for.
 
         Args:
             image: gives (H, W, 3) uint8 RGB of a frame, an array that is not filled again.
         """
-
-        def prepare(frame: T) -> tuple[T, np.ndarray | FrameAhead]:
-            pixels = image(frame)
-            return frame, self.encoder.ahead(pixels) if self.object_ids else pixels
-
-        threads = self._threads()
-        if threads > 1:
-            return read_ahead(frames, prepare, threads // 2)
+        if self._to_share() > 1:
+            return coming_frames(frames, image, FRAMES_AHEAD, self._work_ahead)
         return ((frame, image(frame)) for frame in frames)
 
-    def _threads(self) -> int:
-        """How many there are to share out."""
+    def _work_ahead(self, coming: Sequence[Coming[Any]]) -> None:
+        """Begins what can be known now about the next frames.
+
+        Between two masks that are remembered, frames have the same questions and can be asked
+        side by side. One that is to be asked once is left to ``step``, which finds out whether
+        the others have been the right ones.
+        """
+        size = self._output_size or self.encoder.fits
+        if not self.object_ids or size is None:
+            return
+        self._threads = self._to_share()
+        share = self._share()
+        pool = started_pool(self._threads // share, share)
+        steady = self._expected(size)
+        for place, frame in enumerate(coming):
+            frame.encode(self.encoder, pool)
+            frame.keep(tuple(steady))
+            now = [question for question, num in steady.items() if num > max(1, place)]
+            frame.ask(now, self.encoder, pool)
+
+    def _expected(self, size: Size) -> dict[Question, float]:
+        """Questions about the next frame, and for how many frames they likely stay the same."""
+        ids = () if self._waiting else self.memory.object_ids
+        if is_guided(self.encoder.model):  # the guide is asked in turn
+            questions = self._questions([i for i in ids if not self.memory.is_sought(i)], size)
+        else:
+            weak = [i for i in ids if is_weak(self.memory, i, self.settings.memory_score)]
+            questions = self._questions(ids, size)
+            questions += [question.alone() for question in self._questions(weak, size)]
+        if not self._remembers:
+            return dict.fromkeys(questions, math.inf)
+        interval = self.settings.memory_interval
+        return {each: self.memory.steady(tuple(each.tracks), interval) for each in questions}
+
+    @property
+    def _remembers(self) -> bool:
+        return self.settings.use_memory and "mask" in self.encoder.model.reference_kinds
+
+    def _share(self) -> int:
+        """Threads for each operation while several frames are worked at."""
+        return max(1, self._threads // FRAMES_AHEAD)
+
+    def _to_share(self) -> int:
+        """How many threads there are to share out."""
         shared = self.side_by_side and self.encoder.on_processor
         return torch.get_num_threads() if shared else 1
 
@@ -166,15 +208,18 @@ class VideoPredictor:
         size = output_size or frame_size
         waiting = {**self._waiting, **(prompts or {})}
         for object_id, prompt in waiting.items():
-            _check_object(object_id, prompt)
+            check_object(object_id, prompt)
             check_prompt(prompt, frame_size)
         if not waiting and not self.memory.object_ids:
             return FrameResult(np.zeros(size, np.uint8), scores={}, boxes={}, areas={})
+        self._threads, self._output_size = self._to_share(), output_size
         encoded = self.encoder.image(frame)
-        given = self._take_prompts(encoded, waiting)
-        scores, probabilities = self._predict(encoded, given, size)
-        self._drop_other_sentences(encoded, waiting, probabilities)
-        return self._finish(encoded, given, scores, probabilities)
+        beside_others = threads_of_operations(self._share()) if encoded.asked else nullcontext()
+        with beside_others:
+            given = self._take_prompts(encoded, waiting)
+            scores, probabilities = self._predict(encoded, given, size)
+            self._drop_other_sentences(encoded, waiting, probabilities)
+            return self._finish(encoded, given, scores, probabilities)
 
     def _take_prompts(
         self, frame: EncodedFrame, waiting: Mapping[int, Prompt]
@@ -224,7 +269,7 @@ class VideoPredictor:
         guided = is_guided(self.encoder.model)
         sought = [i for i in unknown if guided and self.memory.is_sought(i)]
         followed = [object_id for object_id in unknown if object_id not in sought]
-        answers = self._ask(frame, followed, self.memory.references, size)
+        answers = self._ask(frame, self._questions(followed, size))
         enough = self.settings.memory_score
         weak = [object_id for object_id in answers if is_weak(self.memory, object_id, enough)]
         alone = self._ask_alone(frame, [*self._due(sought), *weak], size)
@@ -243,10 +288,6 @@ class VideoPredictor:
             scores |= zip(answers, found, strict=True)
         return scores, probabilities
 
-    @property
-    def _remembers(self) -> bool:
-        return self.settings.use_memory and "mask" in self.encoder.model.reference_kinds
-
     def _due(self, sought: Sequence[int]) -> list[int]:
         """Which of the objects that were not found yet the guide is asked about on this frame."""
         interval = self.settings.memory_interval if self._remembers else 1
@@ -257,7 +298,7 @@ class VideoPredictor:
     ) -> dict[int, Answer]:
         """What sentences say by themselves, or the guide about them."""
         if not is_guided(self.encoder.model):
-            return self._ask(frame, object_ids, self.memory.sentences, size)
+            return self._ask(frame, [each.alone() for each in self._questions(object_ids, size)])
         words = [self.memory.words(object_id) for object_id in object_ids]
         found = ask_guide(self.encoder, frame, words, size, self.settings.score_threshold)
         return dict(zip(object_ids, found, strict=True))
@@ -278,36 +319,27 @@ class VideoPredictor:
             row = self.memory.object_ids.index(object_id)
             drop_other(self.memory, object_id, answer, probabilities[row] > MASK_THRESHOLD)
 
-    def _ask(
-        self, frame: EncodedFrame, object_ids: Sequence[int], read: Read, size: Size
-    ) -> dict[int, Answer]:
-        """What the model says about objects; those that memory holds nothing of are left out.
-
-        Args:
-            read: references of a batch.
-        """
-
-        def ask(batch: Sequence[int]) -> dict[int, Answer]:
-            # Objects of one batch have all a sentence, or none of them.
-            task = Task.RVOS if self.memory.has_text(batch[0]) else Task.VOS
-            threshold = self.settings.score_threshold
-            found = ask_about(self.encoder, frame, read(batch), size, task, threshold)
-            return dict(zip(batch, found, strict=True))
-
+    def _questions(self, object_ids: Sequence[int], size: Size) -> list[Question]:
+        """What is asked about objects; those that memory holds nothing of are left out."""
         batches = self.memory.batches(object_ids, self._batch_size(len(object_ids)))
-        answers: dict[int, Answer] = {}
-        for found in side_by_side(ask, batches, self._threads()):
-            answers |= found
-        return answers
+        threshold = self.settings.score_threshold
+        return [Question(self.memory.tracks(batch), size, threshold) for batch in batches]
+
+    def _ask(self, frame: EncodedFrame, questions: Sequence[Question]) -> dict[int, Answer]:
+        """What the model says about objects; what it was asked ahead is not asked again."""
+
+        def ask(question: Question) -> dict[int, Answer]:
+            return question.ask(self.encoder, frame)
+
+        anew = [question for question in questions if question.key not in frame.asked]
+        found = side_by_side(ask, anew, self._threads)
+        ahead = (frame.asked.get(question.key) for question in questions)
+        found += [answers.result() for answers in ahead if answers is not None]
+        return {object_id: answer for each in found for object_id, answer in each.items()}
 
     def _batch_size(self, num: int) -> int:
         """Of the batches in which ``num`` objects are asked about: as many as threads, or more."""
-        largest = self.settings.objects_per_pass
-        threads = min(self._threads(), largest)
-        if threads == 1:
-            return largest
-        rounds = -(-num // (threads * largest))
-        return max(1, -(-num // max(1, rounds * threads)))
+        return even_size(num, self._threads, self.settings.objects_per_pass)
 
     def _finish(
         self,
@@ -333,7 +365,7 @@ class VideoPredictor:
                 for object_id, reference in zip(batch, references, strict=True):
                     self.memory.update(object_id, reference, scores[object_id])
 
-            side_by_side(remember, chunks(due, self._batch_size(len(due))), self._threads())
+            side_by_side(remember, chunks(due, self._batch_size(len(due))), self._threads)
         self.memory.end_frame()
         keep = self.settings.keep_probabilities
         kept = probabilities.cpu().numpy() if keep else ()
@@ -356,20 +388,4 @@ class VideoPredictor:
             masks=masks if self.settings.merge_rule == "separate" else {},
             probabilities=dict(zip(ids, kept, strict=True)) if keep else {},
             presence=found,
-        )
-
-
-def _check_object(object_id: int, prompt: Prompt) -> None:
-    if not 1 <= object_id <= MAX_OBJECT_ID:
-        raise InputError(f"object ids go from 1 to {MAX_OBJECT_ID}, got {object_id}")
-    check_prompt(prompt)
-
-
-def _check_frames(prompts: Mapping[int, Mapping[int, Prompt]], num_frames: int) -> None:
-    """Raises InputError if a prompt is for a frame that a clip of ``num_frames`` does not have."""
-    missing = sorted(index for index in prompts if index not in range(num_frames))
-    if missing:
-        raise InputError(
-            f"prompts are for the frames {', '.join(map(str, missing))}, but the clip has "
-            f"{num_frames} frames, counted from 0: give prompts for frames that come"
         )

@@ -1,4 +1,4 @@
-"""Independent work on the threads of a processor, and frames that are read ahead.
+"""Independent work on the threads of a processor.
 
 Operations about one object are small. Threads that share each of them wait for each other most of
 the time; threads that have work of their own do not.
@@ -7,8 +7,9 @@ the time; threads that have work of their own do not.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from functools import cache
 from threading import Barrier
 from typing import TypeVar
@@ -28,7 +29,7 @@ def side_by_side(work: Callable[[T], R], items: Sequence[T], threads: int) -> li
     at_once = min(len(items), threads)
     if at_once < 2:
         return [work(item) for item in items]
-    pool = _pool(at_once, threads // at_once)
+    pool = started_pool(at_once, threads // at_once)
     calls = [pool.submit(work, item) for item in items]
     try:
         return [call.result() for call in calls]
@@ -38,39 +39,32 @@ def side_by_side(work: Callable[[T], R], items: Sequence[T], threads: int) -> li
         wait(calls)
 
 
-def read_ahead(
-    items: Iterable[T], prepare: Callable[[T], R], threads: int
-) -> Generator[R, None, None]:
-    """``prepare`` of every item; that of the next one goes on beside the caller's work.
+def even_size(num: int, threads: int, largest: int) -> int:
+    """Of batches of ``num`` objects, at most ``largest``: as many batches as threads, or more."""
+    threads = min(threads, largest)
+    if threads == 1:
+        return largest
+    rounds = -(-num // (threads * largest))
+    return max(1, -(-num // max(1, rounds * threads)))
 
-    An error of the next item is raised when that is asked for. To close the iterator waits for what
-    is being read.
 
-    Args:
-        threads: of torch for an operation of ``prepare``.
-    """
-    iterator = iter(items)
+def then(before: Future[T], pool: Executor, work: Callable[[T], R]) -> Future[R]:
+    """``work`` of a result in a pool, begun as soon as that is there; nothing waits in the pool."""
+    after: Future[R] = Future()
 
-    def read() -> tuple[R] | None:
-        return next(((prepare(item),) for item in iterator), None)
+    def run() -> None:
+        if after.set_running_or_notify_cancel():
+            try:
+                after.set_result(work(before.result()))
+            except BaseException as error:
+                after.set_exception(error)
 
-    with _started(1, threads) as pool:
-        coming = pool.submit(read)
-        while (found := coming.result()) is not None:
-            coming = pool.submit(read)
-            yield found[0]
+    before.add_done_callback(lambda _: pool.submit(run))
+    return after
 
 
 @cache
-def _pool(num: int, threads: int) -> ThreadPoolExecutor:
-    return _started(num, threads)
-
-
-if hasattr(os, "register_at_fork"):  # a child has the pools without their threads
-    os.register_at_fork(after_in_child=_pool.cache_clear)
-
-
-def _started(num: int, threads: int) -> ThreadPoolExecutor:
+def started_pool(num: int, threads: int) -> ThreadPoolExecutor:
     """``num`` threads whose operations run on ``threads`` threads of torch each."""
     before = torch.get_num_threads()
     pool = ThreadPoolExecutor(num, initializer=_use, initargs=(threads,))
@@ -78,6 +72,21 @@ def _started(num: int, threads: int) -> ThreadPoolExecutor:
     list(pool.map(lambda _: all_begun.wait(), range(num)))
     torch.set_num_threads(before)  # what threads begin with that are made elsewhere
     return pool
+
+
+if hasattr(os, "register_at_fork"):  # a child has the pools without their threads
+    os.register_at_fork(after_in_child=started_pool.cache_clear)
+
+
+@contextmanager
+def threads_of_operations(num: int) -> Iterator[None]:
+    """What operations of the caller's thread use meanwhile."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(num)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _use(threads: int) -> None:

@@ -52,11 +52,11 @@ def test_objects_are_shared_out_alike(
     assert sorted(calls) == expected
 
 
-def test_each_frame_is_encoded_once_and_one_is_read_ahead(segmenter: Toy) -> None:
+def test_each_frame_is_encoded_once_and_three_are_read_ahead(segmenter: Toy) -> None:
     read: list[int] = []
 
     def stream() -> Iterator[np.ndarray]:
-        for index, frame in enumerate(frames(5)):
+        for index, frame in enumerate(frames(9)):
             read.append(index)
             yield frame
 
@@ -66,8 +66,8 @@ def test_each_frame_is_encoded_once_and_one_is_read_ahead(segmenter: Toy) -> Non
         assert read == []
         next(results), next(results), next(results)
         results.close()  # type: ignore[attr-defined]
-    assert read == [0, 1, 2, 3]
-    assert 3 <= len(calls) <= 4
+    assert 3 <= len(read) <= 6
+    assert 3 <= len(calls) <= 6
 
 
 def test_frames_before_the_first_object_cost_nothing(segmenter: Toy) -> None:
