@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import weakref
 
 import pytest
@@ -75,8 +76,6 @@ def test_what_a_sentence_was_found_with_is_known_until_the_user_shows_the_object
     memory.confirm(1, 0.3)
     memory.confirm(1, 0.6)
     assert memory.found_with(1) == 0.6
-    (sentence,) = memory.sentences([1])
-    assert same(sentence, text)
     memory.restart(1)
     assert [same(kind, text) for kind in only(memory, 1)] == [True]
     memory.update(1, references(4), 0.7)
@@ -180,3 +179,19 @@ def test_only_the_first_frame_the_correction_and_the_latest_are_kept() -> None:
             memory.update(1, mask, 0.9)
     del mask
     assert [frame for frame, tensor in enumerate(alive) if tensor() is not None] == [0, 6, 9]
+
+
+def test_how_long_answers_rest_on_the_same() -> None:
+    memory = VideoMemory()
+    memory.add(1, mask=references(1))
+    memory.add(2, text=references(2))
+    assert memory.steady([1], interval=3) == 4 and memory.steady([2], interval=3) == 1
+    memory.end_frame()
+    assert memory.steady([1], interval=3) == 3 and memory.steady([1, 2], interval=3) == 1
+    memory.end_frame()
+    memory.end_frame()
+    assert memory.is_due(1, 3) and memory.steady([1], interval=3) == 1
+    assert memory.steady([2], interval=3) == math.inf, "what was not found 3 times is not expected"
+    assert memory.steady([1, 2], interval=3) == 1
+    memory.update(2, references(3), 0.5)
+    assert memory.steady([1, 2], interval=5) == 3

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Event, get_ident
 from time import sleep
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,14 @@ from tests.toy.model import MakeToy, Toy
 from unified import VideoPredictor
 from unified.inference.stream import coming_frames
 from unified.inference.workers import then
-from unified.structures import FrameResult, Prompt
+from unified.structures import (
+    FeaturePyramid,
+    FrameResult,
+    ImageBatch,
+    Prompt,
+    References,
+    Segmentation,
+)
 
 ONE = {0: {1: Prompt(mask=MASKS[0])}}
 CHANGES: Mapping[int, Mapping[int, Prompt]] = {
@@ -67,6 +75,21 @@ def count_askers(module: nn.Module) -> Iterator[Asked]:
         yield asked
     finally:
         hook.remove()
+
+
+class Blind(Toy):
+    """Finds nothing in black frames."""
+
+    def encode_image(self, images: ImageBatch) -> FeaturePyramid:
+        features = super().encode_image(images)
+        seen = (images.tensor > 0).any()
+        return replace(features, levels=tuple(level * seen for level in features.levels))
+
+    def segment(
+        self, features: FeaturePyramid, references: Sequence[References], **options: Any
+    ) -> Segmentation:
+        found = super().segment(features, references, **options)
+        return replace(found, scores=found.scores * features.levels[0].any())
 
 
 @pytest.mark.parametrize("rule", ["soft", "separate"])
@@ -155,6 +178,22 @@ def test_an_object_that_was_lost_does_not_hold_up_the_frames(segmenter: Toy) -> 
     with count_askers(segmenter.head) as asked:
         list(lost.run(frames(12), ONE))
     assert (asked.here, asked.beside) == (3, 8)
+
+
+def test_an_object_that_comes_back_changes_what_is_asked(segmenter: Toy) -> None:
+    """Frames that were asked with what was known before are asked anew."""
+    model, clip = Blind().eval(), frames(14)
+    model.load_state_dict(segmenter.state_dict())
+    for index in (4, 5, 6, 7, 8):
+        clip[index][:] = 0
+    options = {"memory_interval": 1, "score_threshold": 1e-6}
+    step = video(model, **options).step
+    expected = [step(frame, ONE.get(i)) for i, frame in enumerate(clip)]
+    found = [bool(result.areas[1]) for result in expected]
+    assert not any(found[4:9]) and found[9]
+    with count_askers(model.head) as asked:
+        all_equal(list(video(model, **options).run(clip, ONE)), expected, atol=1e-5)
+    assert asked.beside > 0
 
 
 def test_a_correction_is_asked_with_what_is_known_then(segmenter: Toy) -> None:
