@@ -42,6 +42,6 @@ def ask_guide(
             probability = F.interpolate(
                 found.probability.float()[None, None], size, mode="bilinear", align_corners=False
             )[0, 0]
-            score = torch.tensor(found.score, dtype=torch.float64)
+            score = probability.new_tensor(found.score, dtype=torch.float64)
             answers.append((score, probability * (found.score >= threshold)))
     return answers

@@ -69,6 +69,15 @@ def test_the_guide_is_asked_every_few_frames_until_it_finds_the_thing_then_memor
     assert asked == ["both"] * 2, "the model itself follows, and does not look for it"
 
 
+def test_what_the_guide_finds_stands_beside_what_is_followed() -> None:
+    guide = Guide([("left", 0.1)] * 3 + [("left", 0.45)] * 3)
+    shown = Prompt(mask=np.tile(~LEFT, (SIZE[0], 1)))
+    prompts = {0: {1: Prompt(text="it"), 2: shown}}
+    sides, scores, asked = follow(guide, prompts, memory_interval=3)
+    assert sides == ["nowhere"] * 3 + ["left"] * 3 and scores[3] == 0.45
+    assert asked == ["memory"] * 3 + ["both", "memory"] * 2
+
+
 def test_without_memory_the_guide_is_asked_about_every_frame() -> None:
     guide = Guide([("left", 0.9), ("right", 0.9)] * 3)
     sides, _, asked = follow(guide, SAID, memory_interval=3, use_memory=False)
