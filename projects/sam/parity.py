@@ -7,6 +7,7 @@ model sees. Without a manifest the model is that of the configuration; a manifes
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,8 @@ def _answer(
     model: SamUniFusion, features: FeaturePyramid, reference: Reference, name: str
 ) -> dict[str, Tensor]:
     """Masks at the input size, predicted IoU and the fused embedding."""
-    found = model.decode(features, [(reference,)], several=False)
+    whole = replace(features, image_sizes=(features.padded_size,))  # masks of padding count too
+    found = model.decode(whole, [(reference,)], several=False)
     masks = torch.nn.functional.interpolate(found[0], scale_factor=4, mode="bilinear")
     return {
         f"{name}_pred_ious": found[1],

@@ -17,6 +17,7 @@ from projects.sam.parity import load_model, replay
 from unified.engine.system import Recording, system
 from unified.errors import InputError
 from unified.inference.image_io import write_image
+from unified.masks import MAX_LOGIT
 from unified.modeling.fusion import build_fusion
 from unified.modeling.text_encoder import TextEncoder
 
@@ -32,7 +33,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Recordin
     """A recording of a SAM of 64 pixels, with its manifest and pictures."""
     folder = tmp_path_factory.mktemp("recorded")
     rng = np.random.default_rng(0)
-    for name, size in (("image", (48, 64)), ("support", (64, 50))):
+    for name, size in (("image", (30, 64)), ("support", (64, 50))):
         write_image(folder / f"sam_{name}.png", rng.integers(0, 255, (*size, 3), dtype=np.uint8))
     mask = np.zeros((64, 50), np.uint8)
     mask[10:30, 5:40] = 1
@@ -43,7 +44,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Recordin
         "in/support_mask_shape": np.array(mask.shape),
         "in/input_ids": ids,
         "in/attention_mask": valid,
-        "out/final_mask": np.zeros((1, 30, 40), np.uint8),
+        "out/final_mask": np.zeros((1, 30, 64), np.uint8),
     }
     torch.manual_seed(0)
     vit = build_vit(width=32, depth=2, num_heads=2, global_layers=[1], window_size=2, image_size=64)
@@ -72,6 +73,12 @@ def test_a_manifest_says_the_sizes_of_the_model(recorded: Callable[..., Recordin
     assert len(results) == OUTPUTS and [str(r) for r in results if not r.passed] == []
     layers = load_model(recording).sam.vision_encoder.layers
     assert [layer.window_size for layer in layers] == [2, 0]
+
+
+def test_masks_are_compared_on_padding_too(recorded: Callable[..., Recording]) -> None:
+    """Answers leave it out; the reference records it."""
+    for name in ("grounding", "fss"):
+        assert recorded().arrays[f"out/{name}_pred_masks_sub"].min() > -MAX_LOGIT
 
 
 @pytest.mark.parametrize("name", ["fss_pred_masks_sub", "grounding_fused_sub", "final_score"])
