@@ -58,7 +58,7 @@ WEIGHTS = {
     "uniref_lite_chooser": WeightsEntry(
         licence="Apache-2.0",  # see MODEL_CARD.md
         bundled=Path(__file__).parent / "weights/uniref_lite_chooser.safetensors",
-        sha256="468e643c2497cb15f16f52526d10ed01f9c0e965b2dcb7d9ee3ffe68ffdace03",
+        sha256="498f9c92284aae2e34224458156a9bd286aee55706c491f44d34b11256752f4d",
     ),
     **{
         f"uniref_{stage}_{size}": WeightsEntry(licence="MIT", page=_PAGE)

@@ -125,6 +125,19 @@ class NamedUniRef(UniRef):
         bare = without_article(text)
         return bool(self.name_head.holds(_mean_word(self.text_encoder([bare])))[0])
 
+    @torch.no_grad()
+    def name_evidence(self, seen: Tensor, references: References) -> Tensor:
+        """How well things fit what a sentence is about, (K,) to be added to logits.
+
+        Args:
+            seen: (K, F) means of the frozen backbone's res3, res4 and res5 within them.
+            references: of the sentence.
+        """
+        phrase = _phrase([references])
+        return (
+            seen.new_zeros(len(seen)) if phrase is None else self.name_head(seen[None], phrase)[0]
+        )
+
     def segment(
         self,
         features: FeaturePyramid,

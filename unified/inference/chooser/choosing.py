@@ -39,12 +39,14 @@ class Rules:
         shift: added to the logit of the answer: where its score meets the threshold.
         several: logit from which a sentence means several things.
         accepted: logit from which each further candidate belongs to them.
+        names: weight of what the segmenter's names say about a candidate.
     """
 
     own: float
     shift: float
     several: float
     accepted: float
+    names: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -138,15 +140,22 @@ class Chooser:
             words.padding_mask,
         )
         choices = Choices.mean([network(*given) for network in self.networks])
-        logits = with_own_scores(choices, own_scores(found, asked), self.rules)
+        names = scene.names(described, references)
+        logits = with_own_scores(choices, own_scores(found, asked), names, self.rules)
         chosen = pick(choices, logits, self.rules)
         score = float(torch.tensor(margin(choices, self.rules)).sigmoid())
         return found.probabilities[chosen], score
 
 
-def with_own_scores(choices: Choices, scores: Tensor, rules: Rules) -> Tensor:
-    """Logits (K,) of one sentence with the segmenter's own scores (K,) in them."""
-    return choices.logits[0] + rules.own * scores.clamp(LEAST_SCORE, 1 - LEAST_SCORE).logit()
+def with_own_scores(choices: Choices, scores: Tensor, names: Tensor, rules: Rules) -> Tensor:
+    """Logits (K,) of one sentence with the segmenter's own say in them.
+
+    Args:
+        scores: (K,) as of ``own_scores``.
+        names: (K,) as of ``Scene.names``.
+    """
+    own = scores.clamp(LEAST_SCORE, 1 - LEAST_SCORE).logit()
+    return choices.logits[0] + rules.own * own + rules.names * names
 
 
 def margin(choices: Choices, rules: Rules) -> float:

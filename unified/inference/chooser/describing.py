@@ -81,6 +81,7 @@ class Describer:
         sides = max(32, round(height / 32) * 32), max(32, round(width / 32) * 32)
         stages = backbone(self._normalised(resize_image(image, sides))[None])
         self.maps = [stages[stage][0] for stage in STAGES]
+        self.num_frozen = sum(map(len, self.maps))  # features of ``seen`` that come first
         for level in frame.features.levels[:NUM_LEVELS]:
             stride = frame.images.padded_size[0] / level.shape[-2]
             rows, columns = (max(1, round(side / stride)) for side in (height, width))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import Tensor
@@ -12,8 +12,9 @@ from unified.inference.chooser.batch import Choices
 from unified.inference.chooser.choosing import Rules, margin, pick, with_own_scores
 
 OWN = (0.0, 0.15, 0.3, 0.45, 0.6, 0.8, 1.0)
-SEVERAL = (-1.0, 0.0, 1.0, np.inf)
+SEVERAL = (-1.0, -0.5, 0.0, 1.0, np.inf)
 ACCEPTED = (-1.0, 0.0, 1.0)
+NAMES = (0.0, 0.5, 1.0)
 RIGHT = 0.5
 
 
@@ -24,12 +25,14 @@ class Trial:
     Attributes:
         choices: of the network, S = 1.
         own_scores: (K,) of the segmenter, in [0, 1].
+        names: (K,) what its names say.
         masks: (K, h, w) bool.
         truth: (h, w) bool; None if nothing is meant.
     """
 
     choices: Choices
     own_scores: Tensor
+    names: Tensor
     masks: Tensor
     truth: Tensor | None
 
@@ -42,15 +45,16 @@ def fit_rules(trials: Sequence[Trial], *, threshold: float, keep: float) -> Rule
         keep: share of sentences about something that is there whose score is to reach it.
     """
     present = [trial for trial in trials if trial.truth is not None]
-    _, own, several, accepted = max(
-        (right(present, Rules(own, 0.0, several, accepted)), own, several, accepted)
+    _, own, several, accepted, names = max(
+        (right(present, Rules(own, 0.0, several, accepted, names)), own, several, accepted, names)
         for own in OWN
+        for names in NAMES
         for several in SEVERAL
         for accepted in (ACCEPTED if several < np.inf else ACCEPTED[:1])
     )
-    rules = Rules(own, 0.0, several, accepted)
+    rules = Rules(own, 0.0, several, accepted, names)
     lowest = float(np.quantile([margin(trial.choices, rules) for trial in present], 1 - keep))
-    return Rules(own, float(np.log(threshold / (1 - threshold))) - lowest, several, accepted)
+    return replace(rules, shift=float(np.log(threshold / (1 - threshold))) - lowest)
 
 
 def right(present: Sequence[Trial], rules: Rules) -> float:
@@ -59,7 +63,7 @@ def right(present: Sequence[Trial], rules: Rules) -> float:
 
 
 def _iou(trial: Trial, rules: Rules) -> float:
-    logits = with_own_scores(trial.choices, trial.own_scores, rules)
+    logits = with_own_scores(trial.choices, trial.own_scores, trial.names, rules)
     answer = trial.masks[pick(trial.choices, logits, rules)].any(dim=0)
     assert trial.truth is not None
     shared = (answer & trial.truth).sum()

@@ -81,6 +81,17 @@ class Scene:
         joint = join_mirrored(masks, torch.cat([view.scores for view in views]))
         return joint.probability, joint.score
 
+    def names(self, described: Described, references: References) -> Tensor:
+        """What the segmenter's names say about candidates (K,), to be added to logits.
+
+        Zeros if it has none, or a sentence is about nothing near them.
+        """
+        evidence = getattr(self.model, "name_evidence", None)
+        if evidence is None:
+            return torch.zeros_like(described.scores)
+        found: Tensor = evidence(described.seen[:, : self.describer.num_frozen], references)
+        return found
+
     def candidates(self, asked: Found) -> tuple[Found, Described]:
         """The candidates of the image and what else a sentence finds; there may be none."""
         own = joined([asked], ASKED)

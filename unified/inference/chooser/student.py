@@ -139,13 +139,15 @@ class Student:
     def _trial(
         self, networks: Sequence[Network], scene: Scene, text: str, truth: Tensor | None
     ) -> Trial:
-        asked = scene.asked(self.encoder.text(text))
+        references = self.encoder.text(text)
+        asked = scene.asked(references)
         candidates, described = scene.candidates(asked)
         only = torch.zeros(1, dtype=torch.int64, device=self.device)
         words = padded(self._words([text]))
         given = (Candidates.stack([described]), only, *words)
         choices = Choices.mean([network(*given) for network in networks])
-        return Trial(choices, own_scores(candidates, asked), candidates.masks, truth)
+        names = scene.names(described, references)
+        return Trial(choices, own_scores(candidates, asked), names, candidates.masks, truth)
 
     def _look(self, image: np.ndarray) -> Scene:
         frames = [self.encoder.image(image)]

@@ -62,6 +62,22 @@ def test_names_choose_among_the_masks_and_count_in_the_score(named: NamedUniRef)
         )
 
 
+def test_what_names_say_of_things_is_what_chooses_among_masks(named: NamedUniRef) -> None:
+    features, references = encode(named, "text")
+    assert isinstance(features, NamedPyramid)
+    candidates, joint = joint_logits(named, features, references)
+    inside = (candidates.mask_logits > 0).float()
+    seen = named.name_head.describe(features.frozen_stages(), inside, features.padding_masks[0])
+    alone = tuple(level[:1] for level in references[0])
+    evidence = named.name_evidence(seen[0], alone)
+    known = joint[0].isfinite()
+    wanted = (joint - candidates.scores.logit())[0]
+    torch.testing.assert_close(evidence[known], wanted[known], atol=1e-3, rtol=1e-3)
+    assert evidence[known].std() > 0.1
+    wordless = encode(named, "mask")[1][0]
+    assert not named.name_evidence(seen[0], tuple(level[:1] for level in wordless)).any()
+
+
 def test_an_empty_mask_is_not_chosen(named: NamedUniRef) -> None:
     features, references = encode(named, "text")
     candidates, _ = joint_logits(named, features, references)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from unified.inference.chooser.fitting import Recipe, fit
 from unified.inference.chooser.rules import Trial, fit_rules
 from unified.inference.chooser.student import Referred, Student
 from unified.inference.settings import InferenceSettings
-from unified.structures import Prompt
+from unified.structures import Prompt, References
 
 
 @pytest.fixture
@@ -75,6 +76,34 @@ def test_a_name_that_the_segmenter_learnt_is_answered_by_itself(chosen: Toy, mir
     assert (own > 0.5).any() and ((own > 0.5) != (alone > 0.5)).mean() < 0.02
 
 
+def test_names_of_the_segmenter_count_in_what_is_chosen(
+    chosen: Toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose names are asked about the frozen features of the candidates."""
+    chooser = chosen.chooser
+    assert isinstance(chooser, Chooser)
+    seen: list[torch.Tensor] = []
+    preferred: list[int] = []
+
+    def evidence(features: torch.Tensor, _: References) -> torch.Tensor:
+        seen.append(features)
+        return 100.0 * (torch.arange(len(features)) == preferred[-1])
+
+    monkeypatch.setattr(chosen, "name_evidence", evidence, raising=False)
+    predictor = ImagePredictor(chosen, SETTINGS, score_threshold=0)
+    masks = []
+    for names, candidate in ((0.0, 0), (0.0, 1), (1.0, 0), (1.0, 1)):
+        preferred.append(candidate)
+        chooser.rules = replace(chooser.rules, names=names, several=np.inf)
+        predictor.set_image(photo())
+        masks.append(predictor.predict(Prompt(text="the red dog"))[0])
+    assert np.array_equal(masks[0], masks[1]) and (masks[2] != masks[3]).any()
+    channels = chosen.backbone.channels
+    assert {part.shape[1] for part in seen} == {
+        sum(channels[stage] for stage in ("res3", "res4", "res5"))
+    }
+
+
 def test_other_prompts_are_answered_as_without_it(chosen: Toy) -> None:
     mask = np.zeros((60, 80), bool)
     mask[10:30, 10:40] = True
@@ -102,21 +131,27 @@ def test_several_things_are_joined_where_several_are_meant() -> None:
     rules = Rules(own=0.0, shift=0.0, several=0.5, accepted=0.0)
     for many, wanted in ((1.0, [True, True, False]), (0.0, [True, False, False])):
         choices = Choices(logits, torch.zeros(1), torch.tensor([many]))
-        assert (
-            pick(choices, with_own_scores(choices, torch.ones(3), rules), rules).tolist() == wanted
-        )
+        own = with_own_scores(choices, torch.ones(3), torch.zeros(3), rules)
+        assert pick(choices, own, rules).tolist() == wanted
 
 
-def test_rules_follow_what_is_right() -> None:
-    """The segmenter is right where the network knows nothing."""
+@pytest.mark.parametrize("source", ["own", "names"])
+def test_rules_follow_what_is_right(source: str) -> None:
+    """The segmenter, or its names, are right where the network knows nothing."""
     masks = torch.eye(4, dtype=torch.bool)[:, None]  # (4, 1, 4)
     nothing = Choices(torch.zeros(1, 4), torch.zeros(1), torch.full((1,), -9.0))
+    said = {"own": torch.full((4,), 0.5), "names": torch.zeros(4)}
     trials = [
-        Trial(nothing, torch.eye(4)[k] * 0.9, masks, masks[k] if k < 3 else None)
+        Trial(
+            nothing,
+            *(said | {source: torch.eye(4)[k] * 0.9}).values(),
+            masks,
+            masks[k] if k < 3 else None,
+        )
         for k in (0, 1, 2, 3)
     ]
     rules = fit_rules(trials, threshold=0.3, keep=0.99)
-    assert rules.own > 0
+    assert getattr(rules, source) > 0
     lowest = min(margin(trial.choices, rules) for trial in trials[:3])
     assert lowest == pytest.approx(float(np.log(0.3 / 0.7)), abs=0.05)
 
