@@ -34,14 +34,18 @@ def draw_overlay(image: np.ndarray, label_map: np.ndarray) -> np.ndarray:
         image: (H, W, 3) uint8 RGB, left as it is.
         label_map: (H, W) uint8.
     """
-    canvas, colours = image.copy(), overlay_colours()
+    canvas, colours = np.array(image, order="C"), overlay_colours()
     for top in range(0, len(canvas), STRIP):  # of a large picture there is no room for all at once
-        rows, labels = canvas[top : top + STRIP], label_map[top : top + STRIP]
-        inside = labels > 0
-        fill = rows[inside] * (1 - OPACITY) + colours[labels[inside]] * OPACITY
+        rows, labels = (
+            canvas[top : top + STRIP].reshape(-1, 3),
+            label_map[top : top + STRIP].ravel(),
+        )
+        inside = np.flatnonzero(labels)  # numpy takes places several times faster than a mask
+        fill = rows.take(inside, axis=0) * (1 - OPACITY)
+        fill += (colours * OPACITY).take(labels.take(inside), axis=0)
         rows[inside] = fill.astype(np.uint8)
-    edge = contour(label_map, width=_contour_width(label_map.shape))
-    canvas[edge] = colours[label_map[edge]]
+    edge = np.flatnonzero(contour(label_map, width=_contour_width(label_map.shape)))
+    canvas.reshape(-1, 3)[edge] = colours.take(label_map.ravel().take(edge), axis=0)
     return canvas
 
 
