@@ -79,6 +79,8 @@ def run(options: argparse.Namespace) -> int:
         if not models:
             model = cli.load_model(options, prompts)
             settings = replace(inference_settings(model).video, **cli.chosen_settings(options))
+            if settings.compile:
+                cli.warn_of_compiled_clips(model)
             models.append(prepared(model, settings.precision, compile=settings.compile))
         return models[0]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import platform
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,6 +25,8 @@ from unified.inference.settings import PRECISIONS, ModelInput, as_json
 from unified.mask_files import read_label_map
 from unified.masks import MASK_THRESHOLD
 from unified.structures import Prompt, Support
+
+logger = logging.getLogger(__name__)
 
 MIN_SIDE = 32
 COMPILING = "compiling, the first ones take longer"  # said by progress lines
@@ -75,8 +78,8 @@ def _add_ways(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--compile",
         action="store_true",
-        help="compile the model first, for long clips and many images: needs a C++ compiler, and "
-        "the first frames of a size take a minute",
+        help="compile the model first, for many images, and for long clips on a GPU: needs a C++ "
+        "compiler, and the first frames of a size take a minute; clips on a processor are slower",
     )
     group.add_argument(
         "--threshold",
@@ -90,6 +93,15 @@ def _add_ways(group: argparse._ArgumentGroup) -> None:
         metavar="NUM",
         help="of the processor; default: as many as this process may use",
     )
+
+
+def warn_of_compiled_clips(model: Any) -> None:
+    """Says where a clip takes longer with ``--compile`` than without, as docs/speed.md measures."""
+    if next(model.parameters()).device.type == "cpu" and torch.get_num_threads() > 1:
+        logger.warning(
+            "--compile makes clips slower on a processor with several threads: what is compiled "
+            "does one thing after the other, not objects and frames side by side. Leave it out"
+        )
 
 
 def until_compiled(progress: Any, num: int) -> Iterator[Any]:

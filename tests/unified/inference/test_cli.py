@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from unified.errors import InputError
-from unified.inference.cli import image_prompts
+from unified.inference.cli import image_prompts, warn_of_compiled_clips
 from unified.inference.clip_prompts import (
     check_reached,
     describe_prompts,
@@ -134,3 +135,12 @@ def test_wrong_supports_are_refused(tmp_path: Path) -> None:
         image_prompts([], [])
     with pytest.raises(InputError, match="has no words"):
         image_prompts(["a dog", ""], [])
+
+
+@pytest.mark.parametrize(("threads", "said"), [(1, False), (2, True)])
+def test_compiled_clips_are_told_to_be_slower_where_threads_could_share_the_work(
+    threads: int, said: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    warn_of_compiled_clips(torch.nn.Linear(1, 1))
+    assert ("Leave it out" in caplog.text) == said
