@@ -152,7 +152,11 @@ class FrameEncoder:
         """What the model sees of an image or mask (H, W, ...)."""
         size = resized_size(image.shape[:2], self.settings.short_side, self.settings.max_size)
         limit: Size | None = getattr(self.model, "input_size", None)  # of an exported model
-        return size if limit is None else fitted_size(size, limit)
+        if limit is None or (size[0] <= limit[0] and size[1] <= limit[1]):
+            return size
+        fitted = fitted_size(size, limit)
+        _warn_of_scaling(size, fitted)
+        return fitted
 
     def _text(self, text: str) -> References:
         """References of one sentence.
@@ -276,6 +280,18 @@ def warn_of_half_precision(precision: str) -> None:
             "the model, see docs/runs.md#half-precision in the source tree",
             precision,
         )
+
+
+@cache
+def _warn_of_scaling(size: Size, fitted: Size) -> None:
+    """Once for each size."""
+    logger.warning(
+        "pictures that the model itself sees at %d x %d are scaled to %d x %d, which fits this "
+        "export, and masks differ: exported with --size %dx%d they are the same",
+        *size,
+        *fitted,
+        *size,
+    )
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:

@@ -82,10 +82,11 @@ def test_an_image_is_segmented_as_by_the_model(
     assert not caplog.records
 
 
-def test_an_image_that_is_larger_than_the_input_is_scaled_to_fit(
-    exported: ExportedSegmenter,
+def test_an_image_that_is_larger_than_the_input_is_scaled_to_fit_and_told(
+    exported: ExportedSegmenter, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert find(exported, "a ball", np.zeros((300, 100, 3), np.uint8))[0].shape == (300, 100)
+    assert find(exported, "a ball", np.zeros((100, 90, 3), np.uint8))[0].shape == (100, 90)
+    assert "at 71 x 64 are scaled to 64 x 58" in caplog.text and "--size 71x64" in caplog.text
 
 
 def follow(model: nn.Module) -> Iterator[FrameResult]:
