@@ -38,6 +38,7 @@ from unified.structures import (
 logger = logging.getLogger(__name__)
 
 FEW_PIXELS = 16  # of an object at the size the model sees; fewer say little about it
+MANY_TOKENS = 5000  # of the finest level: from here on threads that share an operation hardly wait
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,7 @@ class FrameEncoder:
         self.settings = settings
         self.fits: Size | None = None  # frames of this size and kind need no check
         self.state = object()  # another one whenever the weights changed
+        self._num_tokens = 0  # of the finest level of the frame before
         # The same prompts on the next image or after a reset cost nothing.
         self.text = lru_cache(maxsize=64)(self._text)
         self.supports = lru_cache(maxsize=16)(self._supports)
@@ -104,11 +106,16 @@ class FrameEncoder:
         return autocast(next(iter(self.model.parameters())).device, self.settings.precision)
 
     @property
-    def on_processor(self) -> bool:
-        """Whether its operations run on threads of torch that calls may share out."""
+    def shares_threads(self) -> bool:
+        """Whether calls had better share out the threads of torch than each operation.
+
+        That is so on a processor, unless operations are large: threads then share each of them
+        well, and objects that are asked about together have some of them in common.
+        """
         if is_compiled(self.model) or hasattr(self.model, "exported"):
             return False  # made for a number of threads, or run by others
-        return next(iter(self.model.parameters())).device.type == "cpu"
+        on_processor = next(iter(self.model.parameters())).device.type == "cpu"
+        return on_processor and self._num_tokens < MANY_TOKENS
 
     def image(self, image: np.ndarray | FrameAhead) -> EncodedFrame:
         """(H, W, 3) uint8 RGB -> features at the model's input size.
@@ -126,11 +133,13 @@ class FrameEncoder:
             self.text.cache_clear()
             self.supports.cache_clear()
             self.state = object()
+        encoded = None
         if isinstance(image, FrameAhead) and image.state is self.state:
             encoded = image.encoded.result()
-            if encoded is not None:
-                return replace(encoded, asked=image.asked)
-        return self._encode(pixels)
+        asked = image.asked if isinstance(image, FrameAhead) and encoded is not None else {}
+        encoded = replace(encoded or self._encode(pixels), asked=asked)
+        self._num_tokens = encoded.features.levels[0][0, 0].numel()
+        return encoded
 
     def ahead(self, image: np.ndarray) -> EncodedFrame | None:
         """What ``image`` gives later; None if something has to be checked before that."""

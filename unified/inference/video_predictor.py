@@ -144,9 +144,9 @@ class VideoPredictor:
         the others have been the right ones.
         """
         size = self._output_size or self.encoder.fits
-        if not self.object_ids or size is None:
-            return
         self._threads = self._to_share()
+        if self._threads == 1 or not self.object_ids or size is None:
+            return
         share = self._share()
         pool = started_pool(self._threads // share, share)
         steady = self._expected(size)
@@ -180,7 +180,7 @@ class VideoPredictor:
 
     def _to_share(self) -> int:
         """How many threads there are to share out."""
-        shared = self.side_by_side and self.encoder.on_processor
+        shared = self.side_by_side and self.encoder.shares_threads
         return torch.get_num_threads() if shared else 1
 
     def step(
@@ -212,8 +212,8 @@ class VideoPredictor:
             check_prompt(prompt, frame_size)
         if not waiting and not self.memory.object_ids:
             return FrameResult(np.zeros(size, np.uint8), scores={}, boxes={}, areas={})
-        self._threads, self._output_size = self._to_share(), output_size
         encoded = self.encoder.image(frame)
+        self._threads, self._output_size = self._to_share(), output_size
         beside_others = threads_of_operations(self._share()) if encoded.asked else nullcontext()
         with beside_others:
             given = self._take_prompts(encoded, waiting)

@@ -52,6 +52,16 @@ def test_objects_are_shared_out_alike(
     assert sorted(calls) == expected
 
 
+def test_large_operations_are_shared_and_objects_stay_together(
+    segmenter: Toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = list(alone(segmenter).run(frames(4), PROMPTS))
+    monkeypatch.setattr("unified.inference.frames.MANY_TOKENS", 4)
+    with count_calls(segmenter.head) as calls:
+        all_equal(list(video(segmenter).run(frames(4), PROMPTS)), expected, atol=0)
+    assert calls == [3, 3, 3]
+
+
 def test_each_frame_is_encoded_once_and_three_are_read_ahead(segmenter: Toy) -> None:
     read: list[int] = []
 
