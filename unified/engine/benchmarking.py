@@ -101,7 +101,6 @@ def _clock(
         folder,
         _clip(options, folder, num_frames),
         num_frames=num_frames,
-        skip=WARM_UP,
     )
     found = {"milliseconds": round(taken, 2), "frames_per_second": round(1000 / taken, 2)}
     return {"memory_interval": predictor.settings.memory_interval, "clock": found}

@@ -128,8 +128,10 @@ def attach_chooser(model: Any, cfg: CfgNode, sha256: str | None) -> None:
     building = import_module(f"{CHOOSER}.building")
     if name in model_entries():
         model.chooser = building.build_guided(model, load(name, device="cpu"))
+        model.chooser_name = name
     elif name in WEIGHTS or Path(name).suffix or Path(name).is_file():
         model.chooser = building.build_chooser(model, _weights_file(name), sha256)
+        model.chooser_name = name
     else:
         logger.warning(
             "INFERENCE.CHOOSER: the model %s is not installed, so sentences about images are "

@@ -29,7 +29,7 @@ from unified.evaluation.report import Origin
 from unified.files import file_sha256
 from unified.inference.image_io import read_image
 from unified.inference.image_predictor import ImagePredictor
-from unified.inference.settings import ImageSettings, MergeRule, ModelInput, VideoSettings, as_json
+from unified.inference.settings import ImageSettings, MergeRule, ModelInput, VideoSettings, asked_as
 from unified.inference.video_predictor import VideoPredictor
 from unified.label_maps import MAX_OBJECT_ID
 from unified.structures import Instance, Prompt, Size
@@ -58,7 +58,7 @@ def evaluate(cfg: CfgNode, model: Any, weights: Path | None = None) -> dict[str,
         is_clip = TASKS[find_dataset(name).task].num_frames > 1
         asked: ModelInput = clips if is_clip else images
         sha256 = None if weights is None else file_sha256(weights)
-        origin = Origin(sha256, as_json(asked), class_agnostic)
+        origin = Origin(sha256, asked_as(model, asked), class_agnostic)
         evaluator = build_evaluator(name, Path(cfg.OUTPUT_DIR) / "inference", origin)
         evaluator.reset()
         with torch.inference_mode():

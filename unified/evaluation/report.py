@@ -159,7 +159,7 @@ class Origin:
 
     Attributes:
         sha256: of the weights.
-        inference: how the model was asked, see ``unified.inference.settings.as_json``.
+        inference: how the model was asked, see ``unified.inference.settings.asked_as``.
         class_agnostic: whether the model gives everything one class.
     """
 
@@ -208,7 +208,7 @@ class Card:
 def _describe(fields: Mapping[str, Any]) -> str:
     """How a model was asked, on one line."""
     margin, interval = fields["support_margin"], fields.get("memory_interval", 1)
-    remembers = fields.get("use_memory", True)
+    remembers, chooser = fields.get("use_memory", True), fields.get("chooser")
     parts = [
         f"input {fields['short_side']} to {fields['max_size']}",
         fields["precision"],
@@ -217,6 +217,7 @@ def _describe(fields: Mapping[str, Any]) -> str:
         f"threshold {fields['score_threshold']:g}",
         f"memory every {interval} frames" if remembers and interval > 1 else "",
         "" if remembers else "no memory",
+        f"chooser {chooser}" if chooser else "",
     ]
     return ", ".join(part for part in parts if part)
 

@@ -200,28 +200,30 @@ def segment_clip(
 
 
 def clock_milliseconds(
-    predictor: VideoPredictor, folder: Path, clip: Clip, *, num_frames: int, skip: int
+    predictor: VideoPredictor, folder: Path, clip: Clip, *, num_frames: int
 ) -> float:
     """Mean ms of the clock for a frame of a clip that is run as ``tools/infer_video.py`` does.
 
+    From the answer about the first frame, before which no other is worked at, until all others are
+    written.
+
     Args:
         folder: an empty one, for the results.
-        num_frames: the clip is no further read.
-        skip: frames at its begin that do not count, at least 1.
+        num_frames: the clip is no further read; at least 2.
     """
-    prompts, done = _first_prompts(predictor, clip), []
+    prompts, start = _first_prompts(predictor, clip), 0.0
     with (
         FrameReader(clip.source, end=num_frames) as reader,
         closing(predictor.ahead(reader, lambda frame: frame.image)) as coming,
         _writer(folder / "output", clip, prompts) as writer,
-        Background() as background,
     ):
-        for frame, image in coming:
-            result = predictor.step(image, {} if frame.number else prompts)
-            background(writer.write, frame, result)
-            done.append(time.perf_counter())
-    timed = done[skip - 1 :]
-    return 1000 * (timed[-1] - timed[0]) / (len(timed) - 1)
+        with Background() as background:
+            for frame, image in coming:
+                result = predictor.step(image, {} if frame.number else prompts)
+                start = start or time.perf_counter()
+                background(writer.write, frame, result)
+        taken = time.perf_counter() - start
+    return 1000 * taken / frame.number
 
 
 def _first_prompts(predictor: VideoPredictor, clip: Clip) -> dict[int, Prompt]:

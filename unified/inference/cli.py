@@ -21,7 +21,7 @@ from unified.errors import InputError
 from unified.inference.checks import check_prompt
 from unified.inference.image_io import image_size, read_image
 from unified.inference.places import describe_place
-from unified.inference.settings import PRECISIONS, ModelInput, as_json
+from unified.inference.settings import PRECISIONS, ModelInput, asked_as
 from unified.mask_files import read_label_map
 from unified.masks import MASK_THRESHOLD
 from unified.structures import Prompt, Support
@@ -187,7 +187,7 @@ def describe_run(model: Any, settings: ModelInput) -> dict[str, Any]:
     """Model, weights, how it is asked, and versions, for results.json."""
     info = model.info
     return {
-        "inference": as_json(settings),
+        "inference": asked_as(model, settings),
         "thresholds": {"mask": MASK_THRESHOLD, "score": settings.score_threshold},
         "model": info.name,
         "config": info.config,

@@ -46,13 +46,14 @@ class EncodedFrame:
     """One frame (B = 1) after the costly step; ``image`` is what it was, (H, W, 3) uint8 RGB.
 
     Attributes:
-        asked: keys of questions that were asked about it before its turn -> their answers.
+        asked: keys of questions that were asked about it before its turn -> the question, which
+            the key needs alive, and its answers.
     """
 
     images: ImageBatch
     features: FeaturePyramid
     image: np.ndarray
-    asked: Mapping[Hashable, Future[Any]] = field(default_factory=dict)
+    asked: Mapping[Hashable, tuple[object, Future[Any]]] = field(default_factory=dict)
 
     @property
     def size(self) -> Size:
@@ -73,7 +74,7 @@ class FrameAhead:
     image: np.ndarray
     encoded: Future[EncodedFrame | None]
     state: object
-    asked: Mapping[Hashable, Future[Any]]
+    asked: Mapping[Hashable, tuple[object, Future[Any]]]
 
 
 class FrameEncoder:
@@ -96,6 +97,7 @@ class FrameEncoder:
         self.settings = settings
         self.fits: Size | None = None  # frames of this size and kind need no check
         self.state = object()  # another one whenever the weights changed
+        self._told_of_scaling = False
         self._num_tokens = 0  # of the finest level of the frame before
         # The same prompts on the next image or after a reset cost nothing.
         self.text = lru_cache(maxsize=64)(self._text)
@@ -135,7 +137,7 @@ class FrameEncoder:
             self.state = object()
         encoded = None
         if isinstance(image, FrameAhead) and image.state is self.state:
-            encoded = image.encoded.result()
+            encoded = None if image.encoded.cancelled() else image.encoded.result()
         asked = image.asked if isinstance(image, FrameAhead) and encoded is not None else {}
         encoded = replace(encoded or self._encode(pixels), asked=asked)
         self._num_tokens = encoded.features.levels[0][0, 0].numel()
@@ -148,6 +150,7 @@ class FrameEncoder:
         return self._encode(image)
 
     def _encode(self, image: np.ndarray) -> EncodedFrame:
+        self._warn_if_scaled(image)
         pixels = self._pixels(image)
         with torch.inference_mode(), self.autocast():
             batch = self.model.preprocess([pixels])
@@ -159,13 +162,28 @@ class FrameEncoder:
 
     def _input_size(self, image: np.ndarray) -> Size:
         """What the model sees of an image or mask (H, W, ...)."""
-        size = resized_size(image.shape[:2], self.settings.short_side, self.settings.max_size)
+        size = self._wanted_size(image)
         limit: Size | None = getattr(self.model, "input_size", None)  # of an exported model
         if limit is None or (size[0] <= limit[0] and size[1] <= limit[1]):
             return size
-        fitted = fitted_size(size, limit)
-        _warn_of_scaling(size, fitted)
-        return fitted
+        return fitted_size(size, limit)
+
+    def _wanted_size(self, image: np.ndarray) -> Size:
+        """What the model itself would see."""
+        return resized_size(image.shape[:2], self.settings.short_side, self.settings.max_size)
+
+    def _warn_if_scaled(self, image: np.ndarray) -> None:
+        """Says once that an exported model sees less of an image than the model itself."""
+        size, fitted = self._wanted_size(image), self._input_size(image)
+        if size == fitted or self._told_of_scaling:
+            return
+        self._told_of_scaling = True
+        logger.warning(
+            "pictures that the model itself sees at %d x %d are scaled to %d x %d, which fits this "
+            "export, and masks differ: exported with --size %dx%d they are the same, and %dx%d "
+            "holds them upright, too",
+            *(*size, *fitted, *size, max(size), max(size)),
+        )
 
     def _text(self, text: str) -> References:
         """References of one sentence.
@@ -289,18 +307,6 @@ def warn_of_half_precision(precision: str) -> None:
             "the model, see docs/runs.md#half-precision in the source tree",
             precision,
         )
-
-
-@cache
-def _warn_of_scaling(size: Size, fitted: Size) -> None:
-    """Once for each size."""
-    logger.warning(
-        "pictures that the model itself sees at %d x %d are scaled to %d x %d, which fits this "
-        "export, and masks differ: exported with --size %dx%d they are the same",
-        *size,
-        *fitted,
-        *size,
-    )
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:

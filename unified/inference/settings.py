@@ -142,6 +142,12 @@ def as_json(settings: ModelInput) -> dict[str, Any]:
     return {key: None if value == math.inf else value for key, value in asdict(settings).items()}
 
 
+def asked_as(model: object, settings: ModelInput) -> dict[str, Any]:
+    """``as_json`` with the chooser that answers beside the model, by name, or None."""
+    used = getattr(model, "chooser", None) is not None
+    return as_json(settings) | {"chooser": getattr(model, "chooser_name", None) if used else None}
+
+
 def inference_settings(model: object) -> InferenceSettings:
     """Those that a model carries as ``inference``, or the defaults."""
     carried = getattr(model, "inference", None)

@@ -29,6 +29,7 @@ class Coming(Generic[T]):
         self._encoded: Future[EncodedFrame | None] | None = None
         self._state: object = None
         self._asked: dict[Hashable, tuple[Question, Future[Any]]] = {}
+        self._unwanted: list[Future[Any]] = []
 
     def encode(self, encoder: FrameEncoder, pool: Executor) -> None:
         """Has it encoded in a pool as soon as it was read, once."""
@@ -55,18 +56,19 @@ class Coming(Generic[T]):
     def keep(self, questions: Sequence[Question]) -> None:
         """Drops what was asked beside these, which nobody will want to know."""
         for key in self._asked.keys() - {question.key for question in questions}:
-            self._asked.pop(key)[1].cancel()
+            answers = self._asked.pop(key)[1]
+            if not answers.cancel():
+                self._unwanted.append(answers)
 
     def in_turn(self, image: np.ndarray) -> np.ndarray | FrameAhead:
         """What ``VideoPredictor.step`` takes."""
         if self._encoded is None:
             return image
-        asked = {key: answers for key, (_, answers) in self._asked.items()}
-        return FrameAhead(image, self._encoded, self._state, asked)
+        return FrameAhead(image, self._encoded, self._state, dict(self._asked))
 
     def drop(self) -> list[Future[Any]]:
         """Ends what has not begun; returns what has."""
-        work = [self.read, *(answers for _, answers in self._asked.values())]
+        work = [self.read, *self._unwanted, *(answers for _, answers in self._asked.values())]
         work += [] if self._encoded is None else [self._encoded]
         return [each for each in work if not each.cancel()]
 
@@ -79,14 +81,15 @@ def coming_frames(
 ) -> Generator[tuple[T, np.ndarray | FrameAhead], None, None]:
     """Every frame in its turn; ``num`` beyond it are read in a thread.
 
-    An error of reading is raised when the frame is asked for. To close the iterator waits for what
-    has begun.
+    An error of reading is raised when the frame is asked for. What was begun about a frame and was
+    not wanted in its turn is dropped; to close the iterator waits for what cannot be stopped.
 
     Args:
         plan: called before each turn with the frames that come, the one whose turn it is first.
     """
     source = ((frame, image(frame)) for frame in frames)
     coming: deque[Coming[T]] = deque()
+    going_on: list[Future[Any]] = []
     with ThreadPoolExecutor(1) as reader:
         try:
             while True:
@@ -97,6 +100,7 @@ def coming_frames(
                 if found is None:
                     return
                 yield found[0], coming[0].in_turn(found[1])
-                coming.popleft()
+                going_on += coming.popleft().drop()
+                going_on = [work for work in going_on if not work.done()]
         finally:
-            wait([work for each in coming for work in each.drop()])
+            wait([*going_on, *(work for each in coming for work in each.drop())])

@@ -46,8 +46,8 @@ class VideoPredictor:
         changes: fields of ``VideoSettings`` that replace those.
 
     Attributes:
-        side_by_side: on a processor, objects are shared out among the threads of torch, and the
-            next frame of a stream is encoded beside them. False does one thing after the other,
+        side_by_side: on a processor, objects and the next frames of a stream are shared out among
+            the threads of torch. False does one thing after the other,
             for who watches the verbs of the model.
     """
 
@@ -125,9 +125,9 @@ class VideoPredictor:
 
         Where operations have threads to share, up to ``FRAMES_AHEAD`` frames are read in a thread
         beyond the one whose turn it is, encoded, and, while memory stays as it is, asked about. No
-        frame waits for a later one: a camera has its result as soon as with ``step`` alone, but for
-        operations that share their threads with those of frames that have come meanwhile. Else
-        each is read when it is asked for.
+        frame waits for a later one to be read. It may wait for work about later ones that have come
+        already, and its own operations have a share of the threads: so a clip takes less time, and
+        one result of a camera up to twice as long. Else each is read when it is asked for.
 
         Args:
             image: gives (H, W, 3) uint8 RGB of a frame, an array that is not filled again.
@@ -214,7 +214,8 @@ class VideoPredictor:
             return FrameResult(np.zeros(size, np.uint8), scores={}, boxes={}, areas={})
         encoded = self.encoder.image(frame)
         self._threads, self._output_size = self._to_share(), output_size
-        beside_others = threads_of_operations(self._share()) if encoded.asked else nullcontext()
+        shared = encoded.asked and self._threads > 1
+        beside_others = threads_of_operations(self._share()) if shared else nullcontext()
         with beside_others:
             given = self._take_prompts(encoded, waiting)
             scores, probabilities = self._predict(encoded, given, size)
@@ -331,10 +332,12 @@ class VideoPredictor:
         def ask(question: Question) -> dict[int, Answer]:
             return question.ask(self.encoder, frame)
 
-        anew = [question for question in questions if question.key not in frame.asked]
-        found = side_by_side(ask, anew, self._threads)
-        ahead = (frame.asked.get(question.key) for question in questions)
-        found += [answers.result() for answers in ahead if answers is not None]
+        asked = {key: answers for key, (_, answers) in frame.asked.items()}
+        ahead = {
+            q: asked[q.key] for q in questions if q.key in asked and not asked[q.key].cancelled()
+        }
+        found = side_by_side(ask, [q for q in questions if q not in ahead], self._threads)
+        found += [answers.result() for answers in ahead.values()]
         return {object_id: answer for each in found for object_id, answer in each.items()}
 
     def _batch_size(self, num: int) -> int:

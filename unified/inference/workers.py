@@ -59,7 +59,14 @@ def then(before: Future[T], pool: Executor, work: Callable[[T], R]) -> Future[R]
             except BaseException as error:
                 after.set_exception(error)
 
-    before.add_done_callback(lambda _: pool.submit(run))
+    def begin(_: Future[T]) -> None:
+        try:
+            pool.submit(run)
+        except RuntimeError as error:  # the interpreter ends
+            if after.set_running_or_notify_cancel():
+                after.set_exception(error)
+
+    before.add_done_callback(begin)
     return after
 
 

@@ -129,7 +129,9 @@ def _weights_once(query: Tensor, key: Tensor, value: Tensor, ignored: Tensor) ->
     bias = query.new_zeros(ignored.shape).masked_fill(ignored, -math.inf)
     num_heads, num_rows = scaled.shape[:2]
     output = query.new_empty(num_heads, num_rows, values.shape[-1])
-    rows = max(_CPU_SHARED_ROWS, _CPU_SHARED_ENTRIES // key.shape[1])
+    num_keys = key.shape[1]
+    rows = min(_CPU_SHARED_ROWS, _CPU_BLOCK_ENTRIES // num_keys)  # more do not fit
+    rows = max(1, rows, _CPU_SHARED_ENTRIES // num_keys)
     for head in range(num_heads):
         blocks = zip(scaled[head].split(rows), output[head].split(rows), strict=True)
         for block, result in blocks:

@@ -19,6 +19,7 @@ from torch import nn
 from tests.toy.clips import MASKS, MIXED, TEXTS, all_equal, count_calls, frames, video
 from tests.toy.model import MakeToy, Toy
 from unified import VideoPredictor
+from unified.inference.frames import FrameAhead
 from unified.inference.stream import coming_frames
 from unified.inference.workers import then
 from unified.structures import (
@@ -266,6 +267,48 @@ def test_nothing_goes_on_after_closing(segmenter: Toy) -> None:
     assert before[1] <= 5
 
 
+def test_nothing_goes_on_after_closing_about_what_nobody_wanted(segmenter: Toy) -> None:
+    predictor, busy, begun = video(segmenter, memory_interval=3), Event(), []
+    caller = get_ident()
+
+    def hold(*_: object) -> None:
+        if busy.is_set() and get_ident() != caller:
+            begun.append("begins")
+            sleep(0.2)
+            begun.append("ends")
+
+    coming = predictor.ahead(frames(8), np.copy)
+    predictor.step(next(coming)[1], ONE[0])
+    with segmenter.head.register_forward_pre_hook(hold):
+        busy.set()
+        _, frame = next(coming)
+        sleep(0.1)  # later frames are asked about meanwhile
+        predictor.forget(1)
+        predictor.add(1, Prompt(mask=MASKS[1]))
+        predictor.step(frame)
+        next(coming)
+        coming.close()
+        known = list(begun)
+        sleep(0.3)
+    assert known
+    assert known.count("begins") == known.count("ends")
+    assert begun == known
+
+
+def test_a_frame_whose_stream_was_closed_is_worked_at_anew(segmenter: Toy) -> None:
+    expected = one_at_a_time(segmenter, ONE, 2, memory_interval=3)
+    predictor = video(segmenter, memory_interval=3)
+    with segmenter.backbone.register_forward_pre_hook(lambda *_: sleep(0.05)):
+        coming = predictor.ahead(frames(6), np.copy)
+        found = [predictor.step(next(coming)[1], ONE[0])]
+        _, frame = next(coming)
+        coming.close()
+        assert isinstance(frame, FrameAhead)
+        assert frame.encoded.cancelled() or any(a.cancelled() for _, a in frame.asked.values())
+        found.append(predictor.step(frame))
+    all_equal(found, expected, atol=1e-5)
+
+
 def test_weights_that_change_while_frames_are_asked(build_segmenter: MakeToy) -> None:
     def run(beside: bool) -> list[FrameResult]:
         model = build_segmenter()
@@ -333,6 +376,16 @@ def test_work_that_follows_other_work() -> None:
             after.result(20)
         with pytest.raises(CancelledError):
             then(dropped, pool, abs).result(20)
+
+
+def test_work_that_cannot_follow_any_more_fails() -> None:
+    before: Future[int] = Future()
+    pool = ThreadPoolExecutor(1)
+    after = then(before, pool, lambda number: number)
+    pool.shutdown()
+    before.set_result(1)
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        after.result(timeout=5)
 
 
 def test_the_caller_uses_all_threads_again(segmenter: Toy) -> None:
