@@ -119,8 +119,8 @@ class Manifest:
         path = folder / MANIFEST
         if not path.is_file():
             raise CheckpointError(
-                f"{folder} holds no exported model: it has no {MANIFEST}. Write one with "
-                "tools/export.py, or name a model"
+                f"{folder} holds no exported model: it has no {MANIFEST}, which is "
+                "written last. Write it (again) with tools/export.py, or name a model"
             )
         try:
             content = json.loads(path.read_text(encoding="utf-8"))

@@ -270,6 +270,7 @@ def test_a_card_says_how_the_model_was_asked(tmp_path: Path, root: Path) -> None
         cards[mirror] = json.loads(file.read_text())["card"]
         log = (tmp_path / mirror / "log.txt").read_text()
         line = "input 96 to 576, float32, " + "mirror image, " * (mirror == "True")
-        assert f"inference {line}margin 0.15, threshold 0.15 |" in log
+        line += "margin 0.15, threshold 0.15, chooser uniref_lite_chooser"
+        assert f"inference {line} |" in log
     assert cards["True"]["inference"]["mirror"] and not cards["False"]["inference"]["mirror"]
     assert cards["True"]["checkpoint_sha256"] == cards["False"]["checkpoint_sha256"] is not None
