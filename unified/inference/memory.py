@@ -216,10 +216,6 @@ class VideoMemory:
         """What is known now of the objects of a batch."""
         return {object_id: self._tracks[object_id] for object_id in batch}
 
-    def references(self, batch: Sequence[int]) -> tuple[tuple[Reference, ...], ...]:
-        """One reference per kind whose rows are those of the objects of a batch."""
-        return references(tuple(self.tracks(batch).values()))
-
 
 def references(tracks: Sequence[Track]) -> tuple[tuple[Reference, ...], ...]:
     """The kinds of reference to objects of one layout, text before masks; rows are objects.

@@ -6,6 +6,7 @@ import weakref
 import pytest
 import torch
 
+from unified.inference import memory as remembered
 from unified.inference.memory import VideoMemory
 from unified.structures import Reference, References, join_levels
 
@@ -26,11 +27,16 @@ def references(seed: int, num: int = 5) -> References:
     )
 
 
+def together(memory: VideoMemory, ids: tuple[int, ...]) -> tuple[tuple[Reference, ...], ...]:
+    """The references of a batch."""
+    return remembered.references(tuple(memory.tracks(ids).values()))
+
+
 def only(memory: VideoMemory, object_id: int) -> tuple[tuple[Reference, ...], ...]:
     """The references of one object."""
     (ids,) = memory.batches([object_id], 8)
     assert ids == (object_id,)
-    return memory.references(ids)
+    return together(memory, ids)
 
 
 def same(ours: References, expected: References) -> bool:
@@ -148,7 +154,7 @@ def test_batches_hold_every_object_once_with_its_own_references(size: int) -> No
     seen: list[int] = []
     for ids in memory.batches(wanted, size):
         assert 1 <= len(ids) <= size
-        kinds = memory.references(ids)
+        kinds = together(memory, ids)
         seen += ids
         for row, object_id in enumerate(ids):
             for ours, expected in zip(kinds, only(memory, object_id), strict=True):

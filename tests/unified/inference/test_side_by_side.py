@@ -14,15 +14,9 @@ from unified import VideoPredictor
 from unified.errors import InputError
 from unified.structures import FrameResult, Prompt
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 PROMPTS = {0: {i: Prompt(mask=MASKS[i % 3]) for i in (1, 2, 3)}}
-
-
-@pytest.fixture(autouse=True)
-def two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
 
 
 def alone(model: Toy, **options: object) -> VideoPredictor:

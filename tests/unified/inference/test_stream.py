@@ -31,6 +31,8 @@ from unified.structures import (
     Segmentation,
 )
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 ONE = {0: {1: Prompt(mask=MASKS[0])}}
 CHANGES: Mapping[int, Mapping[int, Prompt]] = {
     **MIXED,
@@ -38,14 +40,6 @@ CHANGES: Mapping[int, Mapping[int, Prompt]] = {
     5: {2: Prompt(text=TEXTS[3]), 6: Prompt(mask=MASKS[0])},
     8: {3: Prompt(mask=MASKS[2])},
 }
-
-
-@pytest.fixture(autouse=True)
-def two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
 
 
 def one_at_a_time(
