@@ -304,7 +304,12 @@ def summary(
 
     Args:
         period: see ``median_milliseconds``.
+
+    Raises:
+        InputError: there is no lap.
     """
+    if not laps:
+        raise InputError("no frame is left to time after warm-up: give a clip of 3 frames or more")
     table = median_milliseconds([lap.seconds for lap in laps], stage_names(stages), period)
     per_second = round(1000 * num_objects / table["total"], 3)
     found = {"milliseconds": table, "objects_per_second": per_second, "peak_mb": round(peak, 1)}

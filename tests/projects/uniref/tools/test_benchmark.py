@@ -184,6 +184,14 @@ def test_a_clip_brings_its_size_and_its_objects(
     with pytest.raises(SystemExit):
         load_tool()(["image", *clip])
     assert "image takes no --clip" in capsys.readouterr().err
+    for number in (2, 3):
+        (tmp_path / f"frames/{number}.png").unlink()
+    threads = torch.get_num_threads()
+    try:
+        assert load_tool()(["video", *clip, *TINY]) == 2
+    finally:
+        torch.set_num_threads(threads)
+    assert "no frame is left to time" in capsys.readouterr().err
 
 
 def test_the_table_of_systems_has_a_row_of_a_model(
