@@ -9,6 +9,7 @@ import torch
 
 from projects.uniref.model import UniRef
 from projects.uniref.parity.parts import Call, call_arrays, catch_predictions
+from unified.inference.memory import references
 from unified.inference.video_predictor import VideoPredictor
 from unified.masks import soft_aggregate
 from unified.parity import Arrays
@@ -66,8 +67,8 @@ def _replay_masks(model: UniRef, arrays: Arrays, frames: np.ndarray) -> dict[str
 def _segment_again(predictor: VideoPredictor, frame: np.ndarray, object_id: int) -> None:
     features = predictor.encoder.image(frame).features
     for batch in predictor.memory.batches([object_id], 1):
-        references = predictor.memory.references(batch)
-        predictor.encoder.model.segment(features, references, mask_stride=1)
+        remembered = references(tuple(predictor.memory.tracks(batch).values()))
+        predictor.encoder.model.segment(features, remembered, mask_stride=1)
 
 
 def _replay_sentences(model: UniRef, arrays: Arrays, frames: np.ndarray) -> dict[str, object]:
