@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 from detectron2.config import CfgNode
 from torch import nn
@@ -169,7 +170,8 @@ def load_parts(model: SamUniFusion, cfg: CfgNode, given: Collection[str]) -> tup
         load_weights(model.sam, weights, table=table, source=node.WEIGHTS)
         loaded.append(_SAM)
         if model.decoder is not None:  # what a checkpoint has of it, comes after
-            model.decoder.load_state_dict(model.sam.mask_decoder.state_dict())
+            own: Any = model.sam  # a module, whatever else it is asked for
+            model.decoder.load_state_dict(own.mask_decoder.state_dict())
             loaded.append("decoder.")
     if model.context is not None and not _holds(given, _BACKBONE):
         load_pretrained(model.context.backbone, _file(node.CONTEXT.WEIGHTS))

@@ -174,7 +174,9 @@ class SceneMaker(PlanMaker):
 
 def _canvas(picture: Picture) -> np.ndarray:
     """(3, SIDE, SIDE) uint8 RGB, the picture at the upper left, its border repeated."""
-    image = cv2.imdecode(picture.jpeg, cv2.IMREAD_COLOR)[..., ::-1]
+    pixels = cv2.imdecode(picture.jpeg, cv2.IMREAD_COLOR)
+    assert pixels is not None, "encoded by us"
+    image = pixels[..., ::-1]
     height, width = picture.size
     if image.shape[:2] != (height, width):
         image = cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -52,7 +53,7 @@ def named_records(sets: Sequence[str]) -> list[list[ImageRecord]]:
                 f"objects of {name} have no names: expected a detection set, or own data with "
                 "categories"
             )
-        found.append(records)
+        found.append(cast(list[ImageRecord], records))
     return found
 
 

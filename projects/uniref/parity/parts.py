@@ -36,7 +36,7 @@ def _numbered(arrays: Arrays, name: str) -> list[np.ndarray]:
     """in/name0, in/name1, ... or in/name alone."""
     if f"in/{name}" in arrays:
         return [arrays[f"in/{name}"]]
-    found = []
+    found: list[np.ndarray] = []
     while f"in/{name}{len(found)}" in arrays:
         found.append(arrays[f"in/{name}{len(found)}"])
     return found

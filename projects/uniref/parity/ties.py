@@ -69,7 +69,7 @@ def recorded_order(model: UniRef, call_logits: Tensor, tied: float = TIED) -> It
                     logger.info("two tied proposals changed places, mean error now %.1e", mean)
         return selected
 
-    head.choose = choose_as_recorded  # type: ignore[method-assign]
+    head.choose = choose_as_recorded
     try:
         yield
     finally:
