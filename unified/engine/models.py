@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Sequence
+from difflib import get_close_matches
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -235,8 +236,11 @@ def _configuration(
     entries = model_entries()
     entry = entries.get(name)
     if entry is None and Path(name).suffix not in (".yaml", ".yml"):
+        near = get_close_matches(name, entries, n=1)
+        meant = f"did you mean {near[0]}? Else " if near else ""
         raise ConfigError(
-            f"model {name!r} is unknown: choose one of {', '.join(entries)} or give a yaml file"
+            f"model {name!r} is unknown: {meant}choose one of {', '.join(entries)} or give a yaml "
+            "file"
         )
     file = Path(name) if entry is None else CONFIGS / entry.config
     registered = entry.weights if entry and "MODEL.WEIGHTS" not in options else None

@@ -53,10 +53,10 @@ def about_track(
     return f"{object_id} {_short(caption)} {where} of {frames}, score to {best:.2f}"
 
 
-def in_one_line(parts: Sequence[str]) -> str:
+def in_one_line(parts: Sequence[str], most: int = MOST_OBJECTS) -> str:
     """What is said about the objects of one input, of many only about the first."""
-    more = len(parts) - MOST_OBJECTS
-    shown = [*parts[:MOST_OBJECTS], f"and {more} more"] if more > 0 else parts
+    more = len(parts) - most
+    shown = [*parts[:most], f"and {more} more"] if more > 0 else parts
     return " | ".join(shown) or "nothing found"
 
 

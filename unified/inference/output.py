@@ -14,7 +14,14 @@ from unified.inference.detections import coco_results, write_detections
 from unified.inference.image_io import write_image
 from unified.inference.inputs import Picture
 from unified.inference.legend import add_legend, enlarged, enlargement, legend_width
-from unified.inference.lines import about_object, about_track, in_one_line, legend, longest_lines
+from unified.inference.lines import (
+    MOST_OBJECTS,
+    about_object,
+    about_track,
+    in_one_line,
+    legend,
+    longest_lines,
+)
 from unified.inference.overlay import (
     draw_ids,
     draw_overlapping,
@@ -96,12 +103,15 @@ class ClipWriter:
         self._results.add({"frame": frame.number, "name": name, "objects": objects})
 
     def summary(self) -> str:
-        """One line for the terminal about the objects of all frames."""
+        """One line for the terminal about the objects of all frames: every sentence is answered."""
+        named = sum(text is not None for text in self._texts.values())
+        found = sorted(self._found.items(), key=lambda item: (not self._texts.get(item[0]), item))
         return in_one_line(
             [
                 about_track(i, self._captions[i], number, self._num_frames, best)
-                for i, (number, best) in sorted(self._found.items())
-            ]
+                for i, (number, best) in found
+            ],
+            most=max(named, MOST_OBJECTS),
         )
 
     def __enter__(self) -> ClipWriter:

@@ -117,9 +117,11 @@ def test_options_override_the_weights_of_a_name(tmp_path: Path) -> None:
 
 def test_unknown_names() -> None:
     with pytest.raises(
-        ConfigError, match=r"model 'sam-3' is unknown: choose one of .*toy, toy-large"
+        ConfigError, match=r"model 'sam-3' is unknown: .*choose one of .*toy, toy-large"
     ):
         load("sam-3")
+    with pytest.raises(ConfigError, match=r"unknown: did you mean toy-large\? Else choose one of"):
+        load("toylarge")
     with pytest.raises(ConfigError, match=r"none\.yaml does not exist"):
         load("none.yaml")
 

@@ -105,6 +105,17 @@ def test_rows_before_a_full_disk_stay(tmp_path: Path) -> None:
     assert len(content["frames"]) > 20 and content["complete"] is False
 
 
+def test_every_sentence_about_a_clip_is_answered_on_the_terminal(tmp_path: Path) -> None:
+    captions = {i: f"box {i}" for i in range(1, 12)} | {12: "the cat"}
+    header = {"objects": [{"id": i, "text": "the cat" if i == 12 else None} for i in captions]}
+    image = np.full((*SIZE, 3), 90, np.uint8)
+    with ClipWriter(tmp_path, header=header, fps=5, size=SIZE, captions=captions) as writer:
+        writer.write(Frame(0, image, "00000"), result({i: square(2) for i in captions}))
+        parts = writer.summary().split(" | ")
+    assert parts[0].startswith("12 the cat in ") and parts[1].startswith("1 box 1 in ")
+    assert len(parts) == 9 and parts[-1] == "and 4 more"
+
+
 def test_a_clip_becomes_masks_overlay_and_results(tmp_path: Path) -> None:
     image = np.full((*SIZE, 3), 90, np.uint8)
     captions = {1: "the cat", 2: "box"}
