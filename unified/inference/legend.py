@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from PIL import ImageFont
 
 PAPER, INK, FAINT = (24, 24, 24), (255, 255, 255), (150, 150, 150)
-WIDEST, NARROWEST = 0.25, 8  # share of the picture's width, or text heights if more
+WIDEST, NARROWEST = (0.25, 0.35, 0.5), 8  # shares of the picture's width, or text heights if more
 READABLE = 352  # width of a picture of which a quarter is enough for the smallest text
 HIGHEST = 1080  # that a picture is enlarged to
 NOT_DRAWN = "(name in results.json)"
@@ -35,16 +35,18 @@ def enlarged(picture: np.ndarray, factor: int) -> np.ndarray:
 def legend_width(lines: Iterable[str], size: Size) -> int:
     """Pixels that ``add_legend`` needs beside a picture (H, W), enlarged, for these lines.
 
-    0 for none. Not more than a quarter of the picture's, unless that is too narrow to be read:
-    longer lines are broken.
+    0 for none. A quarter of the picture's, or what can be read if more; up to half of it where all
+    lines, broken between words, fit that and not a quarter.
     """
     factor = enlargement(size)
     size = (size[0] * factor, size[1] * factor)
-    height = text_height(size)
-    widest = max((font(height).getlength(line) for line in lines), default=None)
-    if widest is None:
+    height, lines = text_height(size), list(lines)
+    letters, room = font(height), size[0] // _step(height)
+    if not lines:
         return 0
-    limit = max(WIDEST * size[1], NARROWEST * height) - _margin(height)
+    widest = max(letters.getlength(line) for line in lines)
+    limits = [max(share * size[1], NARROWEST * height) - _margin(height) for share in WIDEST]
+    limit = next((limit for limit in limits if _fit(lines, letters, limit, room)), limits[0])
     return 2 * ((round(min(widest, limit)) + _margin(height) + height // 2 + 1) // 2)
 
 
@@ -61,7 +63,7 @@ def add_legend(
     from PIL import Image, ImageDraw
 
     shown, height = set(visible), text_height(canvas.shape)
-    step, letters = round(1.5 * height), font(height)
+    step, letters = _step(height), font(height)
     panel = Image.new("RGB", (width, canvas.shape[0]), PAPER)
     draw = ImageDraw.Draw(panel)
     rows = _rows(lines, letters, width - _margin(height), max(1, len(canvas) // step))
@@ -100,7 +102,9 @@ def _rows(
     """
     for most in range(max(1, room - len(lines) + 1), 0, -1):  # every line has a row at least
         rows = [
-            (i, part) for i, text in lines.items() for part in _broken(text, letters, limit, most)
+            (i, _shorten(row, letters, limit))
+            for i, text in lines.items()
+            for row in _broken(text, letters, limit, most)
         ]
         if len(rows) <= room:
             return rows
@@ -108,8 +112,14 @@ def _rows(
     return [*rows[: room - 1], (0, _shorten(more, letters, limit))]
 
 
+def _fit(lines: Iterable[str], letters: ImageFont.FreeTypeFont, limit: float, room: int) -> bool:
+    """Whether the lines need at most ``room`` rows of at most ``limit`` pixels, none shortened."""
+    rows = [row for line in lines for row in _broken(line, letters, round(limit), room)]
+    return len(rows) <= room and all(letters.getlength(row) <= limit for row in rows)
+
+
 def _broken(text: str, letters: ImageFont.FreeTypeFont, limit: int, most: int) -> list[str]:
-    """The text in at most ``most`` rows of at most ``limit`` pixels, broken between words."""
+    """At most ``most`` rows, broken between words; of ``limit`` pixels where that is possible."""
     rows = [""]
     for word in text.split(" "):
         longer = f"{rows[-1]} {word}" if rows[-1] else word
@@ -117,7 +127,12 @@ def _broken(text: str, letters: ImageFont.FreeTypeFont, limit: int, most: int) -
             rows[-1] = longer
         else:
             rows.append(word)
-    return [_shorten(row, letters, limit) for row in rows]
+    return rows
+
+
+def _step(height: int) -> int:
+    """From one row of text of that height to the next."""
+    return round(1.5 * height)
 
 
 def _margin(height: int) -> int:

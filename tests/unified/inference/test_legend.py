@@ -23,7 +23,7 @@ def test_small_pictures_are_enlarged_until_their_legend_is_small_beside_them(
 
 def test_long_lines_of_a_legend_are_broken_while_there_is_room() -> None:
     image = np.zeros((120, 360, 3), np.uint8)
-    lines = {1: "1  0.92  " + "the red bowl " * 4, 2: "2  0.50  box"}
+    lines = {1: "1  0.92  " + "the red bowl " * 3, 2: "2  0.50  box"}
     width = legend_width(lines.values(), (120, 360))
     assert width <= 100
     panel = add_legend(image, lines, {1, 2}, width)[:, 360:]
@@ -33,6 +33,13 @@ def test_long_lines_of_a_legend_are_broken_while_there_is_room() -> None:
         (panel == overlay_colours()[i]).all(axis=-1).any(axis=1).nonzero()[0] for i in (1, 2)
     ]
     assert swatches[0].max() < 20 and swatches[1].min() > 40
+
+
+def test_a_legend_is_as_wide_as_all_its_lines_need() -> None:
+    lines = [f"{i}  0.91  the man in the red shirt on the left" for i in range(5)]
+    few, many = (legend_width(lines[:num], (240, 432)) for num in (3, 5))
+    assert few <= 0.31 * 432 < many <= 0.5 * 432
+    assert legend_width(lines * 3, (240, 432)) == few, "not where all of them do not fit anyway"
 
 
 @pytest.mark.parametrize("size", [(40, 8), (48, 640), (480, 854)])
