@@ -45,12 +45,22 @@ def about_object(row: Mapping[str, Any], caption: str) -> str:
 
 
 def about_track(
-    object_id: int, caption: str, num_present: int, num_frames: int, best: float
+    object_id: int,
+    caption: str,
+    num_present: int,
+    num_frames: int,
+    best: float,
+    outcompeted: Mapping[int, int],
 ) -> str:
-    """An object of a clip in a few words; ``best`` is the highest of its scores."""
+    """An object of a clip in a few words; ``best`` is the highest of its scores.
+
+    Args:
+        outcompeted: id of another object that had its pixels -> on how many frames.
+    """
     where = f"in {num_present}" if num_present else "in none"
     frames = f"{num_frames} frame{'' if num_frames == 1 else 's'}"
-    return f"{object_id} {_short(caption)} {where} of {frames}, score to {best:.2f}"
+    others = "".join(f", outcompeted by {i} in {num}" for i, num in outcompeted.items())
+    return f"{object_id} {_short(caption)} {where} of {frames}{others}, score to {best:.2f}"
 
 
 def in_one_line(parts: Sequence[str], most: int = MOST_OBJECTS) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,7 @@ class ClipWriter:
         # All frames of a clip have one size.
         self._legend = legend_width(longest_lines(captions), size)
         self._num_frames, self._found = 0, dict.fromkeys(captions, (0, 0.0))
+        self._outcompeted: dict[int, Counter[int]] = defaultdict(Counter)
         factor = enlargement(size) if self._legend else 1
         wide = (size[0] * factor, size[1] * factor + self._legend)
         self._overlay = VideoWriter(folder / "overlay.mp4", fps=fps, size=wide)
@@ -99,6 +101,8 @@ class ClipWriter:
         for row in objects:
             number, best = self._found[row["id"]]
             self._found[row["id"]] = number + row["present"], max(best, row["score"])
+            if row["state"] == "outcompeted":
+                self._outcompeted[row["id"]][row["by"]] += 1
         # Last, so that a frame in results.json has its files.
         self._results.add({"frame": frame.number, "name": name, "objects": objects})
 
@@ -108,7 +112,9 @@ class ClipWriter:
         found = sorted(self._found.items(), key=lambda item: (not self._texts.get(item[0]), item))
         return in_one_line(
             [
-                about_track(i, self._captions[i], number, self._num_frames, best)
+                about_track(
+                    i, self._captions[i], number, self._num_frames, best, self._outcompeted[i]
+                )
                 for i, (number, best) in found
             ],
             most=max(named, MOST_OBJECTS),

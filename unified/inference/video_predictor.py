@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from unified.errors import InputError
 from unified.inference.answers import Answer, Question
 from unified.inference.checks import check_frames, check_image, check_object, check_prompt
+from unified.inference.doubles import Doubles
 from unified.inference.frames import EncodedFrame, FrameAhead, FrameEncoder
 from unified.inference.guide import ask_guide, is_guided
 from unified.inference.memory import VideoMemory, chunks
@@ -61,7 +62,7 @@ class VideoPredictor:
         self._waiting: dict[int, Prompt] = {}
         self._output_size: Size | None = None  # as the last frame was asked for
         self._threads = 1
-        self.memory = VideoMemory()
+        self.memory, self._doubles = VideoMemory(), Doubles()
 
     @property
     def object_ids(self) -> tuple[int, ...]:
@@ -71,7 +72,10 @@ class VideoPredictor:
     def reset(self) -> None:
         """Forgets every object; the next frame starts a new video."""
         self._waiting.clear()
-        self.memory = VideoMemory()
+        self._forget_clip()
+
+    def _forget_clip(self) -> None:
+        self.memory, self._doubles = VideoMemory(), Doubles()
 
     def add(self, object_id: int, prompt: Prompt) -> None:
         """Makes an object known from the next frame on, or corrects a known one there.
@@ -109,7 +113,7 @@ class VideoPredictor:
     def _run(
         self, frames: Iterable[np.ndarray], prompts: Mapping[int, Mapping[int, Prompt]]
     ) -> Iterator[FrameResult]:
-        self.memory = VideoMemory()  # what was added meanwhile starts with the first frame
+        self._forget_clip()  # what was added meanwhile starts with the first frame
         num_frames = 0
         # An iterable may fill one array again and again.
         with closing(self.ahead(frames, np.copy)) as coming:
@@ -353,27 +357,23 @@ class VideoPredictor:
     ) -> FrameResult:
         """Merges the objects, remembers the visible ones and describes the frame."""
         ids = self.memory.object_ids
-        label_map = merge(probabilities, ids).cpu().numpy()
+        claims = probabilities > MASK_THRESHOLD
+        doubles = self._find_doubles(given, claims)
+        kept = [row for row, object_id in enumerate(ids) if object_id not in doubles]
+        label_map = merge(probabilities[kept], [ids[row] for row in kept]).cpu().numpy()
         if self.settings.merge_rule == "separate":
-            masks = dict(zip(ids, (probabilities > MASK_THRESHOLD).cpu().numpy(), strict=True))
+            masks = dict(zip(ids, claims.cpu().numpy(), strict=True))
         else:
             masks = {object_id: label_map == object_id for object_id in ids}
         if self._remembers:
-            interval = self.settings.memory_interval
-            seen = (i for i in ids if i not in given and masks[i].any())
-            due = [i for i in seen if self.memory.is_due(i, interval)]
-
-            def remember(batch: Sequence[int]) -> None:
-                references = self.encoder.masks(frame, [masks[i] for i in batch])
-                for object_id, reference in zip(batch, references, strict=True):
-                    self.memory.update(object_id, reference, scores[object_id])
-
-            side_by_side(remember, chunks(due, self._batch_size(len(due))), self._threads)
+            own = {i: claims[ids.index(i)].cpu().numpy() for i in doubles}
+            self._remember(
+                frame, {i: m for i, m in (masks | own).items() if i not in given}, scores
+            )
         self.memory.end_frame()
         keep = self.settings.keep_probabilities
-        kept = probabilities.cpu().numpy() if keep else ()
-        claims = probabilities > MASK_THRESHOLD
-        found = presences(
+        maps = probabilities.cpu().numpy() if keep else ()
+        states = presences(
             masks,
             scores,
             claims,
@@ -389,6 +389,29 @@ class VideoPredictor:
             boxes={i: mask_box(mask) for i, mask in masks.items()},
             areas={i: int(mask.sum()) for i, mask in masks.items()},
             masks=masks if self.settings.merge_rule == "separate" else {},
-            probabilities=dict(zip(ids, kept, strict=True)) if keep else {},
-            presence=found,
+            probabilities=dict(zip(ids, maps, strict=True)) if keep else {},
+            presence=states,
         )
+
+    def _find_doubles(self, given: Mapping[int, np.ndarray], claims: Tensor) -> Mapping[int, int]:
+        """As of ``Doubles.update``; none where every object or every frame stands alone."""
+        if self.settings.merge_rule == "separate" or not self.settings.use_memory:
+            return {}
+        ids, memory = self.memory.object_ids, self.memory
+        said = [i for i in ids if i not in given and memory.has_text(i) and not memory.was_shown(i)]
+        seen = [i for i in ids if memory.was_seen(i)]
+        return self._doubles.update(ids, claims[:, ::2, ::2], said=said, seen=seen)
+
+    def _remember(
+        self, frame: EncodedFrame, masks: Mapping[int, np.ndarray], scores: Mapping[int, float]
+    ) -> None:
+        """Takes the masks (H, W) that were found and are due into memory."""
+        interval = self.settings.memory_interval
+        due = [i for i, mask in masks.items() if mask.any() and self.memory.is_due(i, interval)]
+
+        def remember(batch: Sequence[int]) -> None:
+            references = self.encoder.masks(frame, [masks[i] for i in batch])
+            for object_id, reference in zip(batch, references, strict=True):
+                self.memory.update(object_id, reference, scores[object_id])
+
+        side_by_side(remember, chunks(due, self._batch_size(len(due))), self._threads)

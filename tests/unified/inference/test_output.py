@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,19 @@ def test_every_sentence_about_a_clip_is_answered_on_the_terminal(tmp_path: Path)
         parts = writer.summary().split(" | ")
     assert parts[0].startswith("12 the cat in ") and parts[1].startswith("1 box 1 in ")
     assert len(parts) == 9 and parts[-1] == "and 4 more"
+
+
+def test_a_clip_says_which_sentence_means_what_another_one_does(tmp_path: Path) -> None:
+    captions = {1: "the man", 2: "the man in red"}
+    image, masks = np.full((*SIZE, 3), 90, np.uint8), {1: square(2), 2: np.zeros(SIZE, bool)}
+    both = result(masks)
+    same = replace(both, presence={**both.presence, 2: Presence("outcompeted", by=1)})
+    with ClipWriter(tmp_path, header={}, fps=5, size=SIZE, captions=captions) as writer:
+        for number in range(2):
+            writer.write(Frame(number, image, f"{number:05d}"), same)
+        assert writer.summary().endswith(
+            "2 the man in red in none of 2 frames, outcompeted by 1 in 2, score to 0.75"
+        )
 
 
 def test_a_clip_becomes_masks_overlay_and_results(tmp_path: Path) -> None:
