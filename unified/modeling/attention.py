@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from unified.dependencies import require
 from unified.errors import ConfigError
-from unified.modeling.precision import HALF
+from unified.modeling.precision import HALF, full_precision
 from unified.structures import exporting, once
 
 logger = logging.getLogger(__name__)
@@ -114,10 +114,12 @@ def attend_alike(
     alike = not exporting() and len(query) == len(key) == len(ignored) == 1 < num
     if plain and alike and not learning:
         if query.dtype == torch.float32:
-            return _weights_once(query[0], key[0], value, ignored[0])
+            with full_precision(query.device):
+                return _weights_once(query[0], key[0], value, ignored[0])
         if query.dtype == torch.bfloat16 and not bfloat16_pays():
             inputs = query[0].float(), key[0].float(), value.float()
-            return _weights_once(*inputs, ignored[0]).to(query.dtype)
+            with full_precision(query.device):
+                return _weights_once(*inputs, ignored[0]).to(query.dtype)
     query, key = (x.expand(num, -1, -1, -1) for x in (query, key))
     return attend(query, key, value, padding_mask, backend=backend, dropout=dropout)
 

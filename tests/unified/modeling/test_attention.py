@@ -8,11 +8,13 @@ from types import ModuleType
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from unified.devices import pick_device
 from unified.errors import ConfigError
 from unified.modeling import attention
-from unified.modeling.attention import Backend, _warn_without_flash, attend
+from unified.modeling.attention import Backend, _warn_without_flash, attend, attend_alike
 
 
 def inputs(
@@ -79,6 +81,16 @@ def test_bfloat16_by_blocks_of_rows(padding: str, monkeypatch: pytest.MonkeyPatc
         torch.testing.assert_close(ours.double(), expected, atol=2e-2, rtol=0)
 
 
+def test_shared_weights_are_those_of_float32_inside_autocast() -> None:
+    """Objects that remember one frame, in a model whose weights are stored in half precision."""
+    query, key, value = inputs()
+    padding = uneven_padding()[:1].expand(2, -1)
+    expected = attend_alike(query[:1], key[:1], value, padding)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        found = attend_alike(query[:1], key[:1], value, padding)
+    assert torch.equal(found, expected)
+
+
 @pytest.mark.parametrize("backend", ["sdpa", "eager"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_gradients_agree_with_the_formula(backend: Backend, dtype: torch.dtype) -> None:
@@ -99,6 +111,30 @@ def test_gradients_of_keys_and_values_when_the_query_needs_none() -> None:
     key.requires_grad_(), value.requires_grad_()
     attend(query, key, value).sum().backward()
     assert key.grad is not None and value.grad is not None and value.grad.any()
+
+
+class Masks(TorchFunctionMode):
+    """Keeps the masks that torch's attention is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.given: list[Tensor | None] = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is F.scaled_dot_product_attention:
+            self.given.append(kwargs["attn_mask"])
+        return func(*args, **(kwargs or {}))
+
+
+def test_training_on_a_processor_has_a_mask_only_where_a_key_is_padded() -> None:
+    """And one row for each image, which all heads and queries read."""
+    tensors = [x.requires_grad_() for x in inputs()]
+    with Masks() as masks:
+        for padding in PADDINGS.values():
+            attend(*tensors, padding)
+    none, empty, uneven = masks.given
+    assert none is None and empty is None
+    assert uneven is not None and uneven.shape == (2, 1, 1, 29)
 
 
 @pytest.mark.parametrize("backend", ["sdpa", "eager", "flash"])
