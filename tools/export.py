@@ -38,7 +38,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         "--size",
         type=_size,
         metavar="HxW",
-        help="largest image that the model sees; default: what it makes of a 16:9 picture",
+        help="largest image that the model sees; default: what it makes of a 16:9 picture, for "
+        "images wide or upright",
     )
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder to fill")
     return parser.parse_args(arguments)
@@ -76,7 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Returns 0, 2 after bad input, 130 when stopped by Ctrl-C."""
     options = parse_arguments(arguments)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO)
-    return run_command(lambda: run(options), stopped=f"{options.output} is not complete")
+    return run_command(lambda: run(options), stopped=f"nothing was changed in {options.output}")
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ class OwnPadding(TorchFunctionMode):
         self._own, self._levels = (picture + (divisor - 1)) // divisor * divisor, levels
         self.num_tokens = sum(height * width for height, width in levels)
         self._strides = {(-(-size[0] // s), -(-size[1] // s)): s for s in STRIDES[::-1]}
+        self._inside: dict[Size, Tensor] = {}  # a program has each once
 
     def __torch_function__(
         self,
@@ -61,8 +62,11 @@ class OwnPadding(TorchFunctionMode):
         ends = self.ends(x.shape) if x.dim() == 4 else None
         if ends is None:
             return None
-        rows, columns = (torch.arange(n) < end for n, end in zip(x.shape[2:], ends, strict=True))
-        return rows[:, None] & columns
+        size = (x.shape[2], x.shape[3])
+        if size not in self._inside:
+            rows, columns = (torch.arange(n) < end for n, end in zip(size, ends, strict=True))
+            self._inside[size] = rows[:, None] & columns
+        return self._inside[size]
 
     def tokens(self) -> Tensor:
         """Which tokens (N,) of all levels the model has."""

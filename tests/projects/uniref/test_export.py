@@ -20,8 +20,9 @@ from tests.unified.modeling.test_deform_sum import Encode, pyramid
 from unified import ImagePredictor, VideoPredictor
 from unified.__main__ import main
 from unified.errors import CheckpointError, ConfigError, InputError
-from unified.export.programs import Program, export_model, prepared
+from unified.export.programs import export_model
 from unified.export.runtime import ExportedSegmenter, _onnx_engine, _openvino_engine
+from unified.export.tracing import Program, prepared
 from unified.export.writing import quiet, write_program
 from unified.inference.image_io import write_image
 from unified.inference.settings import ModelInfo
@@ -169,6 +170,25 @@ def test_the_tools_refuse_a_folder_that_cannot_answer(
     (damaged / "manifest.json").write_text(json.dumps(content | {"version": 1}))
     assert "is of version 1, this toolkit reads version 3" in refused(damaged)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_export_that_is_stopped_changes_nothing(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It says which program is at work; a folder that was complete stays so."""
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    model = make("text")
+    model.segment = stop
+    given = shutil.copytree(folder, tmp_path / "given")
+    before = {path.name: path.read_bytes() for path in given.iterdir()}
+    with caplog.at_level("INFO"), pytest.raises(KeyboardInterrupt):
+        export_model(model, given, format="torch", what="image", size=SIZE)
+    assert {path.name: path.read_bytes() for path in given.iterdir()} == before
+    assert "program 1 of 3: image encoder" in caplog.text
+    assert "program 3 of 3: masks by text" in caplog.text
 
 
 class Averaged(nn.Module):
