@@ -7,8 +7,9 @@ Reports the median ms per frame and stage, one after the other, after two frames
 "clock", the ms of a frame where the clip runs as in tools/infer_video.py, which reads, segments and
 writes at once; the peak memory, with more than 100 frames also its growth since frame 100. Frames
 are timed in whole periods of memory. --baseline runs the reference's algorithm too (of a SAM its
-tracking by boxes), in turn on every frame. --clip takes folders of frames and label maps. A model
-without weights gets some that keep every part busy. "systems" is a table of all (or of --model):
+tracking by boxes), in turn on every frame; that remembers every frame, whatever the model does.
+--clip takes folders of frames and label maps. A model without weights gets random ones that keep
+every part busy; they find nothing, so no IoU is told. "systems" is a table of all (or of --model):
 one sentence about a picture of the published size, in turn with the default model's.
 """
 
@@ -26,6 +27,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from unified.threads import set_thread_defaults
 
 set_thread_defaults()
+
+import torch
 
 from unified.commands import run_command
 from unified.engine import profiles
@@ -46,7 +49,6 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--clip", type=Path, nargs=2, metavar=("FRAMES", "MASKS"))
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the report there")
     cli.add_model_arguments(parser)
-    parser.set_defaults(threads=2)
     return benchmark.check_options(parser, parser.parse_args(arguments))
 
 
@@ -74,7 +76,9 @@ def print_table(options: argparse.Namespace) -> dict[str, Any]:
     """Prints a row of every system as soon as it is measured; returns them all."""
     print(profiles.HEADER)
     rows = {}
-    measured = profiles.measure_all(options.model, options.threads, options.frames)
+    measured = profiles.measure_all(
+        options.model, options.threads or torch.get_num_threads(), options.frames
+    )
     for name, profile, found in measured:
         print(profiles.row(name, profile, found), flush=True)
         rows[name] = profiles.as_json(profile, found)

@@ -16,6 +16,8 @@ from unified.inference.video_predictor import VideoPredictor
 
 WARM_UP = 2  # the frame of the mask, and the one whose memory holds a single frame
 GROWTH_FROM = 100
+BASELINE = {"objects_per_pass": 1, "memory_interval": 1}  # in clips, whatever the model does
+NOTE = "total: stages one after the other; clock: the clip as a stream, what can be side by side"
 
 Start = Callable[[Any, str, int], Iterator[benchmark.Outcome]]
 Summary = Callable[..., dict[str, Any]]
@@ -33,10 +35,12 @@ def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     alone = options.mode == "image" and not options.baseline  # the reference has no mirror image
     options.mirror = alone and model.inference.image.mirror
     report: dict[str, Any] = {k: getattr(options, k) for k in ("mode", "size", "objects", "mirror")}
-    report |= {"model": model.info.name, "options": options.opts}
+    weights = model.info.weights or "random"
+    report |= {"model": model.info.name, "weights": weights, "options": options.opts}
     report["environment"] = profiling.environment(next(model.parameters()).device)
     period = 1 if options.mode == "image" else model.inference.video.memory_interval
     parts = {"stages": found.stages, "num_objects": options.objects, "period": period}
+    parts["trained"] = model.info.weights is not None
     summary: Summary = partial(benchmark.summary, **parts)
     start: Start = partial(_outcomes, options, scratch)
     total = WARM_UP + -(-options.frames // period) * period
@@ -50,7 +54,11 @@ def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         report["ours"] = summary(laps[WARM_UP:], peak=profiling.memory("VmHWM"))
         if total > GROWTH_FROM:
             report["ours"]["growth_mb"] = laps[-1].resident - laps[GROWTH_FROM].resident
-    return report if options.mode == "image" else report | _clock(options, scratch, model, total)
+    if options.mode == "image":
+        return report
+    if options.baseline:
+        report["baseline"] |= BASELINE
+    return report | _clock(options, scratch, model, total)
 
 
 def _compared(
@@ -84,7 +92,7 @@ def _outcomes(
         made = {"size": options.size, "num_objects": options.objects}
         return benchmark.segment_images(ImagePredictor(model, **changes), folder, **work, **made)
     changes["keep_probabilities"] = True
-    changes |= {"objects_per_pass": 1, "memory_interval": 1} if name == "baseline" else {}
+    changes |= BASELINE if name == "baseline" else {}
     predictor = VideoPredictor(model, **changes)
     predictor.side_by_side = False  # so that stages add up
     return benchmark.segment_clip(predictor, folder, _clip(options, folder, num_frames), **work)
@@ -103,7 +111,7 @@ def _clock(
         num_frames=num_frames,
     )
     found = {"milliseconds": round(taken, 2), "frames_per_second": round(1000 / taken, 2)}
-    return {"memory_interval": predictor.settings.memory_interval, "clock": found}
+    return {"memory_interval": predictor.settings.memory_interval, "clock": found, "note": NOTE}
 
 
 def _settings(options: argparse.Namespace, model: Any) -> dict[str, Any]:

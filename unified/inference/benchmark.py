@@ -299,10 +299,12 @@ def summary(
     num_objects: int,
     peak: float,
     period: int = 1,
+    trained: bool = True,
 ) -> dict[str, Any]:
     """Median ms by stage, objects per second, the peak of memory in MB, and the mean IoU in %.
 
     Args:
+        trained: whether masks, and hence the IoU, mean anything.
         period: see ``median_milliseconds``.
 
     Raises:
@@ -313,7 +315,7 @@ def summary(
     table = median_milliseconds([lap.seconds for lap in laps], stage_names(stages), period)
     per_second = round(1000 * num_objects / table["total"], 3)
     found = {"milliseconds": table, "objects_per_second": per_second, "peak_mb": round(peak, 1)}
-    ious = [lap.iou for lap in laps if lap.iou is not None]
+    ious = [lap.iou for lap in laps if lap.iou is not None and trained]
     return found | ({"iou": round(100 * float(np.mean(ious)), 2)} if ious else {})
 
 
