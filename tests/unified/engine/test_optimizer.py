@@ -141,3 +141,29 @@ def test_averages_follow_the_weights_and_give_them_back(toy: Toy) -> None:
     average.n_averaged.fill_(100)
     average.update_parameters(toy)
     torch.testing.assert_close(average.module.head.weight.data, start + 10 / 11)
+
+
+def test_the_fused_step_moves_weights_as_the_plain_one_does(toy: Toy) -> None:
+    plain = Toy()
+    plain.load_state_dict(toy.state_dict())
+    fused = build_optimizer(load_config(), toy, slow_backbone)
+    rest = [*plain.head.parameters(), *plain.norm.parameters()]
+    expected = torch.optim.AdamW(
+        [
+            {"params": list(plain.backbone.parameters()), "lr": 1e-5, "weight_decay": 0.0},
+            {"params": rest, "lr": 1e-4, "weight_decay": 0.05},
+        ],
+        fused=False,
+        foreach=False,
+    )
+    assert fused.defaults["fused"], "torch has it for all parameters on a CPU or a GPU"
+    for _ in range(3):
+        x = torch.randn(8, 3)
+        losses = [model(x).square().mean() for model in (toy, plain)]
+        torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-7)
+        for loss, optimizer in zip(losses, (fused, expected), strict=True):
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    for ours, theirs in zip(toy.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ import torch
 from detectron2.engine import HookBase
 from detectron2.utils.events import EventStorage
 from PIL import Image
+from torch import nn
 
+from tests.toy.model import Toy
 from tests.toy.system import CONFIG
 from unified.checkpoint import read_weights
 from unified.commands import Terminated
@@ -24,6 +27,7 @@ from unified.engine.run import run_folder, train
 from unified.engine.trainer import Trainer, TrainingError, split
 from unified.errors import ConfigError, InputError
 from unified.files import file_sha256
+from unified.inference.prepared import compiler_works
 
 
 def run(options: list[str], *more: str, resume: bool = False) -> Trainer:
@@ -221,6 +225,35 @@ def test_half_precision_stays_near_full_precision(options: list[str], dtype: str
     # Rounding may turn a match around, which moves the loss of four boxes by some percent.
     assert metrics(half)[0]["total_loss"] == pytest.approx(full[0]["total_loss"], rel=0.1)
     assert metrics(half)[0]["total_loss"] != full[0]["total_loss"]
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch looks at it while it traces
+def test_compiled_parts_learn_as_they_do_without(
+    options: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not compiler_works(torch.device("cpu")):
+        pytest.skip("torch.compile finds no compiler here")
+    # Forward and backward are traced; what the compiler makes of them is not run here.
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="aot_eager"))
+    more = ("SOLVER.MAX_ITER", "3", "DATASETS.TRAIN", "('fss-1000-train',)")
+    eager = metrics(run(options, *more))
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    options[-1] += "compiled"
+    compiled = metrics(run(options, *more, "SOLVER.COMPILE", "True"))
+    assert counters["stats"]["unique_graphs"] >= 2, "nothing was compiled"
+    torch._dynamo.reset()
+    for ours, theirs in zip(compiled, eager, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)
+
+
+def test_a_model_without_parts_to_compile_is_not_trained_so(
+    options: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(Toy, "compiled_parts")
+    with pytest.raises(InputError, match="no part that is compiled"):
+        run(options, "SOLVER.COMPILE", "True")
 
 
 def test_parts_of_a_batch_add_up_to_the_batch_of_their_losses(options: list[str]) -> None:
