@@ -34,7 +34,7 @@ def takes_over(memory: VideoMemory, object_id: int, alone: Answer, remembered: A
         return False
     score, found_with = float(alone[0]), memory.found_with(object_id)
     assert found_with is not None, "memory rests on the sentence"
-    if _is_same(mask, other):
+    if is_same(mask, other):
         memory.confirm(object_id, score)
         return False
     if _logit(score) <= _logit(found_with) + CLEARLY:
@@ -45,7 +45,7 @@ def takes_over(memory: VideoMemory, object_id: int, alone: Answer, remembered: A
 
 def drop_other(memory: VideoMemory, object_id: int, alone: Answer, shown: Tensor) -> None:
     """Forgets a sentence that alone does not find what a mask of the user shows, (H, W) bool."""
-    if not _is_same(alone[1] > MASK_THRESHOLD, shown):
+    if not is_same(alone[1] > MASK_THRESHOLD, shown):
         memory.drop_text(object_id)
         logger.warning(
             "object %d is followed by its mask alone: its sentence by itself does not find what "
@@ -54,7 +54,7 @@ def drop_other(memory: VideoMemory, object_id: int, alone: Answer, shown: Tensor
         )
 
 
-def _is_same(mask: Tensor, other: Tensor) -> bool:
+def is_same(mask: Tensor, other: Tensor) -> bool:
     """Whether two masks (H, W), not both empty, are of one object."""
     return bool((mask & other).sum() >= SAME_OBJECT_IOU * (mask | other).sum())
 

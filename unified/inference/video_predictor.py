@@ -18,7 +18,7 @@ from unified.inference.answers import Answer, Question
 from unified.inference.checks import check_frames, check_image, check_object, check_prompt
 from unified.inference.doubles import Doubles
 from unified.inference.frames import EncodedFrame, FrameAhead, FrameEncoder
-from unified.inference.guide import ask_guide, is_guided
+from unified.inference.guide import ask_guide, is_doubted, is_guided, weighed
 from unified.inference.memory import VideoMemory, chunks
 from unified.inference.prepared import is_compiled
 from unified.inference.presence import presences
@@ -164,11 +164,9 @@ class VideoPredictor:
         """Questions about the next frame, and for how many frames they likely stay the same."""
         ids = () if self._waiting else self.memory.object_ids
         if is_guided(self.encoder.model):  # the guide is asked in turn
-            questions = self._questions([i for i in ids if not self.memory.is_sought(i)], size)
-        else:
-            weak = [i for i in ids if is_weak(self.memory, i, self.settings.memory_score)]
-            questions = self._questions(ids, size)
-            questions += [question.alone() for question in self._questions(weak, size)]
+            ids = tuple(i for i in ids if not self.memory.is_sought(i))
+        weak = [i for i in ids if is_weak(self.memory, i, self.settings.memory_score)]
+        questions = [*self._questions(ids, size), *self._questions_alone(weak, size)]
         if not self._remembers:
             return dict.fromkeys(questions, math.inf)
         interval = self.settings.memory_interval
@@ -277,11 +275,10 @@ class VideoPredictor:
         answers = self._ask(frame, self._questions(followed, size))
         enough = self.settings.memory_score
         weak = [object_id for object_id in answers if is_weak(self.memory, object_id, enough)]
-        alone = self._ask_alone(frame, [*self._due(sought), *weak], size)
-        for object_id, answer in alone.items():
-            first = object_id in sought
-            if first or takes_over(self.memory, object_id, answer, answers[object_id]):
+        for object_id, answer in self._ask(frame, self._questions_alone(weak, size)).items():
+            if takes_over(self.memory, object_id, answer, answers[object_id]):
                 answers[object_id] = answer
+        answers |= self._ask_words(frame, self._due(sought), size)
         maps |= {object_id: probability for object_id, (_, probability) in answers.items()}
         device = frame.images.tensor.device
         scores = {object_id: float(object_id in given) for object_id in ids}
@@ -298,15 +295,19 @@ class VideoPredictor:
         interval = self.settings.memory_interval if self._remembers else 1
         return [i for i in sought if self.memory.is_asked_again(i, interval)]
 
-    def _ask_alone(
+    def _ask_words(
         self, frame: EncodedFrame, object_ids: Sequence[int], size: Size
     ) -> dict[int, Answer]:
         """What sentences say by themselves, or the guide about them."""
         if not is_guided(self.encoder.model):
-            return self._ask(frame, [each.alone() for each in self._questions(object_ids, size)])
+            return self._ask(frame, self._questions_alone(object_ids, size))
         words = [self.memory.words(object_id) for object_id in object_ids]
-        found = ask_guide(self.encoder, frame, words, size, self.settings.score_threshold)
-        return dict(zip(object_ids, found, strict=True))
+        found = ask_guide(self.encoder, frame, words, size)
+        answers = dict(zip(object_ids, found, strict=True))
+        threshold = self.settings.score_threshold
+        doubted = [i for i, answer in answers.items() if is_doubted(answer, threshold)]
+        own = self._ask(frame, self._questions_alone(doubted, size))
+        return {i: weighed(answer, own.get(i), threshold) for i, answer in answers.items()}
 
     def _drop_other_sentences(
         self, frame: EncodedFrame, prompts: Mapping[int, Prompt], probabilities: Tensor
@@ -319,7 +320,7 @@ class VideoPredictor:
         """
         both = [i for i in prompts if self.memory.has_text(i) and self.memory.was_shown(i)]
         size = (probabilities.shape[1], probabilities.shape[2])
-        alone = self._ask_alone(frame, both, size)
+        alone = self._ask_words(frame, both, size)
         for object_id, answer in alone.items():
             row = self.memory.object_ids.index(object_id)
             drop_other(self.memory, object_id, answer, probabilities[row] > MASK_THRESHOLD)
@@ -329,6 +330,10 @@ class VideoPredictor:
         batches = self.memory.batches(object_ids, self._batch_size(len(object_ids)))
         threshold = self.settings.score_threshold
         return [Question(self.memory.tracks(batch), size, threshold) for batch in batches]
+
+    def _questions_alone(self, object_ids: Sequence[int], size: Size) -> list[Question]:
+        """The same about their sentences alone."""
+        return [question.alone() for question in self._questions(object_ids, size)]
 
     def _ask(self, frame: EncodedFrame, questions: Sequence[Question]) -> dict[int, Answer]:
         """What the model says about objects; what it was asked ahead is not asked again."""

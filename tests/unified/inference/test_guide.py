@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from tests.unified.inference.test_weak_sentences import FRAMES, LEFT, SIZE, Scripted
@@ -28,9 +29,9 @@ class Guide:
     def understands(self, text: str) -> bool:
         return text != "nonsense"
 
-    def look(self, frames: Sequence[EncodedFrame], image: np.ndarray) -> int:
-        assert len(frames) == 1 and frames[0].size == SIZE == image.shape[:2]
-        self.looked.append(int(image[0, 0, 0]))
+    def look_at_frame(self, frame: EncodedFrame) -> int:
+        assert frame.size == SIZE
+        self.looked.append(int(frame.image[0, 0, 0]))
         return self.looked[-1]
 
     def answer(self, scene: int, text: str, references: References) -> Any:
@@ -61,16 +62,16 @@ SAID = {0: {1: Prompt(text="it")}}
 
 
 def test_the_guide_is_asked_every_few_frames_until_it_finds_the_thing_then_memory_is() -> None:
-    guide = Guide([("left", 0.1), *[("left", 0.9)] * 2, ("right", 0.4), *[("left", 0.9)] * 2])
+    guide = Guide([("left", 0.02), *[("left", 0.9)] * 2, ("right", 0.4), *[("left", 0.9)] * 2])
     sides, scores, asked = follow(guide, SAID, memory_interval=3)
     assert guide.looked == [0, 3], "not on the frames between, and not after"
     assert sides == ["nowhere"] * 3 + ["right"] * 3
-    assert scores == [0.1, 0.0, 0.0, 0.4, 0.9, 0.9]
+    assert scores == [0.02, 0.0, 0.0, 0.4, 0.9, 0.9]
     assert asked == ["both"] * 2, "the model itself follows, and does not look for it"
 
 
 def test_what_the_guide_finds_stands_beside_what_is_followed() -> None:
-    guide = Guide([("left", 0.1)] * 3 + [("left", 0.45)] * 3)
+    guide = Guide([("left", 0.02)] * 3 + [("left", 0.45)] * 3)
     shown = Prompt(mask=np.tile(~LEFT, (SIZE[0], 1)))
     prompts = {0: {1: Prompt(text="it"), 2: shown}}
     sides, scores, asked = follow(guide, prompts, memory_interval=3)
@@ -85,7 +86,7 @@ def test_without_memory_the_guide_is_asked_about_every_frame() -> None:
 
 
 def test_a_frame_is_looked_at_once_and_a_sentence_is_asked_when_it_comes() -> None:
-    guide = Guide([("left", 0.1)] * 6)
+    guide = Guide([("left", 0.02)] * 6)
     one, two = Prompt(text="it"), Prompt(text="another")
     prompts = {0: {1: one, 2: two}, 2: {1: two}, 4: {3: Prompt(text="nonsense")}}
     follow(guide, prompts, memory_interval=3)
@@ -101,7 +102,43 @@ def test_the_guide_says_whether_a_sentence_means_what_a_mask_beside_it_shows() -
         assert sides == ["left"] * 6 and set(found) == {asked} and guide.looked == [0]
 
 
-def test_weak_answers_of_the_guide_give_way_to_better_ones() -> None:
-    guide = Guide([("left", 0.35), ("left", 0.4), ("right", 0.9), *[("left", 0.9)] * 3])
-    sides, _, _ = follow(guide, SAID, memory_score=0.7)
-    assert sides == ["left"] * 2 + ["right"] * 4 and guide.looked == [0, 1, 2]
+def test_weak_answers_of_the_guide_give_way_to_better_ones_of_the_model() -> None:
+    """The guide costs much more, and is not asked again."""
+    guide = Guide([("left", 0.35)] * 6)
+    sides, _, asked = follow(guide, SAID, memory_score=0.65)
+    assert sides == ["left"] * 3 + ["right"] * 3 and guide.looked == [0]
+    assert asked.count("alone") == 3
+
+
+@pytest.mark.parametrize(
+    ("side", "score", "found"),
+    [
+        ("left", 0.2, True),  # the model itself says left with 0.35 too
+        ("left", 0.02, False),  # firmly refused
+        ("right", 0.2, False),  # another thing
+    ],
+)
+def test_what_the_guide_doubts_is_there_if_the_model_finds_it_too(
+    side: str, score: float, found: bool
+) -> None:
+    sides, scores, asked = follow(Guide([(side, score)] * 6), SAID, memory_interval=6)
+    assert sides == (["left"] if found else ["nowhere"]) * 6
+    assert scores[0] == (0.35 if found else score)
+    assert asked.count("alone") == (score > 0.03)
+
+
+def test_what_is_refused_in_images_is_refused_in_clips() -> None:
+    model: Any = Scripted().eval()
+    model.chooser = Guide([("left", 0.9)] * 2)
+    predictor = VideoPredictor(model, short_side=SIZE[0])
+    shown = np.broadcast_to(~LEFT, SIZE)
+    prompts = {
+        1: Prompt(text="nonsense"),
+        2: Prompt(text="it"),
+        3: Prompt(text="nonsense", mask=shown),
+    }
+    for result in predictor.run(FRAMES[:2], {0: prompts}):
+        assert np.array_equal(result.label_map, np.broadcast_to(np.where(LEFT, 2, 3), SIZE))
+        assert [result.presence[i].kind for i in prompts] == ["refused", "present", "present"]
+        assert result.scores[1] == 0 and result.boxes[1] is None
+    assert model.asked == ["both", "memory"]

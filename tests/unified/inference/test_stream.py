@@ -9,6 +9,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from threading import Event, get_ident
 from time import sleep
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -94,6 +95,37 @@ def test_the_same_as_one_frame_at_a_time(segmenter: Toy, interval: int, rule: st
     ours = list(video(segmenter, **options).run(frames(12), CHANGES))
     all_equal(ours, one_at_a_time(segmenter, CHANGES, 12, **options), atol=1e-5)
     assert any(result.label_map.any() for result in ours)
+
+
+class Teller:
+    """A chooser that finds sentences in every second frame, and doubts them in the others."""
+
+    in_clips = True
+
+    def __init__(self) -> None:
+        self.bright = {int(frame.sum()) for frame in frames(12)[1::2]}
+
+    def understands(self, text: str) -> bool:
+        return True
+
+    def look_at_frame(self, frame: Any) -> bool:
+        return int(frame.image.sum()) in self.bright
+
+    def answer(self, scene: bool, text: str, references: References) -> Any:
+        found = torch.zeros(10, 10)
+        found[2:6, 2 : 4 + len(text) % 5] = 1
+        return SimpleNamespace(probability=found, score=0.8 if scene else 0.2)
+
+
+@pytest.mark.parametrize("interval", [1, 2, 3])
+def test_the_same_where_a_chooser_says_what_sentences_mean(
+    segmenter: Toy, interval: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(segmenter, "chooser", Teller(), raising=False)
+    options = {"memory_interval": interval, "memory_score": 0.85, "score_threshold": 0.5}
+    ours = list(video(segmenter, **options).run(frames(12), CHANGES))
+    all_equal(ours, one_at_a_time(segmenter, CHANGES, 12, **options), atol=1e-5)
+    assert any(0.5 <= result.scores[2] != 0.8 for result in ours), "it is followed"
 
 
 @pytest.mark.parametrize("interval", [1, 3])

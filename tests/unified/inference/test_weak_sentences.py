@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pytest
@@ -134,23 +133,3 @@ def test_a_mask_that_corrects_an_object_ends_a_sentence_that_does_not_find_it(
     fix = Prompt(mask=np.broadcast_to(LEFT, SIZE))
     sides, asked = follow({0: Prompt(text="it"), frame: fix}, memory_score=0.0)
     assert sides == ["left"] * 6 and " ".join(asked) == expected
-
-
-class Reader:
-    """A chooser as far as clips need one."""
-
-    def understands(self, text: str) -> bool:
-        return text != "blub"
-
-
-def test_what_is_refused_in_images_is_refused_in_clips() -> None:
-    model: Any = Scripted().eval()
-    model.chooser = Reader()
-    predictor = VideoPredictor(model, short_side=SIZE[0])
-    shown = np.broadcast_to(~LEFT, SIZE)
-    prompts = {1: Prompt(text="blub"), 2: Prompt(text="it"), 3: Prompt(text="blub", mask=shown)}
-    for result in predictor.run(FRAMES[:2], {0: prompts}):
-        assert np.array_equal(result.label_map, np.broadcast_to(np.where(LEFT, 2, 3), SIZE))
-        assert [result.presence[i].kind for i in prompts] == ["refused", "present", "present"]
-        assert result.scores[1] == 0 and result.boxes[1] is None
-    assert model.asked == ["alone", "both", "memory"]

@@ -43,7 +43,7 @@ class View:
 
 
 class Guided:
-    """Answers sentences about images as ``Chooser`` does, and example images.
+    """Answers sentences about images and frames of clips as ``Chooser`` does, and example images.
 
     Args:
         guide: a model with a chooser.
@@ -70,6 +70,10 @@ class Guided:
         """As of ``Chooser``; the guide follows the model to its device."""
         self.guide.to(frames[0].images.tensor.device)
         return View(frames[0], self.finder)
+
+    def look_at_frame(self, frame: EncodedFrame) -> View:
+        """One frame of a clip, which the model sees as it sees images."""
+        return self.look([frame], frame.image)
 
     def answer(self, scene: View, text: str, _: References) -> Answer:
         """As of ``Chooser``, at the size of the model's input; the guide reads the text itself."""
