@@ -168,6 +168,12 @@ class VideoMemory:
         track = self._tracks[object_id]
         return track.first is not None and track.found_with is None and not track.tentative
 
+    def is_said(self, object_id: int) -> bool:
+        """Whether a sentence alone says what it is: the user has shown nothing of it."""
+        track = self._tracks[object_id]
+        pointed_at = track.tentative or track.shown is not None
+        return track.text is not None and not pointed_at and not self.was_shown(object_id)
+
     def drop_text(self, object_id: int) -> None:
         """The sentence does not mean the object that the user showed."""
         self._tracks[object_id] = replace(self._tracks[object_id], text=None)

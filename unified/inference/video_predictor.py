@@ -403,7 +403,7 @@ class VideoPredictor:
         if self.settings.merge_rule == "separate" or not self.settings.use_memory:
             return {}
         ids, memory = self.memory.object_ids, self.memory
-        said = [i for i in ids if i not in given and memory.has_text(i) and not memory.was_shown(i)]
+        said = [i for i in ids if i not in given and memory.is_said(i)]
         seen = [i for i in ids if memory.was_seen(i)]
         return self._doubles.update(ids, claims[:, ::2, ::2], said=said, seen=seen)
 

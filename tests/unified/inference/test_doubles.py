@@ -61,6 +61,14 @@ def test_two_sentences_about_one_thing_have_one_id_in_a_clip(
     assert predictor.encoder.model.asked == ["alone"] * 2 + ["both"] * 2 * (len(FRAMES) - 1)
 
 
+def test_what_the_user_points_at_keeps_its_pixels_from_that_frame_on() -> None:
+    predictor = VideoPredictor(Scripted().eval(), short_side=SIZE[0], objects_per_pass=1)
+    box = (0.0, 0.0, SIZE[1] / 2, float(SIZE[0]))
+    said = {0: {1: Prompt(text="it"), 2: Prompt(text="the same", box=box)}}
+    for result in predictor.run(FRAMES, said):
+        assert not result.areas[1] and result.areas[2] == LEFT.sum() * SIZE[0]
+
+
 def test_with_masks_of_their_own_both_have_it() -> None:
     predictor = VideoPredictor(
         Scripted().eval(), short_side=SIZE[0], objects_per_pass=1, merge_rule="separate"
