@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -68,7 +68,6 @@ class Toy(nn.Module):
     """All verbs of ``TrainableSegmenter``, for the kinds of reference that it is given."""
 
     detects: Literal[True] = True
-    compiled_parts: ClassVar[tuple[str, ...]] = ("neck", "head")
 
     def __init__(
         self,

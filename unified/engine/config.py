@@ -88,7 +88,6 @@ def _add_solver(cfg: CfgNode) -> None:
     solver.AMP.DTYPE = "bfloat16"  # or float16, with loss scaling; used if AMP.ENABLED
     solver.ACCUMULATE = 1  # batches per process and step; IMS_PER_BATCH stays that of a step
     solver.EMA_DECAY = 0.0  # of the averaged weights that are evaluated and handed on; 0 is off
-    solver.COMPILE = False  # parts of the model by torch.compile, in training
     solver.LOG_PERIOD = 20
     solver.WANDB = ""  # project of Weights & Biases
 

@@ -52,7 +52,6 @@ from unified.engine.optimizer import (
 )
 from unified.engine.system import system
 from unified.errors import ConfigError, UnifiedError
-from unified.inference.prepared import compilable, compile_parts
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +80,6 @@ class Trainer(TrainerBase):
         Raises:
             ConfigError: a value does not fit, or the checkpoint belongs to other datasets, another
                 seed or another model.
-            InputError: the model has no part for ``SOLVER.COMPILE``.
             CheckpointError: the weights are missing, damaged or do not fit.
         """
         super().__init__()
@@ -105,8 +103,6 @@ class Trainer(TrainerBase):
             builder.load_parts(self._segmenter, cfg, state["model"])
         self.shell = SegmenterShell(self._segmenter, builder.supervision(cfg))
         self.shell.to(self.device).train()
-        if cfg.SOLVER.COMPILE and compilable(self._segmenter):
-            compile_parts(self._segmenter)
         self.model = distribute(self.shell)
         self.optimizer = build_optimizer(cfg, self.segmenter, builder.parameter_group)
         self.scheduler = build_scheduler(cfg, self.optimizer)

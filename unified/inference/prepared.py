@@ -35,7 +35,10 @@ def prepared(model: M, precision: str = "float32", *, compile: bool = False) -> 
     asked = (precision, compile)
     if not isinstance(model, nn.Module) or getattr(model, "prepared_for", None) == asked:
         return model
-    compile = compile and compilable(model)
+    parts: tuple[str, ...] = getattr(type(model), "compiled_parts", ())
+    if compile and not parts:
+        raise InputError("this model has no part that is compiled: leave out compile")
+    compile = compile and compiler_works(next(model.parameters()).device)
     stored = precision != "float32" and getattr(type(model), "stores_half", False)
     if not (compile or stored or next(foldable(model), None)):
         return model
@@ -45,28 +48,12 @@ def prepared(model: M, precision: str = "float32", *, compile: bool = False) -> 
             fold(pair)
         if stored:
             _store(ready, getattr(torch, precision))
-    if compile:
-        compile_parts(ready)
+    for part in parts if compile else ():
+        module = ready.get_submodule(part) if _has(ready, part) else None
+        if module is not None:
+            module.compile()
     ready.prepared_for, ready.compiled = asked, compile
     return ready
-
-
-def compilable(model: nn.Module) -> bool:
-    """Whether a compiler works on the model's device; says in one line why not.
-
-    Raises:
-        InputError: the model's class names no ``compiled_parts``.
-    """
-    if not getattr(type(model), "compiled_parts", ()):
-        raise InputError("this model has no part that is compiled: leave out compile")
-    return compiler_works(next(model.parameters()).device)
-
-
-def compile_parts(model: nn.Module) -> None:
-    """Lets ``torch.compile`` run what the model's class names as ``compiled_parts``."""
-    for part in type(model).compiled_parts:  # type: ignore[attr-defined]
-        if _has(model, part):
-            model.get_submodule(part).compile()
 
 
 class Preparation:

@@ -178,33 +178,28 @@ def count_launches(device: Device, work: Callable[[], object]) -> None:
 
 
 def time_training(options: argparse.Namespace) -> None:
-    """A row for each size of two samples, eager and compiled."""
+    """A row for each size of two samples."""
     from unified.engine.config import load_config
     from unified.engine.meta_arch import SegmenterShell
     from unified.engine.optimizer import build_optimizer
     from unified.engine.system import system
-    from unified.inference.prepared import compile_parts
 
     device, found = Device(options.device), system("UniRef")
     cfg = load_config(ROOT / "configs/video_joint_r50.yaml", OPTIONS)
     sizes = ((64, 96),) if options.tiny else ((480, 854), (800, 1333))
-    print("| pictures | way | ms a step | warm-up, s | peak, MB |\n|---|---|---|---|---|")
+    print("| pictures | ms a step | warm-up, s | peak, MB |\n|---|---|---|---|")
     for size in sizes:
-        for way in ("eager", "compiled")[: 1 if options.tiny else None]:
-            device.forget_peak()
-            model = make_model(options, training=True)
-            if way == "compiled":
-                compile_parts(model)
-            shell = SegmenterShell(model, found.supervision(cfg)).train()
-            optimizer = build_optimizer(cfg, model, found.parameter_group)
-            batch = [sample(size, index) for index in range(2)]
-            learning = partial(learn, shell, optimizer, batch, options.device)
-            taken, warm_up = device.milliseconds(learning, max(1, options.frames // 2))
-            print(
-                f"| 2 of {size[0]}x{size[1]} | {way} | {taken:.0f} | {warm_up:.1f} "
-                f"| {device.peak()} |",
-                flush=True,
-            )
+        device.forget_peak()
+        model = make_model(options, training=True)
+        shell = SegmenterShell(model, found.supervision(cfg)).train()
+        optimizer = build_optimizer(cfg, model, found.parameter_group)
+        batch = [sample(size, index) for index in range(2)]
+        learning = partial(learn, shell, optimizer, batch, options.device)
+        taken, warm_up = device.milliseconds(learning, max(1, options.frames // 2))
+        print(
+            f"| 2 of {size[0]}x{size[1]} | {taken:.0f} | {warm_up:.1f} | {device.peak()} |",
+            flush=True,
+        )
 
 
 def learn(shell: Any, optimizer: Any, batch: list[dict[str, Any]], device: str) -> None:

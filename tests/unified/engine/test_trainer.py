@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,6 @@ from detectron2.engine import HookBase
 from detectron2.utils.events import EventStorage
 from PIL import Image
 
-from tests.toy.model import Toy
 from tests.toy.system import CONFIG
 from unified.checkpoint import read_weights
 from unified.commands import Terminated
@@ -27,7 +24,6 @@ from unified.engine.run import run_folder, train
 from unified.engine.trainer import Trainer, TrainingError, split
 from unified.errors import ConfigError, InputError
 from unified.files import file_sha256
-from unified.inference.prepared import compiler_works
 
 
 def run(options: list[str], *more: str, resume: bool = False) -> Trainer:
@@ -225,56 +221,6 @@ def test_half_precision_stays_near_full_precision(options: list[str], dtype: str
     # Rounding may turn a match around, which moves the loss of four boxes by some percent.
     assert metrics(half)[0]["total_loss"] == pytest.approx(full[0]["total_loss"], rel=0.1)
     assert metrics(half)[0]["total_loss"] != full[0]["total_loss"]
-
-
-@pytest.fixture
-def trial() -> Iterator[None]:
-    """What ``compiler_works`` found is of this test only."""
-    compiler_works.cache_clear()
-    yield
-    compiler_works.cache_clear()
-
-
-@pytest.mark.usefixtures("trial")
-@pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch looks at it while it traces
-def test_compiled_parts_learn_as_they_do_without(
-    options: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Forward and backward are traced; what the compiler makes of them is not run here."""
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
-    more = ("SOLVER.MAX_ITER", "2", "DATASETS.TRAIN", "('fss-1000-train',)")
-    eager = metrics(run(options, *more))
-    torch._dynamo.reset()
-    counters = torch._dynamo.utils.counters
-    counters.clear()
-    options[-1] += "compiled"
-    compiled = metrics(run(options, *more, "SOLVER.COMPILE", "True"))
-    assert counters["stats"]["unique_graphs"] >= 3, "only the trial was compiled"
-    torch._dynamo.reset()
-    for ours, theirs in zip(compiled, eager, strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-5)
-
-
-@pytest.mark.usefixtures("trial")
-def test_training_goes_on_without_a_compiler(
-    options: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def fail(_: object) -> object:
-        raise RuntimeError("no g++")
-
-    monkeypatch.setattr(torch, "compile", fail)
-    trainer = run(options, "SOLVER.MAX_ITER", "1", "SOLVER.COMPILE", "True")
-    assert len(metrics(trainer)) == 1
-    said = [x.getMessage() for x in caplog.records if x.levelname == "WARNING"]
-    assert said.count("not compiled, as there is no compiler that works: no g++") == 1
-
-
-def test_a_model_without_parts_to_compile_is_not_trained_so(
-    options: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delattr(Toy, "compiled_parts")
-    with pytest.raises(InputError, match="no part that is compiled"):
-        run(options, "SOLVER.COMPILE", "True")
 
 
 def test_parts_of_a_batch_add_up_to_the_batch_of_their_losses(options: list[str]) -> None:
