@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from unified.dependencies import require
 from unified.errors import ConfigError
 from unified.modeling.precision import HALF, full_precision
+from unified.modeling.products import answers_on_cpu, linear
 from unified.structures import exporting, once
 
 logger = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ _CPU_BLOCK_ENTRIES = 1 << 24
 # Less where the product with many values follows, so that the block stays in the cache; but no
 # fewer rows than these, as products of few rows are slow.
 _CPU_SHARED_ENTRIES = 1 << 20
-_CPU_SHARED_ROWS = 640
+_CPU_SHARED_ROWS = 320
 # Every how many keys are looked at to guess a row's largest score.
 _CPU_KEY_STEP = 64
 # A score that gives no weight: zero times infinity would be none.
@@ -81,6 +82,10 @@ def attend(
         return wide.to(query.dtype)
     if exporting() and padding_mask is not None:
         return _in_products(query, key, value, padding_mask)
+    if padding_mask is not None and answers_on_cpu(query, key, value):
+        if bool((padding_mask == padding_mask[:1]).all()):  # a mask costs more than to leave out
+            kept = (~padding_mask[0]).nonzero()[:, 0]
+            key, value, padding_mask = key.index_select(2, kept), value.index_select(2, kept), None
     mask = None if padding_mask is None else ~padding_mask[:, None, None]
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
 
@@ -126,19 +131,19 @@ def attend_alike(
 
 def _weights_once(query: Tensor, key: Tensor, value: Tensor, ignored: Tensor) -> Tensor:
     """``attend`` of (heads, N, D), (heads, M, D), (B, heads, M, D) and (M,), by blocks of rows."""
+    kept = (~ignored).nonzero()[:, 0]
+    keys = key.index_select(1, kept)
+    values = value.permute(1, 2, 0, 3).index_select(1, kept).flatten(2)  # (heads, M, B * D)
     scaled = query * (1 / math.sqrt(query.shape[-1]))
-    values = rearrange(value, "b heads m d -> heads m (b d)")
-    bias = query.new_zeros(ignored.shape).masked_fill(ignored, -math.inf)
-    num_heads, num_rows = scaled.shape[:2]
-    output = query.new_empty(num_heads, num_rows, values.shape[-1])
-    num_keys = key.shape[1]
-    rows = min(_CPU_SHARED_ROWS, _CPU_BLOCK_ENTRIES // num_keys)  # more do not fit
-    rows = max(1, rows, _CPU_SHARED_ENTRIES // num_keys)
-    for head in range(num_heads):
+    output = query.new_empty(*query.shape[:2], values.shape[-1])
+    rows = min(_CPU_SHARED_ROWS, _CPU_BLOCK_ENTRIES // len(kept))  # more do not fit
+    rows = max(1, rows, _CPU_SHARED_ENTRIES // len(kept))
+    for head in range(len(scaled)):
         blocks = zip(scaled[head].split(rows), output[head].split(rows), strict=True)
         for block, result in blocks:
-            scores = torch.addmm(bias, block, key[head].t())
-            torch.mm(scores.softmax(dim=-1), values[head], out=result)
+            weights = torch.mm(block, keys[head].t())
+            torch.softmax(weights, dim=-1, out=weights)
+            result.copy_(linear(weights, values[head].t()))
     return rearrange(output, "heads n (b d) -> b heads n d", b=len(value))
 
 

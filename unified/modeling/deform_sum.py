@@ -178,23 +178,81 @@ def sum_of_gathers(value: Tensor, shapes: Shapes, locations: Tensor, weights: Te
     Runtimes disagree about ``grid_sample``, and some convert it wrongly; what a gather does is the
     same everywhere.
     """
-    table, bags, shares = _bags(value, shapes, locations, weights)
+    places = to_pixels(locations, shapes).movedim(-1, 2)
+    table, bags, shares = _bags(value, shapes, places, weights)
     rows = table.index_select(0, bags.flatten()).view(*bags.shape, -1)  # (B * Q * heads, K, D)
     summed = (shares[:, None] @ rows).view(*locations.shape[:2], -1)
     return summed.to(value.dtype)
 
 
 def sum_of_bags(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
-    """``sample_and_sum`` for CPUs, where it is several times as fast as ``sum_of_grids``.
+    """``sample_and_sum`` for CPUs, where it is several times as fast as ``sum_of_grids``."""
+    return sum_at_pixels(value, shapes, to_pixels(locations, shapes).movedim(-1, 2), weights)
+
+
+def sum_at_pixels(value: Tensor, shapes: Shapes, places: Tensor, weights: Tensor) -> Tensor:
+    """``sum_of_bags`` of places (B, Q, 2, heads, L, P), first all x, then all y, of ``to_pixels``.
 
     torch sums the rows of a bag without storing the samples.
     """
-    summed: Tensor = BagSum.apply(*_bags(value, shapes, locations, weights))
-    return summed.view(*locations.shape[:2], -1).to(value.dtype)
+    summed: Tensor = BagSum.apply(*_bags(value, shapes, places, weights))
+    return summed.view(*places.shape[:2], -1).to(value.dtype)
+
+
+def sum_of_tokens(
+    tokens: Tensor,
+    shapes: Shapes,
+    places: Tensor,
+    weights: Tensor,
+    padding_mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Weighted sums of bilinear samples of tokens as they are, for few queries.
+
+    Args:
+        tokens: (B, N, C).
+        places, weights: as for ``sum_at_pixels``.
+        padding_mask: (B, N) True on tokens that count as zeros.
+
+    Returns:
+        The sums (B, Q, heads, C), and the sums of all weights that fell on tokens, (B, Q, heads).
+    """
+    device = tokens.device
+    sides = torch.tensor([(width, height) for height, width in shapes], device=device)  # (L, 2)
+    ends = sides.t()[:, None, None, :, None].float()
+    before = places.floor()
+    fraction = places - before
+    pixels = torch.stack((before, before + 1), dim=3)  # (B, Q, 2, 2, heads, L, P)
+    shares = torch.stack((1 - fraction, fraction), dim=3)
+    shares = shares * ((pixels >= 1) & (pixels <= ends))
+    column, row = (pixels.clamp(min=1).minimum(ends) - 1).int().unbind(2)
+    sizes = [height * width for height, width in shapes]
+    starts = torch.tensor([0, *accumulate(sizes)][:-1], device=device, dtype=torch.int32)[:, None]
+    images = torch.arange(len(tokens), device=device, dtype=torch.int32) * tokens.shape[1]
+    across = sides[:, :1].int()
+    token = (row * across + starts)[:, :, :, None] + column[:, :, None]
+    token += images.view(-1, *[1] * 6)  # (B, Q, 2, 2, heads, L, P), rows and then columns
+    shares = shares[:, :, 1, :, None] * shares[:, :, 0, None] * weights[:, :, None, None]
+    bags, shares = (
+        rearrange(x, "b q i j heads l p -> (b q heads) (i j l p)") for x in (token, shares)
+    )
+    if padding_mask is not None:
+        shares = shares.masked_fill(padding_mask.flatten()[bags], 0.0)
+    sums = F.embedding_bag(bags, tokens.flatten(0, 1), per_sample_weights=shares, mode="sum")
+    rows = (*weights.shape[:3], -1)
+    return sums.view(rows), shares.sum(dim=1).view(weights.shape[:3])
+
+
+def to_pixels(locations: Tensor, shapes: Shapes) -> Tensor:
+    """Locations (..., L, P, 2) in 0..1 as float32 places in pixels, 1.0 in the middle of the first.
+
+    Pixel 0 is on a border around each level.
+    """
+    sizes = torch.tensor([(w, h) for h, w in shapes], device=locations.device, dtype=torch.float32)
+    return locations.float() * sizes[:, None].expand(locations.shape[-3:]).contiguous() + 0.5
 
 
 def _bags(
-    value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor
+    value: Tensor, shapes: Shapes, places: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What to sum for each query and head: a bilinear sample is a weighted sum of four tokens.
 
@@ -202,41 +260,38 @@ def _bags(
         Rows (R, D) float32, and which of them, (B * Q * heads, K) int32, with which weights, of the
         four corners of L * P samples.
     """
-    batch = value.shape[0]
-    num_heads, num_levels, num_points = locations.shape[2:5]
     table, starts = _with_borders(value, shapes)
     # Constants are written out per head, level and point: elementwise operations want long rows.
-    layout, device = (num_heads, num_levels, num_points), value.device
+    layout, device = places.shape[3:], value.device
     sides = torch.tensor([(width, height) for height, width in shapes], device=device)  # (L, 2)
-    size = sides[:, None].expand(*layout, 2).float().contiguous()
-    position = locations.float() * size - 0.5
+    ends = (sides.t()[:, None, :, None] + 1).expand(2, *layout).float().contiguous()
     # Nearer than that to a level or not, a place outside reads zeros.
-    position = position.clamp(min=-1).minimum(size)
-    before = position.detach().floor().minimum(size - 1)
-    column, row = before.unbind(-1)  # (B, Q, heads, L, P)
-    width = sides[:, :1] + 2
-    image = torch.arange(batch, device=device).view(-1, 1, 1, 1, 1) * (table.shape[0] // batch)
-    head = torch.arange(num_heads, device=device).view(-1, 1, 1)
-    first = image + ((starts + width + 1).expand(layout) * num_heads + head)  # of pixel 0, 0
-    across = (width * num_heads).expand(layout).contiguous()
-    token = row.int() * across.int() + column.int() * num_heads + first.int()
-    corners = torch.stack([x * num_heads for x in (0 * width, 0 * width + 1, width, width + 1)])
-    corners = corners.expand(-1, -1, num_points).flatten(1).int()  # (4, L * P)
-    shares = _corner_shares(position - before, weights)
+    places = places.clamp(min=0).minimum(ends)
+    column, row = places.int().unbind(2)  # (B, Q, heads, L, P)
+    num_heads, across = layout[0], sides[:, :1] + BORDER
+    token = row * (across * num_heads).expand(layout).int().contiguous() + column * num_heads
+    corners = torch.stack((0 * across, 0 * across + 1, across, across + 1))  # (4, L, 1)
+    head = torch.arange(num_heads, device=device).view(-1, 1, 1, 1)
+    image = torch.arange(len(value), device=device).view(-1, 1, 1, 1) * (len(table) // len(value))
+    first = ((starts + corners) * num_heads + head).expand(-1, -1, -1, layout[2]).flatten(2)
     # (B * Q * heads, 4 * L * P): each bag holds all corners of all samples of a query and head.
-    bags = (token.flatten(3)[..., None, :] + corners).flatten(3).flatten(0, 2)
-    return table, bags, shares.flatten(3).flatten(0, 2)
+    bags = token.flatten(3)[..., None, :] + (image + first).int()[:, None]
+    shares = _corner_shares(places.frac(), weights)
+    return table, bags.flatten(3).flatten(0, 2), shares.flatten(3).flatten(0, 2)
+
+
+BORDER = 3  # pixels of zeros in a row: one before the level, two after it
 
 
 def _with_borders(value: Tensor, shapes: Shapes) -> tuple[Tensor, Tensor]:
-    """Tokens (B, N, heads, D) with a pixel of zeros around each level.
+    """Tokens (B, N, heads, D) with pixels of zeros around each level.
 
     Returns:
         (B * R * heads, D) float32, and where each level starts among the R, (L, 1).
     """
     sizes = [height * width for height, width in shapes]
     pairs = zip(value.float().split(sizes, dim=1), shapes, strict=True)
-    border = (0, 0, 0, 0, 1, 1, 1, 1)
+    border = (0, 0, 0, 0, 1, BORDER - 1, 1, BORDER - 1)
     levels = [F.pad(tokens.unflatten(1, shape), border).flatten(1, 2) for tokens, shape in pairs]
     starts = [0, *accumulate(level.shape[1] for level in levels)][:-1]
     table = torch.cat(levels, dim=1).flatten(0, 2)
@@ -247,10 +302,10 @@ def _corner_shares(fraction: Tensor, weights: Tensor) -> Tensor:
     """Weights (B, Q, heads, 4, L * P) of the pixels around each sample, the upper left one first.
 
     Args:
-        fraction: (B, Q, heads, L, P, 2), x and y.
+        fraction: (B, Q, 2, heads, L, P), x and y.
         weights: (B, Q, heads, L, P).
     """
-    x, y = fraction.unbind(-1)
+    x, y = fraction.unbind(2)
     below = y * weights
     above = weights - below
     right = above * x, below * x

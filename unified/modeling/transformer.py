@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from unified.modeling.deform_attn import MultiScaleDeformableAttention
+from unified.modeling.deform_attn import MultiScaleDeformableAttention, TokenSampling
 from unified.modeling.layers import box_position, sine_position
 from unified.modeling.precision import widen
+from unified.modeling.products import linear
 from unified.structures import once
 
 
@@ -105,6 +105,14 @@ class EncoderLayer(nn.Module):
         attended = self.self_attn(
             tokens + position, reference, tokens, layout.shapes, layout.padding_mask
         )
+        return self._add(tokens, attended)
+
+    def sampled(self, tokens: Tensor, sampling: TokenSampling, layout: TokenLayout) -> Tensor:
+        """``forward`` with what ``self_attn`` knows of the position of the tokens."""
+        attended = self.self_attn.of_tokens(tokens, sampling, layout.shapes, layout.padding_mask)
+        return self._add(tokens, attended)
+
+    def _add(self, tokens: Tensor, attended: Tensor) -> Tensor:
         tokens = self.norm1(tokens + self.dropout(attended))
         # On CPUs by parts of the tokens: the wide hidden states then stay in the cache.
         by_parts = tokens.device.type == "cpu" and not torch.compiler.is_compiling()
@@ -113,7 +121,8 @@ class EncoderLayer(nn.Module):
         return self.norm2(tokens + self.dropout(torch.cat(hidden, dim=1)))
 
     def _feed_forward(self, tokens: Tensor) -> Tensor:
-        return self.linear2(self.dropout(F.relu(self.linear1(tokens), inplace=True)))
+        hidden = linear(tokens, self.linear1.weight, self.linear1.bias, relu=True)
+        return linear(self.dropout(hidden), self.linear2.weight, self.linear2.bias)
 
 
 class DecoderLayer(nn.Module):
@@ -157,7 +166,8 @@ class DecoderLayer(nn.Module):
             queries + position, reference, memory, layout.shapes, layout.padding_mask
         )
         queries = self.norm1(queries + self.dropout(attended))
-        hidden = self.linear2(self.dropout(F.relu(self.linear1(queries), inplace=True)))
+        hidden = linear(queries, self.linear1.weight, self.linear1.bias, relu=True)
+        hidden = linear(self.dropout(hidden), self.linear2.weight, self.linear2.bias)
         return self.norm3(queries + self.dropout(hidden))
 
 
@@ -175,11 +185,23 @@ class Encoder(nn.Module):
         if tokens.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return self._layers(tokens, position, reference, layout)
         # On CPUs image by image: what is computed of one stays in the cache.
+        layers = [layer for layer in self.layers if isinstance(layer, EncoderLayer)]
+        shared = [
+            layer.self_attn.token_sampling(position, reference[: len(position)], layout.shapes)
+            for layer in layers
+        ]
         position = position.expand_as(tokens)
-        images = [slice(row, row + 1) for row in range(len(tokens))]
-        return torch.cat(
-            [self._layers(tokens[i], position[i], reference[i], layout[i]) for i in images]
-        )
+        images = []
+        for row in range(len(tokens)):
+            i = slice(row, row + 1)
+            image = tokens[i]
+            for layer, sampling in zip(layers, shared, strict=True):
+                if sampling is None:
+                    image = layer(image, position[i], reference[i], layout[i])
+                else:
+                    image = layer.sampled(image, sampling[row], layout[i])
+            images.append(image)
+        return torch.cat(images)
 
     def _layers(
         self, tokens: Tensor, position: Tensor, reference: Tensor, layout: TokenLayout
@@ -260,10 +282,9 @@ class DeformableTransformer(nn.Module):
         box = torch.cat(boxes, dim=1)
         inside = ((box > 0.01) & (box < 0.99)).all(dim=-1) & ~layout.padding_mask
         logit = torch.log(box / (1 - box)).masked_fill(~inside[..., None], torch.inf)
-        features = self.enc_output_norm(
-            self.enc_output(memory.masked_fill(~inside[..., None], 0.0))
-        )
-        return features, logit
+        allowed = memory.masked_fill(~inside[..., None], 0.0)
+        features = linear(allowed, self.enc_output.weight, self.enc_output.bias)
+        return self.enc_output_norm(features), logit
 
     def query_position(self, unactivated_boxes: Tensor) -> Tensor:
         """Position of decoder queries: (B, Q, 4) -> (B, Q, C)."""

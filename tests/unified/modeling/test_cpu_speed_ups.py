@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from unified.modeling import attention
+from unified.modeling import attention, deform_attn
 from unified.modeling.attention import attend, attend_alike
-from unified.modeling.fusion import CrossAttention
+from unified.modeling.deform_attn import MultiScaleDeformableAttention
+from unified.modeling.fusion import CrossAttention, FilmUniFusion
 from unified.modeling.mask_encoder import convolve
-from unified.modeling.transformer import EncoderLayer, TokenLayout
+from unified.modeling.products import linear
+from unified.modeling.transformer import Encoder, EncoderLayer, TokenLayout
+from unified.structures import Reference
 
 DIM = 32
 
@@ -168,3 +173,76 @@ def test_a_part_that_repeats_one_image_is_convolved_once() -> None:
         ours = convolve(conv, own, shared.expand(3, -1, -1, -1))
         expected = conv(torch.cat((own, shared.repeat(3, 1, 1, 1)), dim=1))
     torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)
+
+
+def stirred(module: torch.nn.Module) -> torch.nn.Module:
+    """In eval mode, with weights that leave nothing out."""
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return module.eval()
+
+
+@pytest.mark.parametrize("relu", [False, True])
+def test_products_are_those_of_torch(relu: bool) -> None:
+    x, weight, bias = torch.randn(2, 9, 24), torch.randn(24, 16), torch.randn(16)
+    plain = torch.nn.functional.linear(x, weight.t(), bias)
+    expected = plain.relu() if relu else plain
+    with torch.no_grad():
+        torch.testing.assert_close(linear(x, weight.t(), bias, relu=relu), expected)
+        turned = linear(x.transpose(0, 1), weight.t(), bias, relu=relu)
+    torch.testing.assert_close(turned.transpose(0, 1), expected)
+    assert linear(x, weight.requires_grad_().t(), bias, relu=relu).requires_grad
+
+
+SHAPES = ((6, 7), (3, 4), (2, 2))
+
+
+@pytest.mark.parametrize("sides", [2, 4], ids=["points", "boxes"])
+@pytest.mark.parametrize("cost", [0, 1 << 30], ids=["tokens are summed", "values are summed"])
+def test_samples_are_summed_on_a_cpu_as_they_are_to_learn(
+    monkeypatch: pytest.MonkeyPatch, sides: int, cost: int
+) -> None:
+    """Before or after the projection; references reach beyond the image on all sides."""
+    monkeypatch.setattr(deform_attn, "_COST_OF_A_SAMPLE", cost)
+    layer = stirred(MultiScaleDeformableAttention(dim=DIM, num_levels=3, num_points=3))
+    query, tokens = torch.randn(2, 9, DIM), torch.randn(2, 58, DIM)
+    reference = torch.rand(2, 9, 3, sides) * 1.4 - 0.2
+    inputs = query, reference, tokens, SHAPES, padding(2, 58)
+    with torch.no_grad():
+        found = layer(*inputs)
+    torch.testing.assert_close(found, layer(*inputs), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("alike", [False, True], ids=["padding differs", "of one image"])
+def test_an_encoder_gives_on_a_cpu_what_it_gives_to_learn(alike: bool) -> None:
+    options = {"dim": DIM, "feedforward_dim": 64, "num_heads": 4, "num_points": 2, "dropout": 0.0}
+    encoder = stirred(Encoder(2, num_levels=3, **options))
+    masks = [torch.zeros(1 if alike else 2, *shape, dtype=torch.bool) for shape in SHAPES]
+    for mask in masks:
+        mask[-1, :, -1] = True
+    layout = TokenLayout.from_masks([mask.expand(2, -1, -1) for mask in masks])
+    tokens, position = torch.randn(2, 58, DIM), torch.randn(len(masks[0]), 58, DIM)
+    with torch.no_grad():
+        found = encoder(tokens, position, layout)
+    torch.testing.assert_close(found, encoder(tokens, position, layout), rtol=1e-4, atol=1e-4)
+
+
+def test_keys_that_all_ignore_are_left_out() -> None:
+    query, key, value = (torch.randn(2, 3, length, DIM) for length in (20, 30, 30))
+    mask = torch.arange(30)[None].expand(2, -1) % 7 == 6
+    with torch.no_grad():
+        found = attend(query, key, value, mask)
+    torch.testing.assert_close(found, attend(query, key, value, mask, backend="eager"))
+
+
+def test_what_was_heard_of_a_reference_is_fused_as_if_heard_anew() -> None:
+    layer = stirred(FilmUniFusion(dim=DIM, num_heads=2, head_dim=8))
+    keys, values, mask = torch.randn(1, 40, DIM), torch.randn(3, 40, DIM), padding(1, 40)
+    reference = Reference(
+        keys.expand(3, -1, -1), values, mask.expand(3, -1), summary=torch.randn(3, DIM)
+    )
+    tokens = torch.randn(1, 30, DIM).expand(3, -1, -1)
+    with torch.no_grad():
+        known = replace(reference, heard=layer.hear(reference))
+        assert torch.equal(layer(tokens, [known]), layer(tokens, [reference]))
+        assert known[:2].heard is None, "of three objects, it is not that of two"
