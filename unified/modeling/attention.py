@@ -31,7 +31,9 @@ _CPU_BLOCK_ENTRIES = 1 << 24
 # Less where the product with many values follows, so that the block stays in the cache; but no
 # fewer rows than these, as products of few rows are slow.
 _CPU_SHARED_ENTRIES = 1 << 20
-_CPU_SHARED_ROWS = 320
+_CPU_SHARED_ROWS = 640
+# oneDNN packs the values anew for every block: no gain where there are more of them.
+_CPU_PACKED_ENTRIES = 1 << 21
 # Every how many keys are looked at to guess a row's largest score.
 _CPU_KEY_STEP = 64
 # A score that gives no weight: zero times infinity would be none.
@@ -143,7 +145,10 @@ def _weights_once(query: Tensor, key: Tensor, value: Tensor, ignored: Tensor) ->
         for block, result in blocks:
             weights = torch.mm(block, keys[head].t())
             torch.softmax(weights, dim=-1, out=weights)
-            result.copy_(linear(weights, values[head].t()))
+            if values[head].numel() > _CPU_PACKED_ENTRIES:
+                torch.mm(weights, values[head], out=result)
+            else:
+                result.copy_(linear(weights, values[head].t()))
     return rearrange(output, "heads n (b d) -> b heads n d", b=len(value))
 
 
