@@ -272,7 +272,8 @@ def _bags(
     token = row * (across * num_heads).expand(layout).int().contiguous() + column * num_heads
     corners = torch.stack((0 * across, 0 * across + 1, across, across + 1))  # (4, L, 1)
     head = torch.arange(num_heads, device=device).view(-1, 1, 1, 1)
-    image = torch.arange(len(value), device=device).view(-1, 1, 1, 1) * (len(table) // len(value))
+    batch = value.shape[0]
+    image = torch.arange(batch, device=device).view(-1, 1, 1, 1) * (table.shape[0] // batch)
     first = ((starts + corners) * num_heads + head).expand(-1, -1, -1, layout[2]).flatten(2)
     # (B * Q * heads, 4 * L * P): each bag holds all corners of all samples of a query and head.
     bags = token.flatten(3)[..., None, :] + (image + first).int()[:, None]
