@@ -30,17 +30,18 @@ def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     benchmark.take_clip(options)
     model = cli.load_model(options)
     found = system(model.info.system)
-    if model.info.weights is None:
-        found.benchmark_weights(model)
+    randomise = found.benchmark_weights if model.info.weights is None else None
+    if randomise is not None:
+        randomise(model)
     alone = options.mode == "image" and not options.baseline  # the reference has no mirror image
     options.mirror = alone and model.inference.image.mirror
     report: dict[str, Any] = {k: getattr(options, k) for k in ("mode", "size", "objects", "mirror")}
-    weights = model.info.weights or "random"
+    weights = model.info.weights if randomise is None else "random"
     report |= {"model": model.info.name, "weights": weights, "options": options.opts}
     report["environment"] = profiling.environment(next(model.parameters()).device)
     period = 1 if options.mode == "image" else model.inference.video.memory_interval
     parts = {"stages": found.stages, "num_objects": options.objects, "period": period}
-    parts["trained"] = model.info.weights is not None
+    parts["trained"] = randomise is None
     summary: Summary = partial(benchmark.summary, **parts)
     start: Start = partial(_outcomes, options, scratch)
     total = WARM_UP + -(-options.frames // period) * period

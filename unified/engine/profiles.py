@@ -97,7 +97,8 @@ def _prepare(entry: ModelEntry) -> tuple[nn.Module, Callable[[], Tensor]]:
     cfg = load_config(CONFIGS / entry.config)
     found = system(cfg.MODEL.META_ARCHITECTURE)
     model = found.build(cfg).eval()
-    found.benchmark_weights(model)
+    if found.benchmark_weights is not None:
+        found.benchmark_weights(model)
     ask, images = Ask(model), _images(entry)
 
     def work() -> Tensor:

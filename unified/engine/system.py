@@ -180,7 +180,8 @@ class System:
         baseline: model -> a ``Segmenter`` with the same weights and the steps of the reference, for
             ``tools/benchmark.py --baseline``.
         benchmark_weights: gives an untrained model weights with which every part does its work,
-            since the time may depend on them.
+            since the time may depend on them; None where it does so anyway, or where the parts that
+            the configuration takes from elsewhere are all that segments.
         stages: method of the model -> the stage of a frame that ``tools/benchmark.py`` counts its
             time for, beside the verbs of every ``Segmenter``.
     """
@@ -202,7 +203,7 @@ class System:
     extensions: tuple[str, ...] = ()
     score_bias: Callable[[nn.Module], str] | None = None
     baseline: Callable[[nn.Module], nn.Module] | None = None
-    benchmark_weights: Callable[[nn.Module], None] = lambda _: None
+    benchmark_weights: Callable[[nn.Module], None] | None = None
     stages: Mapping[str, str] = field(default_factory=dict)
 
     def table_of(self, keys: Iterable[str]) -> KeyTable | None:

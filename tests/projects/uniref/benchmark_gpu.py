@@ -5,7 +5,7 @@
 Frames of 480x854 with 1, 5 and 10 objects by masks, weights made from key names, medians; a step of
 training with two clips, and with two large images of examples; SAM 2.1 tiny of transformers beside
 it. Needs no weights. Each part is a process of its own with a limit: a slow one costs no other.
---device cpu --tiny shows that all of it runs.
+--device cpu --tiny shows that all of it runs, but the kernel.
 """
 
 from __future__ import annotations
@@ -31,6 +31,11 @@ LIMITS = {  # seconds
     **{"tests": 70, "operator": 40, "eager": 100, "compiled": 160, "training": 60, "sam2": 45}
 }
 GPU_TESTS = [f"tests/unified/modeling/test_{name}.py" for name in ("deform_sum", "attention")]
+PYTEST = ["-q", "-m", "gpu", "-p", "no:cacheprovider", "-o", "filterwarnings=ignore"]
+COMMANDS = {  # of parts that are programs of their own
+    "tests": ["-m", "pytest", *PYTEST, *GPU_TESTS],
+    "operator": ["tests/unified/modeling/benchmark_deform_sum.py"],
+}
 TEXT = "MODEL.UNIREF.TEXT_ENCODER"
 OPTIONS = ["MODEL.WEIGHTS", "", f"{TEXT}.NAME", "", f"{TEXT}.WEIGHTS", ""]
 OBJECTS = (1, 5, 10)
@@ -45,27 +50,21 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--frames", type=int, default=15, help="timed frames")
     parser.add_argument("--tiny", action="store_true", help="small frames, few objects")
-    parser.add_argument("--part", choices=tuple(LIMITS), help="only this one, here")
+    parser.add_argument("--part", choices=tuple(LIMITS), help="only this one")
     return parser.parse_args()
 
 
-def run_all() -> None:
-    """Every part as a process, ended at its limit."""
-    for part, limit in LIMITS.items():
-        print(f"\n## {part}\n", flush=True)
-        command = [sys.executable, *sys.argv, "--part", part]
-        if part == "tests":
-            options = ["-q", "-m", "gpu", "-p", "no:cacheprovider", "-o", "filterwarnings=ignore"]
-            command = [sys.executable, "-m", "pytest", *options, *GPU_TESTS]
-        if part == "operator":
-            command = [sys.executable, "tests/unified/modeling/benchmark_deform_sum.py"]
-        start = time.perf_counter()
-        try:
-            code = subprocess.run(command, cwd=ROOT, timeout=limit, check=False).returncode
-            ended = f"exit status {code} after"
-        except subprocess.TimeoutExpired:
-            ended = "ended at its limit of"
-        print(f"\n{part}: {ended} {time.perf_counter() - start:.0f} s", flush=True)
+def run(part: str) -> None:
+    """A part as a process, ended at its limit."""
+    print(f"\n## {part}\n", flush=True)
+    command = [sys.executable, *COMMANDS.get(part, [*sys.argv, "--part", part])]
+    start = time.perf_counter()
+    try:
+        code = subprocess.run(command, cwd=ROOT, timeout=LIMITS[part], check=False).returncode
+        ended = f"exit status {code} after"
+    except subprocess.TimeoutExpired:
+        ended = "ended at its limit of"
+    print(f"\n{part}: {ended} {time.perf_counter() - start:.0f} s", flush=True)
 
 
 class Device:
@@ -105,14 +104,14 @@ class Device:
 def make_model(options: argparse.Namespace, *, training: bool = False) -> Any:
     """R50, or the smallest of its kind, with made weights."""
     import unified
-    from unified.engine.system import system
+    from projects.uniref.system import benchmark_weights
 
     tiny = ["MODEL.UNIREF.ENCODER_LAYERS", "1", "MODEL.UNIREF.DECODER_LAYERS", "1"]
     changes = [*OPTIONS, *(tiny if options.tiny else [])]
     model: Any = unified.load(
         ROOT / "configs/video_joint_r50.yaml", device=options.device, options=changes
     )
-    system(model.info.system).benchmark_weights(model)
+    benchmark_weights(model)
     return model.train(training)
 
 
@@ -277,7 +276,10 @@ def main() -> None:
     options = parse_arguments()
     half = {"precision": "bfloat16"}
     if options.part is None:
-        run_all()
+        for part in LIMITS:
+            run(part)
+    elif options.part in COMMANDS:
+        run(options.part)
     elif options.part == "eager":
         time_frames(options, {"bfloat16": half, "float32": {}})
     elif options.part == "compiled":
