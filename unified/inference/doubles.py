@@ -58,6 +58,11 @@ class Doubles:
         self._tell()
         return found
 
+    def forget(self, object_id: int) -> None:
+        """Another object may get its id; unknown ids are fine."""
+        self._of = {i: other for i, other in self._of.items() if object_id not in (i, other)}
+        self._told = {pair for pair in self._told if object_id not in pair}
+
     def _tell(self) -> None:
         """Says once of each pair what becomes of it."""
         for pair in self._of.items():

@@ -90,6 +90,7 @@ class VideoPredictor:
         """Stops following an object; unknown ids are fine."""
         self._waiting.pop(object_id, None)
         self.memory.forget(object_id)
+        self._doubles.forget(object_id)
 
     def run(
         self,
@@ -365,7 +366,8 @@ class VideoPredictor:
         claims = probabilities > MASK_THRESHOLD
         doubles = self._find_doubles(given, claims)
         kept = [row for row, object_id in enumerate(ids) if object_id not in doubles]
-        label_map = merge(probabilities[kept], [ids[row] for row in kept]).cpu().numpy()
+        competing = probabilities[kept] if doubles else probabilities
+        label_map = merge(competing, [ids[row] for row in kept]).cpu().numpy()
         if self.settings.merge_rule == "separate":
             masks = dict(zip(ids, claims.cpu().numpy(), strict=True))
         else:

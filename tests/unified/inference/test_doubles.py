@@ -39,6 +39,13 @@ def test_doubles_part_when_they_hardly_overlap() -> None:
     assert doubles.update([1, 2], claims(10, 6), said=[1, 2], seen=[1, 2]) == {}
 
 
+def test_another_object_with_the_id_of_a_double_is_none() -> None:
+    doubles = Doubles()
+    assert doubles.update([1, 2], claims(10, 9), said=[1, 2], seen=[]) == {2: 1}
+    doubles.forget(2)
+    assert doubles.update([1, 2], claims(10, 6), said=[1, 2], seen=[1]) == {}
+
+
 def test_nothing_is_the_double_of_nothing() -> None:
     assert Doubles().update([1, 2], claims(0, 0), said=[1, 2], seen=[]) == {}
 

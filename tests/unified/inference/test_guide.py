@@ -127,9 +127,14 @@ def test_what_the_guide_doubts_is_there_if_the_model_finds_it_too(
     assert asked.count("alone") == (score > 0.03)
 
 
-def test_what_is_refused_in_images_is_refused_in_clips() -> None:
+@pytest.mark.parametrize(
+    ("in_clips", "expected"), [(True, ["both", "memory"]), (False, ["alone", "both", "memory"])]
+)
+def test_what_is_refused_in_images_is_refused_in_clips(in_clips: bool, expected: list[str]) -> None:
+    """Also where the chooser is not asked about clips itself."""
     model: Any = Scripted().eval()
     model.chooser = Guide([("left", 0.9)] * 2)
+    model.chooser.in_clips = in_clips
     predictor = VideoPredictor(model, short_side=SIZE[0])
     shown = np.broadcast_to(~LEFT, SIZE)
     prompts = {
@@ -141,4 +146,4 @@ def test_what_is_refused_in_images_is_refused_in_clips() -> None:
         assert np.array_equal(result.label_map, np.broadcast_to(np.where(LEFT, 2, 3), SIZE))
         assert [result.presence[i].kind for i in prompts] == ["refused", "present", "present"]
         assert result.scores[1] == 0 and result.boxes[1] is None
-    assert model.asked == ["both", "memory"]
+    assert model.asked == expected
