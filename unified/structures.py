@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -111,7 +111,6 @@ class Reference:
         values: (B, N, C) what a matching image token receives.
         padding_mask: (B, N) bool, True on tokens to ignore.
         summary: (B, C) pooled reference that conditions shift, scale and gate.
-        heard: what the fusion layer made of this very reference, before it saw an image.
 
     What one system adds lives in a subclass of its own, which extends the methods.
     """
@@ -120,13 +119,11 @@ class Reference:
     values: Tensor
     padding_mask: Tensor
     summary: Tensor
-    heard: Any = None
 
     def __getitem__(self, images: slice | Sequence[int]) -> Reference:
         """The reference of some images of the batch."""
         return replace(
             self,
-            heard=None,
             keys=self.keys[images],
             values=self.values[images],
             padding_mask=self.padding_mask[images],
@@ -138,7 +135,6 @@ class Reference:
         references = (self, *others)
         return replace(
             self,
-            heard=None,
             keys=_in_a_row([reference.keys for reference in references]),
             values=_in_a_row([reference.values for reference in references]),
             padding_mask=_in_a_row([reference.padding_mask for reference in references]),
@@ -160,7 +156,6 @@ class Reference:
 
         return replace(
             self,
-            heard=None,
             keys=_as_batch([padded(reference.keys, 0.0) for reference in references]),
             values=torch.cat([padded(reference.values, 0.0) for reference in references]),
             padding_mask=_as_batch([padded(r.padding_mask, True) for r in references]),

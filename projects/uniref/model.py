@@ -6,7 +6,6 @@ The parts come from ``unified.modeling``; this file only says how they work toge
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import ClassVar, Literal
 
 import torch
@@ -184,15 +183,6 @@ class UniRef(nn.Module):
             fused = self.fusion(tokens, [reference[index] for reference in references])
             levels.append(rearrange(fused, "b (h w) c -> b c h w", h=level.shape[-2]))
         return tuple(levels)
-
-    @in_stored_precision
-    def hear(self, references: Sequence[References]) -> tuple[References, ...]:
-        """References that can be asked about in many images for less: see ``FusionLayer.hear``."""
-        if self.fusion is None:
-            return tuple(references)
-        every = {id(level): level for reference in references for level in reference}
-        heard = {i: replace(level, heard=self.fusion.hear(level)) for i, level in every.items()}
-        return tuple(tuple(heard[id(level)] for level in reference) for reference in references)
 
     @in_stored_precision
     def segment(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,8 +11,7 @@ from torch import Tensor
 from unified.inference.frames import EncodedFrame, FrameEncoder
 from unified.inference.memory import Track, references
 from unified.masks import mask_probabilities
-from unified.segmenter import Segmenter
-from unified.structures import References, Size
+from unified.structures import Size
 from unified.tasks import TASKS, Task
 
 Answer = tuple[Tensor, Tensor]
@@ -32,7 +31,6 @@ class Question:
     tracks: Mapping[int, Track]
     size: Size
     threshold: float
-    _heard: list[Sequence[References]] = field(default_factory=list, init=False, repr=False)
 
     def alone(self) -> Question:
         """The same of the sentences alone, which all these objects have."""
@@ -52,7 +50,7 @@ class Question:
         with torch.inference_mode(), encoder.autocast():
             result = encoder.model.segment(
                 frame.features.expand(len(tracks)),
-                self._references(encoder.model),
+                references(tracks),
                 mask_stride=TASKS[task].mask_stride,
             )
             logits = result.mask_logits[:, 0].float()
@@ -66,11 +64,3 @@ class Question:
             probabilities.mul_(present[:, None, None])
         answers = zip(result.scores[:, 0], probabilities, strict=True)
         return dict(zip(self.tracks, answers, strict=True))
-
-    def _references(self, model: Segmenter) -> Sequence[References]:
-        """To what was remembered, and what the model makes of that: the same for many frames."""
-        if not self._heard:
-            found = references(tuple(self.tracks.values()))
-            hear = getattr(model, "hear", None)
-            self._heard.append(found if hear is None else hear(found))
-        return self._heard[0]

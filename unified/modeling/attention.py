@@ -118,7 +118,7 @@ def attend_alike(
     num, ignored = value.shape[0], once(padding_mask)
     plain = backend == "sdpa" and query.device.type == "cpu"
     learning = dropout > 0 or any(x.requires_grad for x in (query, key, value))
-    alike = not exporting() and len(query) == len(key) == len(ignored) == 1 < num
+    alike = not torch.compiler.is_compiling() and len(query) == len(key) == len(ignored) == 1 < num
     if plain and alike and not learning:
         if query.dtype == torch.float32:
             with full_precision(query.device):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from unified.modeling.deform_sum import (
     sum_at_pixels,
     sum_of_tokens,
 )
-from unified.modeling.products import answers_on_cpu, linear
+from unified.modeling.products import linear, project, reads_weights
 from unified.structures import upload
 
 
@@ -92,7 +92,7 @@ class MultiScaleDeformableAttention(nn.Module):
             locations = self._locations(offsets, reference, shapes)
             value = self._values(tokens, padding_mask)
             summed = self.sample(value, shapes, locations, weights.unflatten(3, layout[1:]))
-        return linear(summed, self.output_proj.weight, self.output_proj.bias)
+        return project(self.output_proj, summed)
 
     def token_sampling(
         self, position: Tensor, reference: Tensor, shapes: Shapes
@@ -100,11 +100,11 @@ class MultiScaleDeformableAttention(nn.Module):
         """What ``forward`` makes of the position of all tokens, apart from what they hold.
 
         Args:
-            position: (B, N, C) code of the tokens that ``forward`` gets as part of its queries.
-            reference: (B, N, L, 2) points.
+            position: (1, N, C) code of the tokens that ``forward`` gets as part of its queries.
+            reference: (1, N, L, 2) points.
 
         Returns:
-            None where this is no gain.
+            None where this is no gain, as it is for one image alone.
         """
         if not self._sums_on_cpu(position):
             return None
@@ -120,11 +120,11 @@ class MultiScaleDeformableAttention(nn.Module):
         """``forward`` of tokens (B, N, C) that ask one another, with their ``token_sampling``."""
         sampled = linear(tokens, sampling.rows).add_(sampling.terms)
         summed = self._sum_on_cpu(tokens, shapes, *self._split(sampled), padding_mask)
-        return linear(summed, self.output_proj.weight, self.output_proj.bias)
+        return project(self.output_proj, summed)
 
     def _values(self, tokens: Tensor, padding_mask: Tensor | None) -> Tensor:
         """(B, N, heads, D)."""
-        value = linear(tokens, self.value_proj.weight, self.value_proj.bias)
+        value = project(self.value_proj, tokens)
         if padding_mask is not None:
             value = value.masked_fill(padding_mask[..., None], 0.0)
         return value.unflatten(2, (self.num_heads, -1))
@@ -141,7 +141,8 @@ class MultiScaleDeformableAttention(nn.Module):
         return centres.contiguous() + offsets
 
     def _sums_on_cpu(self, query: Tensor) -> bool:
-        return self.sample is sample_and_sum and answers_on_cpu(query)
+        layers = self.sampling_offsets, self.attention_weights, self.value_proj
+        return self.sample is sample_and_sum and reads_weights(query, *layers)
 
     def _sampling_rows(self) -> tuple[Tensor, Tensor]:
         """Weight and bias of one projection: all x of a query, all y, then all weights.
@@ -199,15 +200,11 @@ class TokenSampling:
 
     Attributes:
         rows: (K, C) that they are projected with.
-        terms: (B, N, K) that are added.
+        terms: (1, N, K) that are added.
     """
 
     rows: Tensor
     terms: Tensor
-
-    def __getitem__(self, image: int) -> TokenSampling:
-        """That of one image; ``terms`` of one stand for all."""
-        return replace(self, terms=self.terms[image][None] if len(self.terms) > 1 else self.terms)
 
 
 _COST_OF_A_SAMPLE = 16  # of four tokens, in multiplications per channel

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -15,7 +14,7 @@ from torch.nn import functional as F
 from unified.errors import ConfigError
 from unified.modeling.attention import Backend, attend_alike
 from unified.modeling.layers import masked_mean, xavier_init, zero_init
-from unified.modeling.products import linear
+from unified.modeling.products import project
 from unified.structures import Reference, once
 
 FUSION_REGISTRY: dict[str, Callable[..., FusionLayer]] = {}
@@ -70,33 +69,9 @@ class FusionLayer(nn.Module, ABC):
                 )
         return sum((self.fuse(tokens, reference) for reference in references), tokens)
 
-    def hear(self, reference: Reference) -> Any:
-        """What ``fuse`` makes of a reference, whatever the tokens: it may be kept for other images.
-
-        None where that is nothing.
-        """
-        return None
-
     @abstractmethod
     def fuse(self, tokens: Tensor, reference: Reference) -> Tensor:
         """The term (B, N, C) that ``reference`` adds to ``tokens`` (B, N, C)."""
-
-
-@dataclass(frozen=True)
-class Heard:
-    """What ``UniFusion`` makes of a reference to B objects.
-
-    Attributes:
-        key, value: as ``CrossAttention.ask`` takes them.
-        scale, shift: (B, 1, C) of what was attended to.
-        film: (B, 1, C) that scales the tokens themselves.
-    """
-
-    key: Tensor
-    value: Tensor
-    scale: Tensor
-    shift: Tensor
-    film: Tensor | None = None
 
 
 @register_fusion
@@ -133,16 +108,15 @@ class UniFusion(FusionLayer):
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(dim, 3 * dim))
         zero_init(self.modulation)
 
-    def hear(self, reference: Reference) -> Heard:
-        shift, scale, gate = self.modulation(reference.summary)[:, None].chunk(3, dim=-1)
-        key, value = self.attention.hear(self.norm_key(once(reference.keys)), reference.values)
-        return Heard(key, value, scale=gate * (1 + scale), shift=gate * shift)
-
     def fuse(self, tokens: Tensor, reference: Reference) -> Tensor:
-        heard = self.hear(reference) if reference.heard is None else reference.heard
-        query = self.norm_query(once(tokens))
-        attended = self.attention.ask(query, heard.key, heard.value, reference.padding_mask)
-        return attended * heard.scale + heard.shift
+        shift, scale, gate = self.modulation(reference.summary)[:, None].chunk(3, dim=-1)
+        attended = self.attention(
+            self.norm_query(once(tokens)),
+            self.norm_key(once(reference.keys)),
+            reference.values,
+            reference.padding_mask,
+        )
+        return attended * (gate * (1 + scale)) + gate * shift
 
 
 @register_fusion
@@ -161,14 +135,9 @@ class FilmUniFusion(UniFusion):
         self.film = nn.Sequential(nn.SiLU(), nn.Linear(dim, dim))
         zero_init(self.film)
 
-    def hear(self, reference: Reference) -> Heard:
-        film = self.film(masked_mean(reference.values, reference.padding_mask))[:, None]
-        return replace(super().hear(reference), film=film)
-
     def fuse(self, tokens: Tensor, reference: Reference) -> Tensor:
-        heard = self.hear(reference) if reference.heard is None else reference.heard
-        fused = super().fuse(tokens, replace(reference, heard=heard))
-        return fused + self.norm_query(once(tokens)) * heard.film
+        scale = self.film(masked_mean(reference.values, reference.padding_mask))[:, None]
+        return super().fuse(tokens, reference) + self.norm_query(once(tokens)) * scale
 
 
 @register_fusion
@@ -238,34 +207,17 @@ class CrossAttention(nn.Module):
 
         Query or key may also be those of one image, (1, N, C) and (1, M, C), for all values.
         """
-        return self.ask(query, *self.hear(key, value), padding_mask)
-
-    def hear(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """What ``ask`` attends to, the same for all queries: projections, (B, heads, M, D)."""
-        if self._folds(value):
-            return key, value
-        k, v = (
-            self._split(linear(x, layer.weight, layer.bias))
-            for layer, x in ((self.k_proj, key), (self.v_proj, value))
-        )
-        return k, v
-
-    def ask(self, query: Tensor, key: Tensor, value: Tensor, padding_mask: Tensor) -> Tensor:
-        """``forward`` with key and value of ``hear``."""
-        if self._folds(value):
+        inference_on_cpu = query.device.type == "cpu" and not torch.is_grad_enabled()
+        if self.fold_on_cpu and inference_on_cpu and self.backend != "eager" and not self.training:
             return self._forward_folded(query, key, value, padding_mask)
-        q = self._split(linear(query, self.q_proj.weight, self.q_proj.bias))
-        dropout = self.dropout.p if self.training else 0.0
-        out = attend_alike(q, key, value, padding_mask, backend=self.backend, dropout=dropout)
-        out = rearrange(out, "b heads n d -> b n (heads d)")
-        return linear(out.to(query.dtype), self.out_proj.weight, self.out_proj.bias)
-
-    def _folds(self, value: Tensor) -> bool:
-        """Whether keys and values are attended to as they are."""
-        inference_on_cpu = value.device.type == "cpu" and not torch.is_grad_enabled()
-        return (
-            self.fold_on_cpu and inference_on_cpu and self.backend != "eager" and not self.training
+        q, k, v = (
+            self._split(project(layer, x))
+            for layer, x in ((self.q_proj, query), (self.k_proj, key), (self.v_proj, value))
         )
+        dropout = self.dropout.p if self.training else 0.0
+        out = attend_alike(q, k, v, padding_mask, backend=self.backend, dropout=dropout)
+        out = rearrange(out, "b heads n d -> b n (heads d)")
+        return project(self.out_proj, out.to(query.dtype))
 
     def _forward_folded(
         self, query: Tensor, key: Tensor, value: Tensor, padding_mask: Tensor

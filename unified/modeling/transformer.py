@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from unified.modeling.deform_attn import MultiScaleDeformableAttention, TokenSampling
 from unified.modeling.layers import box_position, sine_position
 from unified.modeling.precision import widen
-from unified.modeling.products import linear
+from unified.modeling.products import project
 from unified.structures import once
 
 
@@ -99,20 +99,25 @@ class EncoderLayer(nn.Module):
         self.cpu_part = 1024
 
     def forward(
-        self, tokens: Tensor, position: Tensor, reference: Tensor, layout: TokenLayout
+        self,
+        tokens: Tensor,
+        position: Tensor,
+        reference: Tensor,
+        layout: TokenLayout,
+        sampling: TokenSampling | None = None,
     ) -> Tensor:
-        """(B, N, C) -> (B, N, C); ``reference`` (B, N, L, 2), ``position`` (B or 1, N, C)."""
-        attended = self.self_attn(
-            tokens + position, reference, tokens, layout.shapes, layout.padding_mask
-        )
-        return self._add(tokens, attended)
+        """(B, N, C) -> (B, N, C).
 
-    def sampled(self, tokens: Tensor, sampling: TokenSampling, layout: TokenLayout) -> Tensor:
-        """``forward`` with what ``self_attn`` knows of the position of the tokens."""
-        attended = self.self_attn.of_tokens(tokens, sampling, layout.shapes, layout.padding_mask)
-        return self._add(tokens, attended)
-
-    def _add(self, tokens: Tensor, attended: Tensor) -> Tensor:
+        Args:
+            position: (B or 1, N, C).
+            reference: (B, N, L, 2).
+            sampling: what ``self_attn`` makes of both, if that is known already.
+        """
+        shapes, padding_mask = layout.shapes, layout.padding_mask
+        if sampling is None:
+            attended = self.self_attn(tokens + position, reference, tokens, shapes, padding_mask)
+        else:
+            attended = self.self_attn.of_tokens(tokens, sampling, shapes, padding_mask)
         tokens = self.norm1(tokens + self.dropout(attended))
         # On CPUs by parts of the tokens: the wide hidden states then stay in the cache.
         by_parts = tokens.device.type == "cpu" and not torch.compiler.is_compiling()
@@ -121,8 +126,8 @@ class EncoderLayer(nn.Module):
         return self.norm2(tokens + self.dropout(torch.cat(hidden, dim=1)))
 
     def _feed_forward(self, tokens: Tensor) -> Tensor:
-        hidden = linear(tokens, self.linear1.weight, self.linear1.bias, relu=True)
-        return linear(self.dropout(hidden), self.linear2.weight, self.linear2.bias)
+        hidden = project(self.linear1, tokens, relu=True)
+        return project(self.linear2, self.dropout(hidden))
 
 
 class DecoderLayer(nn.Module):
@@ -166,8 +171,7 @@ class DecoderLayer(nn.Module):
             queries + position, reference, memory, layout.shapes, layout.padding_mask
         )
         queries = self.norm1(queries + self.dropout(attended))
-        hidden = linear(queries, self.linear1.weight, self.linear1.bias, relu=True)
-        hidden = linear(self.dropout(hidden), self.linear2.weight, self.linear2.bias)
+        hidden = project(self.linear2, self.dropout(project(self.linear1, queries, relu=True)))
         return self.norm3(queries + self.dropout(hidden))
 
 
@@ -185,21 +189,20 @@ class Encoder(nn.Module):
         if tokens.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return self._layers(tokens, position, reference, layout)
         # On CPUs image by image: what is computed of one stays in the cache.
-        layers = [layer for layer in self.layers if isinstance(layer, EncoderLayer)]
-        shared = [
-            layer.self_attn.token_sampling(position, reference[: len(position)], layout.shapes)
-            for layer in layers
+        shared = len(position) < len(tokens)
+        samplings = [
+            layer.self_attn.token_sampling(position, reference[:1], layout.shapes)
+            if shared and isinstance(layer, EncoderLayer)
+            else None
+            for layer in self.layers
         ]
         position = position.expand_as(tokens)
         images = []
         for row in range(len(tokens)):
             i = slice(row, row + 1)
             image = tokens[i]
-            for layer, sampling in zip(layers, shared, strict=True):
-                if sampling is None:
-                    image = layer(image, position[i], reference[i], layout[i])
-                else:
-                    image = layer.sampled(image, sampling[row], layout[i])
+            for layer, sampling in zip(self.layers, samplings, strict=True):
+                image = layer(image, position[i], reference[i], layout[i], sampling)
             images.append(image)
         return torch.cat(images)
 
@@ -283,8 +286,7 @@ class DeformableTransformer(nn.Module):
         inside = ((box > 0.01) & (box < 0.99)).all(dim=-1) & ~layout.padding_mask
         logit = torch.log(box / (1 - box)).masked_fill(~inside[..., None], torch.inf)
         allowed = memory.masked_fill(~inside[..., None], 0.0)
-        features = linear(allowed, self.enc_output.weight, self.enc_output.bias)
-        return self.enc_output_norm(features), logit
+        return self.enc_output_norm(project(self.enc_output, allowed)), logit
 
     def query_position(self, unactivated_boxes: Tensor) -> Tensor:
         """Position of decoder queries: (B, Q, 4) -> (B, Q, C)."""

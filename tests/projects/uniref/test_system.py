@@ -11,7 +11,9 @@ import torch
 
 from projects.uniref.checkpoint import uniref_keys
 from projects.uniref.system import parameter_group
+from tests.projects.uniref.tiny import MakeUniRef
 from unified.engine.config import load_config
+from unified.engine.profiles import count_multiply_adds
 
 MANIFESTS = Path(__file__).parents[2] / "data/uniref"
 # The reference's rules on its own keys: first match wins.
@@ -39,3 +41,10 @@ def test_every_official_key_has_the_rate_of_the_reference(manifest: str, backbon
         assert parameter_group(next(iter(native)), cfg).lr == pytest.approx(expected), key
         counts[expected] = counts.get(expected, 0) + 1
     assert all(counts[rate] > 50 for rate in (2e-5, 1e-5, 2e-4))
+
+
+def test_multiply_adds_of_a_uniref_are_counted(build_uniref: MakeUniRef) -> None:
+    """What is faster on processors cannot be traced, and is not."""
+    images = torch.zeros(1, 3, 64, 64)
+    one, two = (count_multiply_adds(build_uniref(num_layers=n), images) for n in (1, 2))
+    assert 0 < one < two

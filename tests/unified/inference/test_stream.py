@@ -418,19 +418,3 @@ def test_the_caller_uses_all_threads_again(segmenter: Toy) -> None:
     predictor: VideoPredictor = video(segmenter, memory_interval=3)
     for _ in predictor.run(frames(6), ONE):
         assert torch.get_num_threads() == 2
-
-
-def test_what_a_model_hears_of_a_memory_serves_all_frames_asked_with_it(
-    segmenter: Toy, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    heard: list[Sequence[References]] = []
-
-    def hear(_: Toy, references: Sequence[References]) -> Sequence[References]:
-        heard.append(references)
-        return references
-
-    monkeypatch.setattr(Toy, "hear", hear, raising=False)
-    with count_calls(segmenter.head) as calls:
-        found = list(video(segmenter, memory_interval=3).run(frames(8), ONE))
-    assert 0 < len(heard) < len(calls)
-    all_equal(found, one_at_a_time(segmenter, ONE, 8, memory_interval=3), atol=1e-5)

@@ -85,10 +85,19 @@ def test_shared_weights_are_those_of_float32_inside_autocast() -> None:
     """Objects that remember one frame, in a model whose weights are stored in half precision."""
     query, key, value = inputs()
     padding = uneven_padding()[:1].expand(2, -1)
-    expected = attend_alike(query[:1], key[:1], value, padding)
-    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-        found = attend_alike(query[:1], key[:1], value, padding)
-    assert torch.equal(found, expected)
+    with torch.no_grad():
+        expected = attend_alike(query[:1], key[:1], value, padding)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = attend_alike(query[:1], key[:1], value, padding)
+    torch.testing.assert_close(found, expected)
+
+
+def test_objects_that_share_weights_are_compiled_as_one_graph() -> None:
+    query, key, value = inputs()
+    given = query[:1], key[:1], value, uneven_padding()[:1].expand(2, -1)
+    with torch.no_grad():
+        compiled = torch.compile(attend_alike, backend="eager", fullgraph=True)(*given)
+        torch.testing.assert_close(compiled, attend_alike(*given))
 
 
 @pytest.mark.parametrize("backend", ["sdpa", "eager"])

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 
 from unified.modeling import attention, deform_attn
 from unified.modeling.attention import attend, attend_alike
 from unified.modeling.deform_attn import MultiScaleDeformableAttention
-from unified.modeling.fusion import CrossAttention, FilmUniFusion
+from unified.modeling.fusion import CrossAttention
 from unified.modeling.mask_encoder import convolve
-from unified.modeling.products import linear
 from unified.modeling.transformer import Encoder, EncoderLayer, TokenLayout
-from unified.structures import Reference
 
 DIM = 32
 
@@ -182,18 +178,6 @@ def stirred(module: torch.nn.Module) -> torch.nn.Module:
     return module.eval()
 
 
-@pytest.mark.parametrize("relu", [False, True])
-def test_products_are_those_of_torch(relu: bool) -> None:
-    x, weight, bias = torch.randn(2, 9, 24), torch.randn(24, 16), torch.randn(16)
-    plain = torch.nn.functional.linear(x, weight.t(), bias)
-    expected = plain.relu() if relu else plain
-    with torch.no_grad():
-        torch.testing.assert_close(linear(x, weight.t(), bias, relu=relu), expected)
-        turned = linear(x.transpose(0, 1), weight.t(), bias, relu=relu)
-    torch.testing.assert_close(turned.transpose(0, 1), expected)
-    assert linear(x, weight.requires_grad_().t(), bias, relu=relu).requires_grad
-
-
 SHAPES = ((6, 7), (3, 4), (2, 2))
 
 
@@ -227,22 +211,43 @@ def test_an_encoder_gives_on_a_cpu_what_it_gives_to_learn(alike: bool) -> None:
     torch.testing.assert_close(found, encoder(tokens, position, layout), rtol=1e-4, atol=1e-4)
 
 
+class Wrapped(torch.nn.Module):
+    """As torch and others wrap layers."""
+
+    def __init__(self, layer: torch.nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, *inputs: object) -> torch.Tensor:
+        answer: torch.Tensor = self.layer(*inputs)
+        return answer
+
+
+@pytest.mark.parametrize(("num", "asked"), [(1, 0), (3, 1)])
+def test_what_position_adds_is_known_before_for_several_images_alone(
+    monkeypatch: pytest.MonkeyPatch, num: int, asked: int
+) -> None:
+    """The first layer is not asked, as it is wrapped, but it is not left out."""
+    calls, ahead = [], MultiScaleDeformableAttention.token_sampling
+    monkeypatch.setattr(
+        MultiScaleDeformableAttention, "token_sampling", lambda *x: calls.append(0) or ahead(*x)
+    )
+    options = {"dim": DIM, "feedforward_dim": 64, "num_heads": 4, "num_points": 2, "dropout": 0.0}
+    encoder = stirred(Encoder(2, num_levels=3, **options))
+    encoder.layers[0] = Wrapped(encoder.layers[0])
+    layout = TokenLayout.from_masks(
+        [torch.zeros(num, *shape, dtype=torch.bool) for shape in SHAPES]
+    )
+    tokens, position = torch.randn(num, 58, DIM), torch.randn(1, 58, DIM)
+    with torch.no_grad():
+        found = encoder(tokens, position, layout)
+    assert len(calls) == asked
+    torch.testing.assert_close(found, encoder(tokens, position, layout), rtol=1e-4, atol=1e-4)
+
+
 def test_keys_that_all_ignore_are_left_out() -> None:
     query, key, value = (torch.randn(2, 3, length, DIM) for length in (20, 30, 30))
     mask = torch.arange(30)[None].expand(2, -1) % 7 == 6
     with torch.no_grad():
         found = attend(query, key, value, mask)
     torch.testing.assert_close(found, attend(query, key, value, mask, backend="eager"))
-
-
-def test_what_was_heard_of_a_reference_is_fused_as_if_heard_anew() -> None:
-    layer = stirred(FilmUniFusion(dim=DIM, num_heads=2, head_dim=8))
-    keys, values, mask = torch.randn(1, 40, DIM), torch.randn(3, 40, DIM), padding(1, 40)
-    reference = Reference(
-        keys.expand(3, -1, -1), values, mask.expand(3, -1), summary=torch.randn(3, DIM)
-    )
-    tokens = torch.randn(1, 30, DIM).expand(3, -1, -1)
-    with torch.no_grad():
-        known = replace(reference, heard=layer.hear(reference))
-        assert torch.equal(layer(tokens, [known]), layer(tokens, [reference]))
-        assert known[:2].heard is None, "of three objects, it is not that of two"
