@@ -8,9 +8,10 @@ Objects: every id in a mask is one object; --point and --box show one more. Ever
 more object with the next free id; written "ID=sentence" it describes the object that has this id
 in a mask. OUTPUT receives masks/FRAME.png (indexed, pixel = id; FRAME = the name of an image, or
 the number of the frame in a video, from 0, with five digits), overlay.mp4 and results.json. Of
-several clips each gets a sub-folder with these. Files of an earlier run in OUTPUT are replaced;
---resume skips the clips that it finished. A clip that cannot be read does not end the run: it is
-listed at the end. Exit status: 0; 2 if nothing was done; 3 if some clips failed; 130 after Ctrl-C.
+several clips each gets a sub-folder with these. Files of an earlier run in OUTPUT are replaced,
+sub-folders of clips that are not asked about now stay; --resume skips the clips that it finished.
+A clip that cannot be read does not end the run: it is listed at the end. Exit status: 0; 2 if
+nothing was done; 3 if some clips failed; 130 after Ctrl-C.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ of the embedding, and what they found joins the embedding.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isqrt
 
 import torch
 from einops import rearrange
@@ -106,7 +107,7 @@ class DeepFusion(FusionLayer):
 
 def pooled_map(tokens: Tensor) -> Tensor:
     """Tokens (B, N, C) of a square embedding at half its resolution, (B, C, side, side)."""
-    side = round(tokens.shape[1] ** 0.5)
+    side = isqrt(int(tokens.shape[1]))  # a tensor while traced
     return F.avg_pool2d(rearrange(tokens, "b (h w) c -> b c h w", h=side), 2)
 
 

@@ -19,7 +19,7 @@ def at_stride(logits: Tensor, features: FeaturePyramid, stride: int) -> Tensor:
 
 def on_image(logits: Tensor, features: FeaturePyramid) -> Tensor:
     """SAM's masks (B, 1, 4h, 4w) at the input size without the padding of all, (B, H, W)."""
-    stride = features.padded_size[0] // logits.shape[-2]
+    stride = int(features.padded_size[0]) // int(logits.shape[-2])  # tensors while traced
     height, width = (max(sides) for sides in zip(*features.image_sizes, strict=True))
     rows, columns = (-(-side // stride) + 1 for side in (height, width))
     part = logits[:, :, :rows, :columns]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import combinations
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -53,8 +54,7 @@ def export_model(
         require(package)
     if "text" in kinds and what == "image" and getattr(model, "chooser", None) is not None:
         logger.warning("not exported: the chooser, so sentences are answered as without it")
-    folder.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=".partial-", dir=folder) as name:
+    with _made(folder), TemporaryDirectory(prefix=".partial-", dir=folder) as name:
         partial = Path(name)
         tracer = Tracer(prepared(model), format, partial)
         long = min(chosen.max_size, chosen.short_side * 16 // 9)
@@ -81,6 +81,18 @@ def export_model(
         for file in (*manifest.files, MANIFEST):
             (partial / file).replace(folder / file)
     return manifest
+
+
+@contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """The folder exists; one that is made here goes again if nothing comes into it."""
+    new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        if new and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def _written(programs: Mapping[str, Work]) -> dict[str, ProgramInfo]:

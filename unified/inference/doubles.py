@@ -70,7 +70,6 @@ class Doubles:
                 self._told.add(pair)
                 logger.warning(
                     "object %d shows the same thing as object %d, which keeps its pixels: ask for "
-                    "one of them, or for a mask of each by merge_rule 'separate' (of the tools: "
-                    "--separate)",
+                    "one of them, or for a mask of each with --separate (merge_rule 'separate')",
                     *pair,
                 )

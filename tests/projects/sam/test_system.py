@@ -17,6 +17,7 @@ from unified.data.synthetic.releases import RELEASES
 from unified.engine.config import load_config
 from unified.engine.inference import settings_of
 from unified.engine.models import attach_chooser, load, models
+from unified.engine.profiles import count_multiply_adds
 from unified.engine.run import train
 from unified.engine.system import find_systems
 from unified.errors import ConfigError
@@ -146,3 +147,9 @@ def test_bad_values_get_one_clear_error() -> None:
         SYSTEM.build(load_config(MOBILE, ["MODEL.SAM.NAME", "vit_g"]))
     with pytest.raises(ConfigError, match="IMAGE_SIZE is 100: expected a multiple of 16"):
         SYSTEM.build(load_config(MOBILE, ["MODEL.SAM.IMAGE_SIZE", "100"]))
+
+
+def test_multiply_adds_are_counted() -> None:
+    model = SYSTEM.build(load_config(MOBILE, SMALL)).eval()
+    small, large = (count_multiply_adds(model, torch.zeros(num, 3, 64, 64)) for num in (1, 2))
+    assert 0 < small < large

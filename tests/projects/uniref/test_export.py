@@ -187,6 +187,9 @@ def test_an_export_that_is_stopped_changes_nothing(
     with caplog.at_level("INFO"), pytest.raises(KeyboardInterrupt):
         export_model(model, given, format="torch", what="image", size=SIZE)
     assert {path.name: path.read_bytes() for path in given.iterdir()} == before
+    with pytest.raises(KeyboardInterrupt):
+        export_model(model, tmp_path / "new", format="torch", what="image", size=SIZE)
+    assert not (tmp_path / "new").exists()
     assert "program 1 of 3: image encoder" in caplog.text
     assert "program 3 of 3: masks by text" in caplog.text
 
