@@ -115,7 +115,7 @@ setup(
     extras_require={
         "demo": ["scikit-image", "scikit-video"],
         "flash": ["flash-attn>=2.5"],
-        "export": ["onnx", "onnxscript", "onnxruntime", "openvino"],
+        "export": ["onnx", "onnx-ir", "onnxscript", "onnxruntime", "openvino"],
         "dev": ["pytest>=8", "pytest-timeout", "pytest-xdist", "ruff", "mypy"],
     },
 )

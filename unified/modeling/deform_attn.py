@@ -17,6 +17,21 @@ from unified.modeling.deform_sum import (
 from unified.modeling.products import linear, project, reads_weights
 from unified.structures import upload
 
+_COST_OF_A_SAMPLE = 16  # of four tokens, in multiplications per channel
+
+
+@dataclass(frozen=True)
+class TokenSampling:
+    """What tokens that ask one another sample, before what they hold is known.
+
+    Attributes:
+        rows: (K, C) that they are projected with.
+        terms: (1, N, K) that are added.
+    """
+
+    rows: Tensor
+    terms: Tensor
+
 
 class MultiScaleDeformableAttention(nn.Module):
     """Every query reads ``num_points`` sampled tokens per head and level.
@@ -110,7 +125,7 @@ class MultiScaleDeformableAttention(nn.Module):
             return None
         rows, bias = self._sampling_rows()
         terms = linear(position, rows, bias)
-        places, _ = self._split(terms)
+        places, _ = self._split(terms)  # a view: the terms change with it
         places += _in_pixels(reference, shapes)[0][:, :, :, None, :, None]
         return TokenSampling(rows, terms)
 
@@ -192,19 +207,3 @@ def _in_pixels(reference: Tensor, shapes: Shapes) -> tuple[Tensor, Tensor | None
     sizes = torch.tensor([*zip(*shapes, strict=True)], device=reference.device).flip(0)  # (2, L)
     centres, *sides = (reference.transpose(2, 3).unflatten(2, (-1, 2)) * sizes).unbind(2)
     return centres + 0.5, sides[0] if sides else None
-
-
-@dataclass(frozen=True)
-class TokenSampling:
-    """What tokens that ask one another sample, before what they hold is known.
-
-    Attributes:
-        rows: (K, C) that they are projected with.
-        terms: (1, N, K) that are added.
-    """
-
-    rows: Tensor
-    terms: Tensor
-
-
-_COST_OF_A_SAMPLE = 16  # of four tokens, in multiplications per channel

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Shapes = Sequence[tuple[int, int]]
+BORDER = 3  # pixels of zeros in a row of a level: one before it, two after it
 
 
 def sample_and_sum(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
@@ -279,9 +280,6 @@ def _bags(
     bags = token.flatten(3)[..., None, :] + (image + first).int()[:, None]
     shares = _corner_shares(places.frac(), weights)
     return table, bags.flatten(3).flatten(0, 2), shares.flatten(3).flatten(0, 2)
-
-
-BORDER = 3  # pixels of zeros in a row: one before the level, two after it
 
 
 def _with_borders(value: Tensor, shapes: Shapes) -> tuple[Tensor, Tensor]:
